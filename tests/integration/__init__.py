@@ -1,0 +1,1 @@
+"""Tests with real CRIU: processes are dumped, killed and restored."""

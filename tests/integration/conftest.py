@@ -1,0 +1,78 @@
+"""The ground that every integration test stands on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import pytest
+
+from .harness import scenario as harness
+from .harness.criu import has_plugin
+from .harness.placement import SHAPES, Placement, Shape
+from .harness.scenario import Scenario
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot run here; where nothing may be skipped, let it fail instead."""
+    del config
+    if os.environ.get("CRIU_DETACHED_NO_SKIP"):
+        return
+    for item in items:
+        if os.geteuid() or not shutil.which("criu"):
+            item.add_marker(pytest.mark.skip(reason="needs root and criu"))
+        elif not has_plugin() and not item.get_closest_marker("plain"):
+            item.add_marker(pytest.mark.skip(reason="the plugin is not built"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the markers."""
+    config.addinivalue_line("markers", "plain: runs CRIU without the plugin only")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runner() -> None:
+    """Mounts that the tests make are seen by the tests alone and end with them."""
+    if not os.geteuid():
+        harness.prepare_runner()
+
+
+class MakeScenario(Protocol):
+    """Makes a scenario that ends with its test."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Scenario: ...
+
+
+@pytest.fixture
+def scenario() -> Iterator[MakeScenario]:
+    """Makes scenarios; their processes and mounts are gone after the test."""
+    with ExitStack() as stack:
+
+        def make(*args: Any, **kwargs: Any) -> Scenario:
+            return stack.enter_context(Scenario(*args, **kwargs))
+
+        yield make
+
+
+@pytest.fixture(params=[Placement.HOST, Placement.NAMESPACE], ids=lambda p: p.value)
+def placement(request: pytest.FixtureRequest) -> Placement:
+    """The two placements that matter to most subjects."""
+    value: Placement = request.param
+    return value
+
+
+@pytest.fixture(params=list(Placement), ids=lambda p: p.value)
+def every_placement(request: pytest.FixtureRequest) -> Placement:
+    """All placements, for the few tests whose subject is where things are."""
+    value: Placement = request.param
+    return value
+
+
+@pytest.fixture(params=SHAPES, ids=lambda s: s.name)
+def shape(request: pytest.FixtureRequest) -> Shape:
+    """A directory, a subdirectory, a single file."""
+    value: Shape = request.param
+    return value

@@ -1,0 +1,125 @@
+"""The process that is dumped: holds files as a test's program says, and answers questions.
+
+This text is handed to a fresh interpreter with -c, so that no file of the checkout is open
+in it, and it uses the standard library alone. It reports through one result file on an attached mount
+and tells the runner with SIGUSR1; it is asked with SIGUSR1 too. Both survive a dump: between
+two questions the process holds nothing but what its program opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+MNT_DETACH = 2
+Check = Callable[[], Any]
+
+
+class Task:
+    """What a program gets: where its files are, and how their mounts are detached."""
+
+    def __init__(
+        self, base: str, points: list[str], prefixes: list[str | None], attached: bool
+    ) -> None:
+        self.base = base
+        self.points = points
+        self._prefixes = prefixes
+        self.attached = attached
+
+    def path(self, name: str = "", mount: int = 0) -> str:
+        """A file of the tree that every test has, seen through one of the bind mounts."""
+        point, prefix = self.points[mount], self._prefixes[mount]
+        if prefix is None:  # a single file is mounted: there is no other to name
+            return point
+        return "/".join(part for part in (point, prefix, name) if part)
+
+    def detach(self) -> None:
+        """Unmount the binds lazily; in the attached twin of a test they stay."""
+        if self.attached:
+            return
+        libc = ctypes.CDLL(None, use_errno=True)
+        for point in self.points:
+            if libc.umount2(os.fsencode(point), MNT_DETACH):
+                errno = ctypes.get_errno()
+                raise OSError(errno, f"umount2: {os.strerror(errno)}", point)
+
+    def fork(self, make_check: Callable[[], Check]) -> Check:
+        """Fork a child that runs make_check and then answers; returns how the parent asks it.
+
+        Pipes are kernel-internal mounts: CRIU restores them by itself.
+        """
+        ask_read, ask_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        if not os.fork():
+            os.close(ask_write)
+            os.close(answer_read)
+            _serve(make_check, ask_read, answer_write)
+        os.close(ask_read)
+        os.close(answer_write)
+        os.read(answer_read, 1)  # make_check is done
+
+        def ask() -> Any:
+            os.write(ask_write, b"?")
+            size = int(os.read(answer_read, 8))
+            return json.loads(os.read(answer_read, size))
+
+        return ask
+
+
+def _serve(make_check: Callable[[], Check], ask: int, answer: int) -> None:
+    """A forked child's life: answers as long as the parent asks."""
+    try:
+        check = make_check()
+        os.write(answer, b"!")
+        while os.read(ask, 1):
+            text = json.dumps(check()).encode()
+            os.write(answer, b"%08d" % len(text) + text)
+    finally:
+        os._exit(0)
+
+
+def _report(base: str, runner: int, answer: dict[str, Any]) -> None:
+    """Write the answer so that it is there whole or not at all, then wake the runner."""
+    path = os.path.join(base, "result")
+    with open(path + ".new", "w", encoding="utf-8") as stream:
+        json.dump(answer, stream)
+    os.rename(path + ".new", path)
+    os.kill(runner, signal.SIGUSR1)
+
+
+def _attempt(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
+    """The answer that is reported for a piece of work, and what it returned."""
+    try:
+        value = work()
+    except BaseException:
+        return {"error": traceback.format_exc()}, None
+    return {"value": None if callable(value) else value}, value
+
+
+def main(config: dict[str, Any]) -> None:
+    """Start the program, then answer a question for each SIGUSR1, for ever."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    base, runner = config["base"], config["runner"]
+    task = Task(base, config["points"], config["prefixes"], config["attached"])
+    names: dict[str, Any] = {"os": os, "signal": signal, "Task": Task, "Check": Check}
+
+    def start() -> Any:
+        exec(config["source"], names)
+        return names[config["program"]](task, **config["arguments"])
+
+    answer, check = _attempt(start)
+    _report(base, runner, answer)
+    while True:
+        signal.sigwait({signal.SIGUSR1})
+        answer, _ = _attempt(check)
+        _report(base, runner, answer)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

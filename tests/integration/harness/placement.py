@@ -1,0 +1,209 @@
+"""Where a process and its bind source are, and how CRIU is told so."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import kernel
+
+INSIDE = Path("/mnt")  # where a process in a namespace of its own sees the base directory
+
+
+class Placement(enum.Enum):
+    """A row of the issue's list: whose mount namespace, and where the bind source is."""
+
+    HOST = "host"  # the runner's namespace, which is not dumped
+    NAMESPACE = "namespace"  # a dumped namespace, the source mounted from outside (a volume)
+    NAMESPACE_TMPFS = "namespace-tmpfs"  # a dumped namespace, the source made by CRIU anew
+    HOST_SOURCE = "host-source"  # a dumped namespace, the source on the host alone
+
+    @property
+    def own_namespace(self) -> bool:
+        """Whether the process has a mount namespace of its own."""
+        return self is not Placement.HOST
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is bind-mounted: a path below the source, and where the tree is seen from there."""
+
+    name: str
+    bound: str
+    prefix: str | None  # None: a single file is mounted
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the mount is that of a single file."""
+        return self.prefix is None
+
+
+DIRECTORY = Shape("directory", "", "tree")
+SUBDIRECTORY = Shape("subdirectory", "tree", "")
+SINGLE_FILE = Shape("file", "tree/file", None)
+SHAPES = (DIRECTORY, SUBDIRECTORY, SINGLE_FILE)
+
+CONTENT = "0123456789 on the mount\n"
+
+
+def populate_tree(source: Path) -> None:
+    """The tree that every scenario finds on its source."""
+    tree = source / "tree"
+    tree.mkdir()
+    (tree / "file").write_text(CONTENT)
+    (tree / "other").write_text("other\n")
+    (tree / "dir").mkdir()
+    (tree / "dir" / "inner").write_text("inner\n")
+    (tree / "link").symlink_to("file")
+    os.mkfifo(tree / "fifo")
+    os.mknod(tree / "null", 0o20666, os.makedev(1, 3))
+    os.mknod(tree / "zero", 0o20666, os.makedev(1, 5))
+
+
+def mount_tmpfs(source: Path) -> None:
+    """A filesystem of the test's own, so that nothing else shows its superblock."""
+    kernel.mount("source", source, "tmpfs")
+
+
+@dataclass(frozen=True)
+class Bind:
+    """One bind mount of the process, unmounted lazily by its program."""
+
+    shape: Shape = DIRECTORY
+    flags: int = 0
+    userns: int | None = None  # an id-mapped mount: the user namespace with the map
+
+    def attach(self, source: Path, point: Path) -> None:
+        """Make the mount."""
+        bound = source / self.shape.bound
+        if self.shape.is_file:
+            point.touch()
+        else:
+            point.mkdir()
+        if self.userns is None:
+            kernel.bind(bound, point, self.flags)
+            return
+        tree = kernel.open_tree(-100, str(bound), kernel.OPEN_TREE_CLONE)
+        kernel.mount_setattr_idmap(tree, self.userns)
+        kernel.move_mount(tree, point)
+        os.close(tree)
+
+
+@dataclass
+class Ground:
+    """The directories of one scenario on the host, and its mounts."""
+
+    work: Path
+    placement: Placement
+    binds: Sequence[Bind]
+    attached: bool
+    mount_source: Callable[[Path], None] = mount_tmpfs
+    populate: Callable[[Path], None] = populate_tree
+    _mounted: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for directory in (self.base, self.source, self.root):
+            directory.mkdir()
+
+    @property
+    def base(self) -> Path:
+        """Holds the mount points and the result file, on a mount that stays attached."""
+        return self.work / "base"
+
+    @property
+    def source(self) -> Path:
+        """The source as the runner sees it."""
+        return self.work / "source"
+
+    @property
+    def root(self) -> Path:
+        """Where the root of a namespace is put together."""
+        return self.work / "root"
+
+    @property
+    def seen_base(self) -> Path:
+        """The base directory as the process sees it."""
+        return INSIDE if self.placement.own_namespace else self.base
+
+    def points(self) -> list[str]:
+        """The mount points as the process sees them."""
+        return [str(self.seen_base / f"point{i}") for i in range(len(self.binds))]
+
+    def make_source(self) -> None:
+        """Mount and fill the source where the runner sees it."""
+        if self.placement is Placement.NAMESPACE_TMPFS:
+            return
+        self.mount_source(self.source)
+        self._mounted.append(self.source)
+        self.populate(self.source)
+
+    def enter(self) -> None:
+        """In the child that becomes the process: make its namespace and its binds."""
+        if not self.placement.own_namespace:
+            self._attach_binds(self.source, self.base)
+            return
+        kernel.unshare(kernel.CLONE_NEWNS)
+        kernel.make_private()
+        self.mount_root()
+        kernel.mount("proc", self.root / "proc", "proc")
+        kernel.bind(Path("/dev"), self.root / "dev")
+        inside = self.root / INSIDE.relative_to("/")
+        kernel.bind(self.base, inside)
+        self._attach_binds(self._enter_source(inside), inside)
+        kernel.pivot_into(self.root)
+
+    def _enter_source(self, inside: Path) -> Path:
+        """Give the namespace its source, if it has one; returns what to bind from."""
+        if self.placement is Placement.HOST_SOURCE:
+            return self.source
+        source = inside / "source"
+        source.mkdir()
+        if self.placement is Placement.NAMESPACE:
+            kernel.bind(self.source, source)
+        else:
+            self.mount_source(source)
+            self.populate(source)
+        return source
+
+    def _attach_binds(self, source: Path, base: Path) -> None:
+        for index, bind in enumerate(self.binds):
+            bind.attach(source, base / f"point{index}")
+
+    def mount_root(self) -> None:
+        """The root filesystem of a namespace: a bind of the runner's own root, alone."""
+        kernel.bind(Path("/"), self.root)
+
+    def externals(self) -> dict[str, tuple[Path, Path]]:
+        """The mounts that CRIU must not dump: key, where it is inside, what it is outside."""
+        if not self.placement.own_namespace:
+            return {}
+        found = {"dev": (Path("/dev"), Path("/dev")), "base": (INSIDE, self.base)}
+        if self.placement is Placement.NAMESPACE:
+            found["source"] = (INSIDE / "source", self.source)
+        if self.placement is Placement.HOST_SOURCE and self.attached:
+            for index, bind in enumerate(self.binds):
+                point = f"point{index}"
+                found[point] = (INSIDE / point, self.source / bind.shape.bound)
+        return found
+
+    def dump_options(self) -> list[str]:
+        """What criu dump must be told."""
+        pairs = [f"mnt[{inside}]:{key}" for key, (inside, _) in self.externals().items()]
+        return [part for pair in pairs for part in ("--external", pair)]
+
+    def restore_options(self) -> list[str]:
+        """What criu restore must be told; the root has to be mounted by then."""
+        pairs = [f"mnt[{key}]:{outside}" for key, (_, outside) in self.externals().items()]
+        options = [part for pair in pairs for part in ("--external", pair)]
+        return ["--root", str(self.root), *options] if self.placement.own_namespace else options
+
+    def clear(self) -> None:
+        """Unmount what the runner sees."""
+        points = [self.base / f"point{i}" for i in range(len(self.binds))]
+        for path in [*points, *reversed(self._mounted)]:
+            if os.path.ismount(path) or path in self._mounted:
+                kernel.umount2(path, kernel.MNT_DETACH)
+        self._mounted.clear()

@@ -1,0 +1,254 @@
+"""One process from its start through dumps and restores to its end."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import textwrap
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from . import agent, kernel, look
+from .agent import Check
+from .criu import CriuRun, criu, default_plugins
+from .placement import Bind, Ground, Placement, mount_tmpfs, populate_tree
+
+DEADLINE = 120.0  # seconds; a hang fails the test, a slow machine does not
+Program = Callable[..., Check]
+
+
+def prepare_runner() -> None:
+    """Once in each process that runs scenarios: mounts of its own, orphans come to it."""
+    kernel.become_subreaper()
+    kernel.unshare(kernel.CLONE_NEWNS)
+    kernel.make_private()
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+
+
+class Scenario:
+    """A process with files on bind mounts that its program unmounts lazily."""
+
+    def __init__(
+        self,
+        placement: Placement = Placement.HOST,
+        binds: Sequence[Bind] = (Bind(),),
+        *,
+        attached: bool = False,
+        mount_source: Callable[[Path], None] = mount_tmpfs,
+        populate: Callable[[Path], None] = populate_tree,
+    ) -> None:
+        self.work = Path(tempfile.mkdtemp(prefix="criu-detached-", dir="/tmp"))
+        self.images = self.work / "images"
+        self.pid = 0
+        self._known: list[int] = []
+        self.ground = Ground(self.work, placement, binds, attached, mount_source, populate)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.ground.clear()
+        table = Path("/proc/self/mountinfo").read_text()
+        assert str(self.work) not in table, "a mount is left over; its files are not deleted"
+        shutil.rmtree(self.work)
+
+    def start(self, program: Program, **arguments: Any) -> Self:
+        """Start a fresh process that runs the program and wait until it holds its files."""
+        self.ground.make_source()
+        config = {
+            "base": str(self.ground.seen_base),
+            "runner": os.getpid(),
+            "points": self.ground.points(),
+            "prefixes": [bind.shape.prefix for bind in self.ground.binds],
+            "attached": self.ground.attached,
+            "source": _source(program),
+            "program": program.__name__,
+            "arguments": arguments,
+        }
+        command = [os.path.realpath(sys.executable), "-I", "-S", "-c", inspect.getsource(agent)]
+        self.pid = _spawn(self.ground.enter, [*command, json.dumps(config)])
+        self._known = [self.pid]
+        self._answer()
+        return self
+
+    def ask(self) -> Any:
+        """Have the process run its check and return what it found."""
+        os.kill(self.pid, signal.SIGUSR1)
+        return self._answer()
+
+    def dump(
+        self,
+        *options: str,
+        plugin: bool = True,
+        plugins: Path | None = None,
+        prefix: Sequence[str] = (),
+        verbosity: int = 4,
+    ) -> CriuRun:
+        """Run criu dump; when it worked, the processes are gone and reaped."""
+        self._known = look.tree(self.pid)
+        directory = plugins or default_plugins()
+        run = criu(
+            "dump",
+            self.images,
+            ["--tree", str(self.pid), *self.ground.dump_options(), *options],
+            plugins=directory if plugin else None,
+            prefix=prefix,
+            verbosity=verbosity,
+        )
+        if run.status == 0 and "--leave-running" not in options:
+            _reap(self._known)
+        return run
+
+    def restore(
+        self,
+        *options: str,
+        plugin: bool = True,
+        plugins: Path | None = None,
+        prefix: Sequence[str] = (),
+        verbosity: int = 4,
+    ) -> CriuRun:
+        """Run criu restore; the restored processes become this process's children."""
+        directory = plugins or default_plugins()
+        with self._root():
+            run = criu(
+                "restore",
+                self.images,
+                ["--restore-detached", *self.ground.restore_options(), *options],
+                plugins=directory if plugin else None,
+                prefix=prefix,
+                verbosity=verbosity,
+            )
+        if run.status:
+            _reap_zombies()
+        return run
+
+    def cycle(self, *, plugin: bool = True) -> Self:
+        """Dump and restore, both of which must work."""
+        self.dump(plugin=plugin).succeeded()
+        self.restore(plugin=plugin).succeeded()
+        return self
+
+    def left_alive(self) -> list[int]:
+        """Those of the processes that exist, in whatever state."""
+        return [pid for pid in self._known if os.path.exists(f"/proc/{pid}")]
+
+    def kill(self) -> None:
+        """End the processes and reap them."""
+        if not self.pid:
+            return
+        if os.path.exists(f"/proc/{self.pid}"):
+            self._known = look.tree(self.pid)
+        alive = self.left_alive()
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+        _reap(alive)
+        self.pid = 0
+
+    @contextmanager
+    def _root(self) -> Any:
+        """The mount that criu --root needs, for as long as criu runs."""
+        if not self.ground.placement.own_namespace:
+            yield
+            return
+        self.ground.mount_root()
+        try:
+            yield
+        finally:
+            kernel.umount2(self.ground.root, kernel.MNT_DETACH)
+
+    def _answer(self) -> Any:
+        """Wait for the process to report."""
+        path = self.ground.base / "result"
+        _wait(lambda: path.exists() or not look.is_running(self.pid), "an answer")
+        assert path.exists(), f"process {self.pid} ended without an answer"
+        answer = json.loads(path.read_text())
+        path.unlink()
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
+
+def _source(program: Program) -> str:
+    """A program's text, to be run by an interpreter that does not know the test module."""
+    text = textwrap.dedent(inspect.getsource(program))
+    return "from __future__ import annotations\n" + text
+
+
+def _spawn(enter: Callable[[], None], command: list[str]) -> int:
+    """Fork a child with nothing inherited; enter runs in it before it executes the command.
+
+    Before, because what is mapped must lie on the mounts of the namespace that enter makes.
+    """
+    failed_read, failed_write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(failed_write)
+        with open(failed_read, encoding="utf-8") as stream:
+            failure = stream.read()
+        if failure:
+            os.waitpid(pid, 0)
+            raise AssertionError(f"the process could not be set up:\n{failure}")
+        return pid
+    try:
+        os.setsid()
+        enter()
+        os.chdir("/")
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        os.closerange(3, failed_write)
+        os.closerange(failed_write + 1, 65536)
+        os.execv(command[0], command)
+    except BaseException:
+        os.write(failed_write, traceback.format_exc().encode())
+    finally:
+        os._exit(1)
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    """Wait for the signals that tell of a report (SIGUSR1) and of a death (SIGCHLD)."""
+    deadline = time.monotonic() + DEADLINE
+    signals = {signal.SIGUSR1, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        while not condition():
+            left = deadline - time.monotonic()
+            assert left > 0, f"{what} did not come in {DEADLINE:.0f} s"
+            signal.sigtimedwait(signals, left)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+
+def _reap(pids: Sequence[int]) -> None:
+    """Wait until these are gone: a zombie would keep its pid from being restored."""
+    left = set(pids)
+
+    def gone() -> bool:
+        _reap_zombies(left)
+        return not left
+
+    _wait(gone, f"the end of {sorted(left)}")
+
+
+def _reap_zombies(left: set[int] | None = None) -> None:
+    """Take the status of every child that has ended."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            if left is not None:
+                left.clear()
+            return
+        if not pid:
+            return
+        if left is not None:
+            left.discard(pid)
