@@ -1,7 +1,7 @@
 """The process that is dumped: holds files as a test's program says, and answers questions.
 
-This text is handed to a fresh interpreter with -c, so that no file of the checkout is open
-in it, and it uses the standard library alone. It reports through one result file on an attached mount
+This text is handed to a fresh interpreter with -c, so that no file of the checkout is open in
+it, and it uses the standard library alone. It reports through a result file on an attached mount
 and tells the runner with SIGUSR1; it is asked with SIGUSR1 too. Both survive a dump: between
 two questions the process holds nothing but what its program opened.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,6 @@ class OpenFile:
     pos: int
     mnt_id: int
 
-    @property
-    def lasting(self) -> tuple[str, int, int]:
-        """What must be the same after a restore; mount ids are new each time."""
-        return self.link, self.flags, self.pos
-
 
 def open_files(pid: int) -> dict[int, OpenFile]:
     """Every fd of a process."""
@@ -36,14 +32,6 @@ def open_files(pid: int) -> dict[int, OpenFile]:
             int(info["mnt_id"]),
         )
     return found
-
-
-def lasting(pid: int) -> dict[int, tuple[str, int, int]]:
-    """Every fd with what must be the same after a restore; pipes get new numbers."""
-    return {
-        fd: file.lasting if file.link.startswith("/") else (file.link.split(":")[0], 0, 0)
-        for fd, file in sorted(open_files(pid).items())
-    }
 
 
 def _fdinfo(pid: int, fd: int) -> dict[str, str]:
@@ -93,19 +81,25 @@ def attached_ids() -> set[int]:
 
 def is_detached(pid: int, fd: int) -> bool:
     """Whether the fd's mount is in no namespace, by mountinfo and, from 7.0, by statmount."""
-    unseen = int(_fdinfo(pid, fd)["mnt_id"]) not in attached_ids()
+    return _is_detached(pid, fd, attached_ids())
+
+
+def _is_detached(pid: int, fd: int, attached: set[int]) -> bool:
+    unseen = int(_fdinfo(pid, fd)["mnt_id"]) not in attached
     answer = mount_of(pid, fd)
     assert answer is None or answer.detached == unseen, f"mountinfo and statmount differ: {answer}"
     return unseen
 
 
 def mount_of(pid: int, fd: int) -> kernel.MountAnswer | None:
-    """What statmount says of an fd's mount; None before Linux 7.0."""
-    if not kernel.has_statmount_by_fd():
-        return None
+    """What statmount says of an fd's mount; None before Linux 7.0 and for pipes and the like."""
     handle = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH)
     try:
         return kernel.statmount_by_fd(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
     finally:
         os.close(handle)
 
@@ -117,3 +111,43 @@ def mount_flags(pid: int, fd: int) -> int:
         return os.fstatvfs(handle).f_flag
     finally:
         os.close(handle)
+
+
+@dataclass(frozen=True)
+class SeenFile:
+    """What must be the same of an fd after a restore: its mount's id is new each time."""
+
+    link: str
+    flags: int
+    pos: int
+    detached: bool
+    mount: int  # the how-manieth mount this is, counted in the order of the fds
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that must be the same after a restore, comparable as a whole."""
+
+    files: dict[int, dict[int, SeenFile]]
+    mounts: dict[int, list[str]]
+    runner_mounts: list[str]
+
+
+def seen(pid: int) -> Seen:
+    """Look at a process and its descendants."""
+    attached = attached_ids()
+    numbers: dict[int, int] = {}
+    pids = tree(pid)
+    files = {process: _seen_files(process, attached, numbers) for process in pids}
+    return Seen(files, {process: mount_table(process) for process in pids}, mount_table())
+
+
+def _seen_files(pid: int, attached: set[int], numbers: dict[int, int]) -> dict[int, SeenFile]:
+    """The fds of one process, with the mounts numbered across all processes."""
+    found = {}
+    for fd, file in sorted(open_files(pid).items()):
+        link = file.link if file.link.startswith("/") else file.link.split(":")[0]
+        number = numbers.setdefault(file.mnt_id, len(numbers))
+        detached = link.startswith("/") and _is_detached(pid, fd, attached)
+        found[fd] = SeenFile(link, file.flags, file.pos, detached, number)
+    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import os
+import pprint
 import shutil
 import signal
 import sys
@@ -14,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -133,9 +136,12 @@ class Scenario:
         return run
 
     def cycle(self, *, plugin: bool = True) -> Self:
-        """Dump and restore, both of which must work."""
+        """Dump and restore; everything that is seen from outside must be as before."""
+        before = look.seen(self.pid)
         self.dump(plugin=plugin).succeeded()
         self.restore(plugin=plugin).succeeded()
+        after = look.seen(self.pid)
+        assert after == before, difference(before, after)
         return self
 
     def left_alive(self) -> list[int]:
@@ -175,6 +181,12 @@ class Scenario:
         path.unlink()
         assert "error" not in answer, answer["error"]
         return answer["value"]
+
+
+def difference(before: look.Seen, after: look.Seen) -> str:
+    """The lines that a restore added or took away."""
+    old, new = (pprint.pformat(asdict(one), width=160).splitlines() for one in (before, after))
+    return "\n".join(difflib.unified_diff(old, new, "before", "after", n=0, lineterm=""))
 
 
 def _source(program: Program) -> str:
