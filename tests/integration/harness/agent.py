@@ -9,6 +9,7 @@ two questions the process holds nothing but what its program opened.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -107,7 +108,9 @@ def main(config: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     base, runner = config["base"], config["runner"]
     task = Task(base, config["points"], config["prefixes"], config["attached"])
-    names: dict[str, Any] = {"os": os, "signal": signal, "Task": Task, "Check": Check}
+    names: dict[str, Any] = {"Task": Task, **config["constants"]}
+    for name, module in config["modules"].items():
+        names[name] = importlib.import_module(module)
 
     def start() -> Any:
         exec(config["source"], names)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from . import kernel
 
+# CRIU masks O_TMPFILE, which contains O_DIRECTORY, out of the flags of all that it opens by path.
+CRIU_DROPS = os.O_DIRECTORY
+
 
 @dataclass(frozen=True)
 class OpenFile:
@@ -149,5 +152,5 @@ def _seen_files(pid: int, attached: set[int], numbers: dict[int, int]) -> dict[i
         link = file.link if file.link.startswith("/") else file.link.split(":")[0]
         number = numbers.setdefault(file.mnt_id, len(numbers))
         detached = link.startswith("/") and _is_detached(pid, fd, attached)
-        found[fd] = SeenFile(link, file.flags, file.pos, detached, number)
+        found[fd] = SeenFile(link, file.flags & ~CRIU_DROPS, file.pos, detached, number)
     return found

@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import textwrap
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,12 +20,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from . import agent, kernel, look
-from .agent import Check
 from .criu import CriuRun, criu, default_plugins
 from .placement import Bind, Ground, Placement, mount_tmpfs, populate_tree
+from .program import Program, shipped
 
 DEADLINE = 120.0  # seconds; a hang fails the test, a slow machine does not
-Program = Callable[..., Check]
 
 
 def prepare_runner() -> None:
@@ -74,9 +72,8 @@ class Scenario:
             "points": self.ground.points(),
             "prefixes": [bind.shape.prefix for bind in self.ground.binds],
             "attached": self.ground.attached,
-            "source": _source(program),
-            "program": program.__name__,
             "arguments": arguments,
+            **shipped(program),
         }
         command = [os.path.realpath(sys.executable), "-I", "-S", "-c", inspect.getsource(agent)]
         self.pid = _spawn(self.ground.enter, [*command, json.dumps(config)])
@@ -187,12 +184,6 @@ def difference(before: look.Seen, after: look.Seen) -> str:
     """The lines that a restore added or took away."""
     old, new = (pprint.pformat(asdict(one), width=160).splitlines() for one in (before, after))
     return "\n".join(difflib.unified_diff(old, new, "before", "after", n=0, lineterm=""))
-
-
-def _source(program: Program) -> str:
-    """A program's text, to be run by an interpreter that does not know the test module."""
-    text = textwrap.dedent(inspect.getsource(program))
-    return "from __future__ import annotations\n" + text
 
 
 def _spawn(enter: Callable[[], None], command: list[str]) -> int:
