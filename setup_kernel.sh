@@ -1,0 +1,464 @@
+#!/bin/bash
+# The test ground of criu-detached: a Debian root filesystem with CRIU in it, and a
+# kernel >= 7.0 to run it on. "setup_kernel.sh help" tells how to use it.
+#
+# Everything is kept in .cache/ of the checkout:
+#   kernel/<suite>/lib/modules/<version>   the kernel and its modules
+#   vng/                                   a virtual environment with virtme-ng
+#   <suite>/root, <suite>/root.img         the root filesystem, as a directory and as an ext4 image
+#   <suite>/plugins                        the plugin, built in that root (see the Makefile)
+set -euo pipefail
+
+SUITE=${SUITE:-forky}
+KERNEL_SUITE=${KERNEL_SUITE:-forky}
+VM_MEMORY=${CRIU_DETACHED_VM_MEMORY:-2G}
+VM_TIMEOUT=${CRIU_DETACHED_VM_TIMEOUT:-3600}
+
+# What "run" returns when the VM died or hung, as opposed to a command that failed in it.
+readonly VM_LOST=125
+readonly KERNEL_NEEDED=7
+
+readonly ROOT_PACKAGES=(
+    criu python3-pycriu
+    python3 python3-dev python3-cffi python3-protobuf python3-pytest python3-hypothesis
+    python3-setuptools
+    protobuf-compiler gcc libc6-dev make git
+    kmod iproute2 procps strace util-linux mount e2fsprogs btrfs-progs sqlite3
+)
+
+# Directories that have to be there in the root: where the checkout is mounted, and where
+# CRIU looks for plugins and settings (so that a test can mount over them).
+readonly ROOT_DIRECTORIES=(src usr/lib/criu etc/criu)
+
+SOURCE_DIR=$(dirname "$(readlink -f "$0")")
+readonly SOURCE_DIR
+readonly CACHE=$SOURCE_DIR/.cache
+readonly KERNEL_DIR=$CACHE/kernel/$KERNEL_SUITE
+readonly VNG_DIR=$CACHE/vng
+readonly SUITE_DIR=$CACHE/$SUITE
+readonly ROOT_DIR=$SUITE_DIR/root
+readonly ROOT_IMAGE=$SUITE_DIR/root.img
+
+# Debian keeps qemu, mke2fs and modprobe's like in sbin, which a plain user's PATH lacks.
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+usage() {
+    cat <<'USAGE'
+Usage: ./setup_kernel.sh [COMMAND]
+
+  prepare            make everything that the commands below need (the default)
+  run CMD...         run CMD as root in a VM on a kernel >= 7.0
+  native CMD...      run CMD as root on this machine's kernel, in the root filesystem
+  auto CMD...        run CMD directly on this machine if it has all that the plugin needs,
+                     else as "native" does
+  describe           say which kernel, CRIU and accelerator are used
+  help               this text
+
+CMD runs in the checkout, which is /src in the root filesystem; /tmp, /var/tmp, /run, /root
+and /mnt are empty and in memory. In the VM all else is writable too, and changes are thrown
+away; natively the root is read-only. The exit status is CMD's; 125 from "run" means that the
+VM was lost.
+
+Environment:
+  SUITE                    Debian suite of the root: forky (default), trixie, sid, ..., or
+                           experimental: sid with the CRIU from experimental
+  KERNEL_SUITE             Debian suite of the kernel: forky (default)
+  CRIU_DETACHED_MIRROR     Debian mirror; default: the one in this machine's apt configuration
+  CRIU_DETACHED_VM_MEMORY  memory of the VM (2G)
+  CRIU_DETACHED_VM_TIMEOUT seconds after which the VM counts as lost (3600)
+  CRIU_DETACHED_*, PYTEST_ADDOPTS are passed on to CMD
+USAGE
+}
+
+say() { printf 'setup_kernel: %s\n' "$*" >&2; }
+
+die() {
+    say "$*"
+    exit 1
+}
+
+# --- What this machine has to have -------------------------------------------------------
+
+# Packages that are missing here; each is known by a command that it brings.
+missing_packages() {
+    local command package
+    while read -r command package; do
+        command -v "$command" >/dev/null || printf '%s\n' "$package"
+    done <<'NEEDS'
+mmdebstrap mmdebstrap
+qemu-system-x86_64 qemu-system-x86
+mke2fs e2fsprogs
+modprobe kmod
+flock util-linux
+NEEDS
+    # "venv" is in Debian's base Python, but it does not work without ensurepip.
+    python3 -c 'import ensurepip, venv' 2>/dev/null || printf 'python3-venv\n'
+}
+
+install_packages() {
+    local packages
+    mapfile -t packages < <(missing_packages)
+    ((${#packages[@]})) || return 0
+    command -v apt-get >/dev/null || die "please install: ${packages[*]}"
+    say "installing ${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    # The lists may be absent (fresh machine) or name versions that are gone from the mirror.
+    apt-get install -qq --no-install-recommends "${packages[@]}" >/dev/null 2>&1 ||
+        { apt-get update -qq &&
+            apt-get install -qq --no-install-recommends "${packages[@]}" >/dev/null; }
+}
+
+mirror() {
+    local uri
+    if [[ -n ${CRIU_DETACHED_MIRROR:-} ]]; then
+        printf '%s\n' "$CRIU_DETACHED_MIRROR"
+        return
+    fi
+    # Security archives and third parties' are mirrors of something else.
+    # shellcheck disable=SC2016  # for apt to expand
+    uri=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(LABEL)' 'Created-By: Packages' |
+        awk '$2 == "Debian" && $3 == "Debian" { print $1; exit }')
+    # Without fetched lists the origin is not known yet.
+    # shellcheck disable=SC2016
+    [[ -n $uri ]] || uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
+        awk '$1 !~ /security/ { print; exit }')
+    [[ -n $uri ]] || die "no mirror in the apt configuration: set CRIU_DETACHED_MIRROR"
+    printf '%s\n' "$uri"
+}
+
+# --- Building, each into a temporary directory that is renamed when it is complete --------
+
+debian() { # debian VARIANT PACKAGE,... SUITE DIRECTORY OPTION...
+    local variant=$1 include=$2 suite=$3 directory=$4
+    shift 4
+    # A mirror that is a frozen snapshot has Release files past their date.
+    mmdebstrap --quiet --mode=root --variant="$variant" --include="$include" \
+        --aptopt='Acquire::Check-Valid-Until "false"' \
+        "$@" "$suite" "$directory" "$(mirror)"
+}
+
+join_by_comma() {
+    local IFS=,
+    printf '%s\n' "$*"
+}
+
+# is_current DIRECTORY RECIPE: whether DIRECTORY was built from that very recipe.
+is_current() {
+    [[ -f $1/recipe && $(<"$1/recipe") == "$2" ]]
+}
+
+# build DIRECTORY RECIPE FUNCTION: have FUNCTION fill a new directory, put it in place of DIRECTORY.
+build() {
+    local directory=$1 recipe=$2 fill=$3 new=$1.new old=$1.old
+    is_current "$directory" "$recipe" && return
+    say "building ${directory#"$SOURCE_DIR/"}"
+    rm -rf "$new" "$old"
+    mkdir -p "$new"
+    "$fill" "$new"
+    printf '%s\n' "$recipe" >"$new/recipe"
+    [[ ! -e $directory ]] || mv "$directory" "$old"
+    mv "$new" "$directory"
+    rm -rf "$old"
+}
+
+fill_kernel() {
+    local new=$1 tree=$1/tree version
+    # Unpacked, not installed: neither an initramfs nor udev is wanted, both cost time.
+    debian extract linux-image-amd64,busybox-static "$KERNEL_SUITE" "$tree"
+    mkdir -p "$new/lib"
+    mv "$tree/usr/lib/modules" "$new/lib/"
+    cp "$(find "$tree" -path '*bin/busybox')" "$new/busybox"
+    version=$(ls "$new/lib/modules")
+    # Older packages have the kernel in /boot.
+    [[ -e $new/lib/modules/$version/vmlinuz ]] ||
+        mv "$tree/boot/vmlinuz-$version" "$new/lib/modules/$version/vmlinuz"
+    depmod --basedir "$new" "$version"
+    rm -rf "$tree"
+    ((${version%%.*} >= KERNEL_NEEDED)) ||
+        die "the kernel of $KERNEL_SUITE is $version; $KERNEL_NEEDED.0 or newer is needed"
+}
+
+# A virtual environment cannot be renamed; it counts once its recipe is written.
+build_vng() {
+    local recipe=$1
+    is_current "$VNG_DIR" "$recipe" && return
+    say "building ${VNG_DIR#"$SOURCE_DIR/"}"
+    python3 -m venv --clear "$VNG_DIR"
+    "$VNG_DIR/bin/python3" -m pip install --quiet --disable-pip-version-check virtme-ng
+    printf '%s\n' "$recipe" >"$VNG_DIR/recipe"
+}
+
+# experimental holds only what differs from sid, and nothing of it is taken unless asked for.
+experimental_options() {
+    local pin='Package: criu python3-pycriu libcriu2\nPin: release a=experimental\nPin-Priority: 990\n'
+    printf '%s\n' \
+        "--setup-hook=printf '$pin' >\"\$1/etc/apt/preferences.d/experimental\"" \
+        "--setup-hook=echo 'deb $(mirror) experimental main' >\"\$1/etc/apt/sources.list.d/experimental.list\""
+}
+
+fill_root() {
+    local new=$1 suite=$SUITE directory options=()
+    if [[ $SUITE == experimental ]]; then
+        suite=sid
+        mapfile -t options < <(experimental_options)
+    fi
+    # virtme-ng lets udevd probe every device if there is one: 12 s under emulation.
+    debian minbase "$(join_by_comma "${ROOT_PACKAGES[@]}")" "$suite" "$new/root" \
+        --dpkgopt='path-exclude=/usr/lib/systemd/systemd-udevd' "${options[@]}"
+    for directory in "${ROOT_DIRECTORIES[@]}"; do
+        mkdir -p "$new/root/$directory"
+    done
+    rm -rf "$new"/root/var/cache/apt/archives/*.deb
+    mke2fs -q -t ext4 -d "$new/root" "$new/root.img" 3G >/dev/null
+}
+
+# The scripts of one checkout may be started side by side: one builds, the others wait.
+locked() {
+    mkdir -p "$CACHE"
+    (
+        flock 9
+        "$@" 9>&-
+    ) 9>"$CACHE/lock"
+}
+
+prepare_root() {
+    local recipe="1 $SUITE ${ROOT_PACKAGES[*]} ${ROOT_DIRECTORIES[*]}"
+    is_current "$SUITE_DIR" "$recipe" && return
+    install_packages
+    build "$SUITE_DIR" "$recipe" fill_root
+}
+
+prepare_vm() {
+    if ! is_current "$KERNEL_DIR" "1 $KERNEL_SUITE" || ! is_current "$VNG_DIR" 1; then
+        install_packages
+    fi
+    mkdir -p "$CACHE/kernel"
+    build "$KERNEL_DIR" "1 $KERNEL_SUITE" fill_kernel
+    build_vng 1
+}
+
+prepare() {
+    prepare_root
+    prepare_vm
+}
+
+# --- Running -----------------------------------------------------------------------------
+
+# The environment of a command: what a fresh login has, and what is meant for it. One
+# NAME=VALUE a line, quoted for the shell.
+command_environment() {
+    local name
+    printf '%q\n' "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+        HOME=/root LANG=C.UTF-8 "TERM=${TERM:-dumb}" \
+        "CRIU_DETACHED_SUITE=$SUITE" "CRIU_DETACHED_GROUND=$1" \
+        "CRIU_DETACHED_PLUGINS=/src/.cache/$SUITE/plugins" \
+        HYPOTHESIS_STORAGE_DIRECTORY=/src/.cache/hypothesis
+    for name in "${!CRIU_DETACHED_@}" PYTEST_ADDOPTS; do
+        case $name in
+            CRIU_DETACHED_SUITE | CRIU_DETACHED_GROUND | CRIU_DETACHED_PLUGINS) continue ;;
+        esac
+        [[ ! -v $name ]] || printf '%q\n' "$name=${!name}"
+    done
+}
+
+# A line of shell that replaces the shell by the command, in that environment.
+command_line() { # command_line GROUND CMD...
+    printf 'exec env -i'
+    command_environment "$1" | while IFS= read -r setting; do printf ' %s' "$setting"; done
+    shift
+    printf ' %q' "$@"
+    printf '\n'
+}
+
+# Runs in a mount namespace of its own. CRIU needs to see the whole mount tree, which a
+# chroot hides from it: so the root is pivoted into.
+# shellcheck disable=SC2016  # expanded by the shell that runs it
+readonly ENTER_ROOT='
+set -euo pipefail
+root=$1 source=$2
+mount --bind "$root" "$root"
+mount -o remount,bind,ro "$root"
+cd "$root"
+mount -t proc -o nosuid,nodev,noexec proc proc
+mount -t sysfs -o nosuid,nodev,noexec sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup 2>/dev/null || true
+# A container may not mount a devtmpfs; it has a /dev that can be shown again.
+mount -t devtmpfs devtmpfs dev 2>/dev/null || mount --bind /dev dev
+mkdir -p dev/pts dev/shm
+mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666 devpts dev/pts
+mount -t tmpfs -o mode=1777 tmpfs dev/shm
+for directory in tmp var/tmp; do mount -t tmpfs -o mode=1777 tmpfs "$directory"; done
+for directory in run mnt; do mount -t tmpfs -o mode=755 tmpfs "$directory"; done
+mount -t tmpfs -o mode=700 tmpfs root
+mount --bind "$source" src
+pivot_root . .
+umount -l .
+cd /src
+'
+
+# A file of the caller left open would be a file on a mount that CRIU cannot see.
+close_inherited_files() {
+    local fd
+    for fd in /proc/self/fd/*; do
+        fd=${fd##*/}
+        ((fd <= 2)) || eval "exec $fd>&-"
+    done
+}
+
+native() {
+    (($#)) || die "native: no command given"
+    ((EUID == 0)) || die "native: root is needed"
+    locked prepare_root
+    close_inherited_files
+    [[ -t 0 ]] || exec </dev/null
+    exec unshare --mount --propagation private -- \
+        bash -c "$ENTER_ROOT$(command_line native "$@")" native "$ROOT_DIR" "$SOURCE_DIR"
+}
+
+has_all_for_plugin() {
+    local version
+    command -v criu cc protoc make >/dev/null || return 1
+    version=$(criu --version | awk '/^Version:/ { print $2 }')
+    printf '4.1\n%s\n' "$version" | sort --check=quiet --version-sort || return 1
+    python3 -c '
+import os, sys, sysconfig
+import cffi, google.protobuf, setuptools
+header = os.path.join(sysconfig.get_path("include"), "Python.h")
+sys.exit(sys.version_info < (3, 11) or not os.path.exists(header))' 2>/dev/null
+}
+
+auto() {
+    (($#)) || die "auto: no command given"
+    if has_all_for_plugin; then
+        say "using this machine's own $(criu --version | head -n 1)"
+        cd "$SOURCE_DIR"
+        exec "$@"
+    fi
+    native "$@"
+}
+
+# /dev/kvm may be there and yet not work: only a started virtual CPU proves it.
+kvm_works() {
+    [[ -w /dev/kvm ]] && (
+        # The shell would report a crashed QEMU.
+        exec 2>/dev/null
+        timeout 20 qemu-system-x86_64 -accel kvm -cpu host -machine q35 -nodefaults -display none \
+            -monitor stdio <<<quit >/dev/null
+    ) 2>/dev/null
+}
+
+# With more than one CPU, the kernel's patching of itself meets a bug of QEMU's emulation.
+accelerator_options() {
+    if kvm_works; then
+        printf '%s\n' --cpus "$(nproc)"
+    else
+        printf '%s\n' --disable-kvm --cpus 1
+    fi
+}
+
+# What virtme-ng starts in the VM. Without udev, virtme-ng does not find its own ports for
+# the standard streams, and leaves them on the console; find them here. The status goes
+# through the checkout: its absence tells that the VM was lost.
+guest_script() { # guest_script RUN_DIRECTORY CMD...
+    local run=/src/${1#"$SOURCE_DIR/"}
+    shift
+    cat <<GUEST
+port() {
+    for directory in /sys/class/virtio-ports/*; do
+        read -r name <"\$directory/name"
+        [ "\$name" != "virtme.\$1" ] || echo "/dev/\${directory##*/}"
+    done
+}
+exec <"\$(port stdin)" >"\$(port stdout)" 2>"\$(port stderr)" 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+mount -t tmpfs -o mode=755 tmpfs /mnt
+mount -t tmpfs -o mode=700 tmpfs /root
+cd /src
+setsid --wait sh $run/command.sh
+echo \$? >$run/status.new
+mv $run/status.new $run/status
+GUEST
+}
+
+# QEMU opens its output streams anew: a file would be truncated and overwritten.
+through_pipes() {
+    local out err out_pid err_pid status=0
+    exec {out}> >(exec cat)
+    out_pid=$!
+    exec {err}> >(exec cat >&2)
+    err_pid=$!
+    "$@" 1>&"$out" 2>&"$err" || status=$?
+    exec {out}>&- {err}>&-
+    wait "$out_pid" "$err_pid"
+    return "$status"
+}
+
+# vm RUN_DIRECTORY: boot, run, and wait for the end of the VM.
+vm() {
+    local run=$1 kernel accelerator
+    kernel=$(echo "$KERNEL_DIR"/lib/modules/*/vmlinuz)
+    mapfile -t accelerator < <(accelerator_options)
+    # virtiofs is not used: it needs a daemon that many machines lack or have too old.
+    # -snapshot: the image is not written, so that runs neither see nor disturb each other.
+    PATH=$VNG_DIR/bin:$PATH timeout --foreground "$VM_TIMEOUT" vng \
+        --run "$kernel" "${accelerator[@]}" --memory "$VM_MEMORY" \
+        --busybox "$KERNEL_DIR/busybox" --force-9p \
+        --root-disk "$ROOT_IMAGE" --root-fstype ext4 --rw --rwdir "/src=$SOURCE_DIR" \
+        --append console=ttyS1 --append loglevel=4 \
+        --qemu-opts="-serial file:$run/console.log -snapshot" \
+        --user root -- sh "/src/${run#"$SOURCE_DIR/"}/guest.sh"
+}
+
+run() {
+    (($#)) || die "run: no command given"
+    ((EUID == 0)) || die "run: root is needed"
+    locked prepare
+    local directory vm_status=0 status
+    directory=$(mktemp -d "$CACHE/run.XXXXXX")
+    command_line vm "$@" >"$directory/command.sh"
+    guest_script "$directory" "$@" >"$directory/guest.sh"
+    if [[ -t 0 ]]; then
+        through_pipes vm "$directory" || vm_status=$?
+    else
+        through_pipes vm "$directory" </dev/null || vm_status=$?
+    fi
+    if [[ -s $directory/status ]]; then
+        status=$(<"$directory/status")
+        rm -rf "$directory"
+        return "$status"
+    fi
+    tail -n 40 "$directory/console.log" >&2 || true
+    if ((vm_status == 124)); then
+        say "VM LOST: no end within $VM_TIMEOUT s; console: $directory/console.log"
+    else
+        say "VM LOST: it ended without a status (virtme-ng: $vm_status); console: $directory/console.log"
+    fi
+    return "$VM_LOST"
+}
+
+describe() {
+    locked prepare
+    printf 'kernel in the VM: %s\n' "$(ls "$KERNEL_DIR/lib/modules")"
+    printf 'kernel natively:  %s\n' "$(uname -r)"
+    # shellcheck disable=SC2016  # for dpkg-query to expand
+    printf 'root filesystem:  %s, CRIU %s\n' "$SUITE" \
+        "$(chroot "$ROOT_DIR" dpkg-query --show --showformat '${Version}' criu)"
+    printf 'accelerator:      %s\n' "$(kvm_works && echo KVM || echo none, emulation)"
+}
+
+main() {
+    local command=${1:-prepare}
+    (($# == 0)) || shift
+    case $command in
+        prepare) locked prepare ;;
+        run | native | auto) "$command" "$@" ;;
+        describe) describe ;;
+        help | -h | --help) usage ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
+}
+
+main "$@"
