@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every raw system call, under the kernel's names.
+
+Each function raises OSError naming the call when the kernel refuses. Constants are
+those of the uapi headers linux/mount.h, linux/openat2.h, linux/fcntl.h and statfs.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from criu_detached._kernel import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# linux/mount.h: mount attributes
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR__ATIME = 0x70
+MOUNT_ATTR_RELATIME = 0x0
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+
+# linux/mount.h: statmount(2) request and answer bits
+STATMOUNT_SB_BASIC = 0x1
+STATMOUNT_MNT_BASIC = 0x2
+STATMOUNT_MNT_ROOT = 0x8
+STATMOUNT_MNT_POINT = 0x10
+STATMOUNT_FS_TYPE = 0x20
+STATMOUNT_MNT_NS_ID = 0x40
+STATMOUNT_MNT_UIDMAP = 0x2000
+STATMOUNT_MNT_GIDMAP = 0x4000
+
+# linux/mount.h: open_tree(2)
+OPEN_TREE_CLONE = 0x1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+AT_EMPTY_PATH = 0x1000
+
+# linux/openat2.h
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+# A path of a record stays in its mount, whatever the filesystem holds by now.
+STAY_BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
+# A mountpoint is reached across mounts; mountinfo paths hold no symlinks.
+REACH_MOUNT = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+
+# linux/magic.h
+PROC_SUPER_MAGIC = 0x9FA0
+
+O_PATH = os.O_PATH | os.O_CLOEXEC
+
+
+def _checked(result: int, call: str) -> int:
+    if result < 0:
+        raise OSError(-result, f"{call}: {os.strerror(-result)}")
+    return result
+
+
+class FileFacts:
+    """What tells one file from another: device, inode, mode, device number, mount id."""
+
+    __slots__ = ("dev", "ino", "mnt_id", "mode", "rdev")
+
+    def __init__(self, dev: int, ino: int, mode: int, rdev: int, mnt_id: int) -> None:
+        self.dev = dev
+        self.ino = ino
+        self.mode = mode
+        self.rdev = rdev
+        self.mnt_id = mnt_id
+
+
+_facts = ffi.new("struct beneath *")
+
+
+def _file_facts() -> FileFacts:
+    found = _facts
+    return FileFacts(found.dev, found.ino, found.mode, found.rdev, found.mnt_id)
+
+
+def fstat(fd: int) -> FileFacts:
+    """statx(2) of an open file, with its mount id (Linux 5.8)."""
+    _checked(lib.sys_fstat(fd, _facts), "statx")
+    return _file_facts()
+
+
+def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileFacts:
+    """Facts of a path that stays beneath a directory; the last component is not followed.
+
+    Source: openat2(2), Linux 5.6.
+    """
+    _checked(lib.sys_stat_beneath(dirfd, path, resolve, _facts), "openat2")
+    return _file_facts()
+
+
+def open_beneath(dirfd: int, path: bytes, flags: int) -> tuple[int, FileFacts]:
+    """Open a path that stays beneath a directory; return the fd, which is the caller's."""
+    fd = _checked(lib.sys_open_beneath(dirfd, path, flags, STAY_BENEATH, _facts), "openat2")
+    return fd, _file_facts()
+
+
+def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:
+    """openat2(2), Linux 5.6; the fd is the caller's."""
+    return _checked(lib.sys_openat2(dirfd, path, flags, resolve), "openat2")
+
+
+def open_tree(dirfd: int, path: bytes, flags: int) -> int:
+    """open_tree(2), Linux 5.2; the fd is the caller's."""
+    return _checked(lib.sys_open_tree(dirfd, path, flags), "open_tree")
+
+
+def clone_mount(fd: int) -> int:
+    """Clone the mount at an open file or directory, that file or directory its root."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH
+    return open_tree(fd, b"", flags)
+
+
+def mount_setattr(fd: int, attr_set: int, attr_clr: int, userns_fd: int = -1) -> None:
+    """mount_setattr(2) on the mount of a tree fd, Linux 5.12."""
+    _checked(lib.sys_mount_setattr(fd, attr_set, attr_clr, 0, userns_fd), "mount_setattr")
+
+
+class StatMount:
+    """statmount(2)'s answer: struct statmount of linux/mount.h with its strings."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self.mask = self._number(8, 8)
+        self.sb_dev = os.makedev(self._number(16, 4), self._number(20, 4))
+        self.sb_magic = self._number(24, 8)
+        self.mnt_id = self._number(40, 8)
+        self.mnt_attr = self._number(64, 8)
+
+    def _number(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._raw[offset : offset + size], "little")
+
+    def _strings(self, offset: int, count: int) -> list[bytes]:
+        start = 512 + self._number(offset, 4)  # sizeof(struct statmount)
+        return self._raw[start:].split(b"\0", count)[:count]
+
+    @property
+    def fs_type(self) -> bytes:
+        """Filesystem type; ask for STATMOUNT_FS_TYPE."""
+        return self._strings(36, 1)[0]
+
+    @property
+    def mnt_root(self) -> bytes:
+        """Root of the mount within its filesystem; ask for STATMOUNT_MNT_ROOT."""
+        return self._strings(104, 1)[0]
+
+    @property
+    def uid_map(self) -> list[bytes]:
+        """Id-map lines, "inside outside count"; ask for STATMOUNT_MNT_UIDMAP (Linux 6.15)."""
+        return self._strings(148, self._number(144, 4))
+
+    @property
+    def gid_map(self) -> list[bytes]:
+        """As uid_map; ask for STATMOUNT_MNT_GIDMAP (Linux 6.15)."""
+        return self._strings(156, self._number(152, 4))
+
+
+def statmount_by_fd(fd: int, mask: int) -> StatMount:
+    """statmount(2) with STATMOUNT_BY_FD, Linux 7.0.
+
+    Args:
+        fd: any file on the mount.
+        mask: STATMOUNT_* bits that are wanted; look at the answer's mask.
+
+    Raises:
+        OSError: EINVAL before 7.0 and for kernel-internal mounts, ENOENT for anonymous ones.
+    """
+    size = 4096
+    while True:
+        buf = ffi.new("char[]", size)
+        result = lib.sys_statmount_by_fd(fd, mask, buf, size)
+        if result != -errno.EOVERFLOW or size > 1 << 20:
+            break
+        size *= 4
+    _checked(result, "statmount")
+    return StatMount(bytes(ffi.buffer(buf)))
+
+
+def has_statmount_by_fd() -> bool:
+    """Tell whether the kernel has STATMOUNT_BY_FD, by asking it for the root directory."""
+    fd = os.open("/", O_PATH)
+    try:
+        statmount_by_fd(fd, STATMOUNT_MNT_BASIC)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def mnt_id_unique(fd: int) -> int:
+    """The mount's 64-bit id, never reused (statx(2) STATX_MNT_ID_UNIQUE, Linux 6.8)."""
+    found = ffi.new("uint64_t *")
+    _checked(lib.sys_mnt_id_unique(fd, found), "statx")
+    return int(found[0])
+
+
+def mount_in_ns(mnt_id: int, ns_id: int) -> bool:
+    """Tell whether a mount, by its unique id, is attached in a mount namespace, by its id.
+
+    Source: statmount(2), its mnt_ns_id from Linux 6.11; ENOENT says no.
+    """
+    buf = ffi.new("char[]", 512)
+    result = lib.sys_statmount_in_ns(mnt_id, ns_id, STATMOUNT_MNT_BASIC, buf, 512)
+    if result == -errno.ENOENT:
+        return False
+    _checked(result, "statmount")
+    return True
+
+
+def mount_namespaces() -> Iterator[int]:
+    """Yield the ids of all mount namespaces that this one may see, processes or not.
+
+    Source: ioctl_nsfs(2) NS_MNT_GET_INFO, _NEXT and _PREV, Linux 6.12.
+
+    Raises:
+        OSError: ENOTTY before 6.12.
+    """
+    found = ffi.new("uint64_t *")
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(lib.sys_mount_ns_id(own, found), "NS_MNT_GET_INFO")
+        yield int(found[0])
+        yield from _namespaces_from(own, 0)
+        yield from _namespaces_from(own, 1)
+    finally:
+        os.close(own)
+
+
+def _namespaces_from(start: int, backwards: int) -> Iterator[int]:
+    found = ffi.new("uint64_t *")
+    fd = os.dup(start)
+    while True:
+        result = lib.sys_next_mount_ns(fd, backwards, found)
+        os.close(fd)
+        if result == -errno.ENOENT:
+            return
+        fd = _checked(result, "NS_MNT_GET_NEXT")
+        yield int(found[0])
+
+
+AT_HANDLE_FID = 0x200  # linux/fcntl.h, Linux 6.5: an id that need not be opened again
+
+
+def name_to_handle(fd: int, flags: int = 0) -> tuple[int, bytes]:
+    """name_to_handle_at(2) of an open file: handle type and bytes.
+
+    Raises:
+        OSError: ENOTSUP where the filesystem has no handles.
+    """
+    kind, size, data = ffi.new("int *"), ffi.new("unsigned int *"), ffi.new("unsigned char[128]")
+    _checked(lib.sys_file_handle(fd, flags, kind, data, size), "name_to_handle_at")
+    return int(kind[0]), bytes(ffi.buffer(data))[: size[0]]
+
+
+def open_by_handle(mount_fd: int, handle: tuple[int, bytes], flags: int) -> int:
+    """open_by_handle_at(2): open a file on the mount of another fd; the fd is the caller's."""
+    kind, data = handle
+    return _checked(
+        lib.sys_open_by_handle(mount_fd, kind, data, len(data), flags), "open_by_handle_at"
+    )
+
+
+def fs_uuid(fd: int) -> bytes:
+    """FS_IOC_GETFSUUID, Linux 6.9: the filesystem's UUID, empty where there is none."""
+    data = ffi.new("unsigned char[16]")
+    result = lib.sys_fs_uuid(fd, data)
+    return bytes(ffi.buffer(data))[:result] if result > 0 else b""
+
+
+def unix_peer_path(fd: int) -> bytes:
+    """Path that the peer of a connected unix socket is bound to; empty for all else."""
+    buf = ffi.new("char[]", 256)
+    return ffi.string(buf) if lib.sys_peer_path(fd, buf, 256) == 0 else b""
+
+
+def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
+    """Make a user namespace with the given maps, for MOUNT_ATTR_IDMAP.
+
+    Args:
+        uid_map: lines as /proc/PID/uid_map takes them, user_namespaces(7).
+        gid_map: likewise.
+
+    Returns:
+        An fd of it, the caller's; the namespace lives as long as something holds it.
+    """
+    return _checked(lib.sys_userns(uid_map, gid_map), "user namespace")

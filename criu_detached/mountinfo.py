@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Mounts as /proc/PID/mountinfo shows them (proc_pid_mountinfo(5))."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class MountInfo:
+    """One attached mount."""
+
+    __slots__ = ("dev", "fs_type", "mnt_id", "mountpoint", "options", "root", "super_options")
+
+    def __init__(self, line: bytes) -> None:
+        """Take a line of mountinfo apart; raises ValueError when it is none."""
+        fields = line.split(b" ")
+        dash = fields.index(b"-", 6)
+        major, minor = fields[2].split(b":")
+        self.mnt_id = int(fields[0])
+        self.dev = os.makedev(int(major), int(minor))
+        self.root = unescape(fields[3])
+        self.mountpoint = unescape(fields[4])
+        self.options = fields[5].split(b",")
+        # The subtype of FUSE filesystems ("fuse.sshfs") is no part of the type.
+        self.fs_type = fields[dash + 1].split(b".")[0]
+        self.super_options = fields[dash + 3].split(b",")
+
+
+def unescape(field: bytes) -> bytes:
+    r"""Undo the kernel's escapes of blanks, tabs, newlines and backslashes (``\040``)."""
+    if b"\\" not in field:
+        return field
+    head, *parts = field.split(b"\\")
+    return head + b"".join(bytes((int(part[:3], 8),)) + part[3:] for part in parts)
+
+
+def read_mountinfo(pid: int | bytes = b"self") -> list[MountInfo]:
+    """Return the mounts that a process sees.
+
+    Args:
+        pid: its process id, or b"self".
+
+    Raises:
+        OSError: the process is gone.
+    """
+    name = pid if isinstance(pid, bytes) else b"%d" % pid
+    fd = os.open(b"/proc/" + name + b"/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = b""
+        while piece := os.read(fd, 1 << 16):
+            data += piece
+    finally:
+        os.close(fd)
+    return [MountInfo(line) for line in data.splitlines()]
+
+
+def namespaces() -> Iterator[tuple[int, list[int]]]:
+    """Yield each mount namespace that has a process: its inode, and those processes' ids.
+
+    The namespace of this process comes first.
+    """
+    found: dict[int, list[int]] = {os.stat("/proc/self/ns/mnt").st_ino: []}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            inode = os.stat(f"/proc/{name}/ns/mnt").st_ino
+        except OSError:
+            continue  # it ended, or is a kernel thread
+        found.setdefault(inode, []).append(int(name))
+    yield from found.items()
+
+
+def mounts_of_namespace(pids: list[int]) -> list[tuple[int, MountInfo]]:
+    """Return the mounts of one namespace, each with a process that sees it.
+
+    A process that was chrooted sees a part only, and paths from its own root: several
+    are asked, and the one that sees most comes first.
+    """
+    seen: dict[int, tuple[int, MountInfo]] = {}
+    views = []
+    roots = set()
+    for pid in pids:
+        try:
+            root = os.stat(f"/proc/{pid}/root")
+            if (root.st_dev, root.st_ino) in roots:
+                continue
+            roots.add((root.st_dev, root.st_ino))
+            views.append((pid, read_mountinfo(pid)))
+        except OSError:
+            continue
+    for pid, mounts in sorted(views, key=lambda view: -len(view[1])):
+        for mount in mounts:
+            seen.setdefault(mount.mnt_id, (pid, mount))
+    return list(seen.values())

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The detached-mount records: proto/criu_detached.proto as Python classes."""
+
+from __future__ import annotations
+
+from criu_detached.wire import BYTES, BYTES_LIST, FIXED, UINT, Message
+
+# Version of the record file. Increase it when an older plugin would misread a newer file.
+FORMAT = 1
+
+# Values of the enum Origin: how a mount is realised.
+BIND_SOURCE = 1
+
+
+class Header(Message):
+    """The first entry: by what, and where, the file was written."""
+
+    FIELDS = ((1, "format", UINT), (2, "boot_id", BYTES), (3, "machine", BYTES))
+    format: int
+    boot_id: bytes
+    machine: bytes
+
+
+class Superblock(Message):
+    """What tells one filesystem instance from another."""
+
+    FIELDS = (
+        (1, "fs_type", BYTES),
+        (2, "magic", UINT),
+        (3, "dev", UINT),
+        (4, "fsid", UINT),
+        (5, "uuid", BYTES),
+    )
+    fs_type: bytes
+    magic: int
+    dev: int
+    fsid: int
+    uuid: bytes
+
+
+class BindSource(Message):
+    """An attached mount that shows the detached mount's root."""
+
+    FIELDS = (
+        (1, "mnt_id", UINT),
+        (2, "in_namespace", UINT),
+        (3, "mountpoint", BYTES),
+        (4, "path", BYTES),
+    )
+    mnt_id: int
+    in_namespace: int
+    mountpoint: bytes
+    path: bytes
+
+
+class Mount(Message):
+    """A detached mount."""
+
+    FIELDS = (
+        (1, "mnt_id", UINT),
+        (2, "origin", UINT),
+        (3, "root", BYTES),
+        (4, "root_type", UINT),
+        (5, "attr", UINT),
+        (6, "superblock", Superblock),
+        (7, "bind_source", BindSource),
+        (8, "uid_map", BYTES_LIST),
+        (9, "gid_map", BYTES_LIST),
+    )
+    mnt_id: int
+    origin: int
+    root: bytes
+    root_type: int
+    attr: int
+    superblock: Superblock | None
+    bind_source: BindSource | None
+    uid_map: list[bytes]
+    gid_map: list[bytes]
+
+
+class Handle(Message):
+    """A file handle, as name_to_handle_at(2) gives it."""
+
+    FIELDS = ((1, "type", UINT), (2, "bytes", BYTES))
+    type: int
+    bytes: bytes
+
+
+class File(Message):
+    """A file on a detached mount; CRIU knows it by mount id and inode."""
+
+    FIELDS = (
+        (1, "mnt_id", UINT),
+        (2, "ino", UINT),
+        (3, "dev", UINT),
+        (4, "mode", UINT),
+        (5, "path", BYTES),
+        (6, "rdev", UINT),
+        (7, "handle", Handle),
+    )
+    mnt_id: int
+    ino: int
+    dev: int
+    mode: int
+    path: bytes
+    rdev: int
+    handle: Handle | None
+
+
+class ExtFile(Message):
+    """An open file that CRIU left to the DUMP_EXT_FILE hook."""
+
+    FIELDS = (
+        (1, "id", UINT),
+        (2, "flags", UINT),
+        (3, "pos", UINT),
+        (4, "mnt_id", UINT),
+        (5, "ino", UINT),
+    )
+    id: int
+    flags: int
+    pos: int
+    mnt_id: int
+    ino: int
+
+
+class Trailer(Message):
+    """The last entry: says that nothing is missing and nothing was changed."""
+
+    FIELDS = ((1, "entries", FIXED), (2, "crc32", FIXED))
+    entries: int
+    crc32: int
+
+
+class Entry(Message):
+    """One entry of the record file; exactly one field is set."""
+
+    FIELDS = (
+        (1, "header", Header),
+        (2, "mount", Mount),
+        (3, "file", File),
+        (4, "ext_file", ExtFile),
+        (15, "trailer", Trailer),
+    )
+    header: Header | None
+    mount: Mount | None
+    file: File | None
+    ext_file: ExtFile | None
+    trailer: Trailer | None
+
+    def content(self) -> Message | None:
+        """Return the one field that is set; None if none or several are."""
+        found = [value for value in self.__dict__.values() if value is not None]
+        return found[0] if len(found) == 1 else None

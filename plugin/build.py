@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Build the plugin into a directory that ``criu dump --lib DIR`` can be given.
+
+    DIR/criu_detached.so                 the shim: all that CRIU itself loads
+    DIR/criu_detached/embed.so           Python inside CRIU, opened by the shim on need
+    DIR/criu_detached/lib/criu_detached  the Python package, compiled, with _kernel
+    DIR/criu_detached/criu-detached      the command line tool
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent
+PACKAGE = SOURCE.parent / "criu_detached"
+CFLAGS = ["-O2", "-g", "-fPIC", "-shared", "-fvisibility=hidden"]
+STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+
+LAUNCHER = """#!{python} -I
+import sys
+sys.path.insert(0, {lib!r})
+from criu_detached.cli import main
+sys.exit(main())
+"""
+
+
+class BuildError(Exception):
+    """What is missing on this machine, and how to get it."""
+
+
+def compiler() -> list[str]:
+    """Return the C compiler's command line: $CC, or cc."""
+    return shlex.split(os.environ.get("CC", "cc"))
+
+
+def cc(output: Path, sources: list[Path], *options: str) -> None:
+    """Compile and link a shared object.
+
+    Args:
+        output: the file to write.
+        sources: C files.
+        options: further compiler options.
+
+    Raises:
+        BuildError: the compiler is absent or failed.
+    """
+    command = [*compiler(), *CFLAGS, f"-I{SOURCE}", *map(str, sources), "-o", str(output), *options]
+    try:
+        subprocess.run(command, check=True)
+    except FileNotFoundError as error:
+        raise BuildError(f"no C compiler {command[0]!r}: install gcc, or set CC") from error
+    except subprocess.CalledProcessError as error:
+        raise BuildError(f"{output.name}: the C compiler failed: {shlex.join(command)}") from error
+
+
+def python_headers() -> str:
+    """Return the directory of Python.h.
+
+    Raises:
+        BuildError: it is not installed.
+    """
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").exists():
+        raise BuildError(f"{include}/Python.h is missing: install Python's headers (python3-dev)")
+    return str(include)
+
+
+def libpython() -> list[str]:
+    """Return the linker options for the shared libpython of this interpreter.
+
+    Raises:
+        BuildError: this Python has none.
+    """
+    if not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        raise BuildError(
+            f"{sys.executable} has no shared libpython: use the distribution's python3,"
+            " or one configured with --enable-shared"
+        )
+    libdir = sysconfig.get_config_var("LIBDIR")
+    options = [f"-L{libdir}", f"-lpython{sysconfig.get_config_var('LDVERSION')}"]
+    if libdir not in ("/usr/lib", "/lib", "/usr/lib64"):
+        options.append(f"-Wl,-rpath,{libdir}")
+    return options
+
+
+def import_paths(lib: Path) -> list[str]:
+    """Return the only directories that the embedded Python imports from.
+
+    Args:
+        lib: where the package will be at run time.
+
+    Raises:
+        BuildError: cffi is not installed.
+    """
+    try:
+        import _cffi_backend
+    except ImportError as error:
+        raise BuildError("the Python package cffi is missing: install python3-cffi") from error
+    paths = sysconfig.get_paths()
+    backend = Path(str(_cffi_backend.__file__)).resolve().parent
+    dynload = Path(paths["platstdlib"]) / "lib-dynload"
+    return list(dict.fromkeys([str(lib), paths["stdlib"], str(dynload), str(backend)]))
+
+
+def build_shim(output: Path) -> None:
+    """Build what CRIU loads; it links libc alone and is never unmapped."""
+    sources = [SOURCE / "criu_detached.c", SOURCE / "steer.c"]
+    cc(output, sources, *STRICT, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
+
+
+def build_embedded(output: Path, lib: Path, scratch: Path) -> None:
+    """Build the module that starts Python inside CRIU."""
+    from embed_build import builder
+
+    source = scratch / "embed.c"
+    builder(import_paths(lib), sys.executable).emit_c_code(str(source))
+    cc(output, [source], f"-I{python_headers()}", *libpython(), "-Wl,-z,nodelete", "-pthread")
+
+
+def build_package(target: Path, scratch: Path) -> None:
+    """Copy the Python package, with its ``_kernel`` module, and compile it to bytecode."""
+    from kernel_build import builder
+
+    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    source = scratch / "kernel.c"
+    builder().emit_c_code(str(source))
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    cc(target / f"_kernel{suffix}", [source], f"-I{python_headers()}")
+
+
+def build(output: Path, runtime: Path) -> None:
+    """Build the whole plugin directory.
+
+    Args:
+        output: where the files are written; what an earlier build left there is replaced.
+        runtime: where they will be when CRIU runs (differs from output under DESTDIR).
+
+    Raises:
+        BuildError: something is missing on this machine; the old build is then intact.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".build-") as temporary:
+        new = Path(temporary) / "criu_detached"
+        scratch = Path(temporary) / "scratch"
+        scratch.mkdir()
+        lib = new / "lib"
+        lib.mkdir(parents=True)
+        build_shim(Path(temporary) / "criu_detached.so")
+        build_embedded(new / "embed.so", runtime / "criu_detached" / "lib", scratch)
+        build_package(lib / "criu_detached", scratch)
+        runtime_lib = str(runtime / "criu_detached" / "lib")
+        compileall.compile_dir(
+            lib,
+            quiet=1,
+            stripdir=str(lib),
+            prependdir=runtime_lib,
+            invalidation_mode=compileall.PycInvalidationMode.UNCHECKED_HASH,
+        )
+        launcher = new / "criu-detached"
+        launcher.write_text(LAUNCHER.format(python=sys.executable, lib=runtime_lib))
+        launcher.chmod(0o755)
+        shutil.rmtree(output / "criu_detached", ignore_errors=True)
+        new.rename(output / "criu_detached")
+        (Path(temporary) / "criu_detached.so").rename(output / "criu_detached.so")
+
+
+def main() -> int:
+    """Command line: ``build.py --output DIR [--runtime DIR]``."""
+    parser = argparse.ArgumentParser(description="build the criu-detached plugin")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--runtime", type=Path, metavar="DIR", help="where DIR will be at run time")
+    options = parser.parse_args()
+    output = options.output.resolve()
+    try:
+        build(output, options.runtime or output)
+    except BuildError as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

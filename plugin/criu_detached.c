@@ -1,0 +1,569 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The plugin as CRIU sees it: descriptor, hooks, and the steering of files on mounts
+ * that CRIU does not know to the embedded Python. Policy lives in the Python package.
+ *
+ * dump:    readlink of /proc/self/fd/N -> on a mount that CRIU knows? -> Python
+ *          records the file -> the file's external key is set -> CRIU writes an
+ *          external regular file by itself (dump_one_reg_file, criu/files-reg.c)
+ * restore: openat of "ile[<mnt_id>:<inode>]" -> Python opens the file on its mount
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "host.h"
+#include "steer.h"
+
+#define PLUGIN_NAME "criu_detached"
+#define RECORD_FILE "criu-detached.img"
+#define EXPORT __attribute__((visibility("default")))
+
+/* --- CRIU's plugin ABI (criu/include/criu-plugin.h) --- */
+
+enum { STAGE_DUMP, STAGE_PRE_DUMP, STAGE_RESTORE };
+enum { HOOK_DUMP_EXT_FILE = 2, HOOK_RESTORE_EXT_FILE = 3, MAX_HOOKS };
+
+/*
+ * Version 0.2.0 with these four hooks loads in CRIU 4.1 to 4.3: CRIU refuses a
+ * plugin with a higher version, or with more hooks, than it has itself.
+ */
+struct plugin_descriptor {
+	const char *name;
+	int (*init)(int stage);
+	void (*exit)(int stage, int ret);
+	unsigned int version;
+	unsigned int max_hooks;
+	void *hooks[MAX_HOOKS];
+};
+
+/* struct external of criu/include/external.h, the same in CRIU 4.1 to 4.3. */
+struct external {
+	void *prev, *next;
+	char *id;
+	void *data;
+};
+
+/* --- CRIU's functions, resolved in every init --- */
+
+static struct {
+	int (*get_image_dir)(void);
+	void (*print_on_level)(unsigned int level, const char *format, ...);
+	void *(*lookup_mnt_id)(unsigned int mnt_id);
+	int (*add_external)(char *key);
+	int (*external_for_each_type)(char *type, int (*cb)(struct external *, void *), void *arg);
+	int (*add_inventory_plugin)(const char *name);
+	bool (*check_and_remove_inventory_plugin)(const char *name, size_t n);
+	int (*fdstore_add)(int fd);
+	int (*fdstore_get)(int id);
+	int (*inherit_fd_add)(int fd, char *key);
+	int (*inherit_fd_lookup_id)(char *key);
+	int (*mntns_get_root_by_mnt_id)(int mnt_id);
+	unsigned long *root_ns_mask;
+	void *plugin_get_options; /* CRIU >= 4.3; tells the hook's ABI, see restore_ext_file */
+} criu;
+
+static const struct {
+	const char *name;
+	void *where;
+	bool optional;
+} criu_symbols[] = {
+	{ "criu_get_image_dir", &criu.get_image_dir, false },
+	{ "print_on_level", &criu.print_on_level, false },
+	{ "lookup_mnt_id", &criu.lookup_mnt_id, false },
+	{ "add_external", &criu.add_external, false },
+	{ "external_for_each_type", &criu.external_for_each_type, false },
+	{ "add_inventory_plugin", &criu.add_inventory_plugin, false },
+	{ "check_and_remove_inventory_plugin", &criu.check_and_remove_inventory_plugin, false },
+	{ "fdstore_add", &criu.fdstore_add, false },
+	{ "fdstore_get", &criu.fdstore_get, false },
+	{ "inherit_fd_add", &criu.inherit_fd_add, false },
+	{ "inherit_fd_lookup_id", &criu.inherit_fd_lookup_id, false },
+	{ "mntns_get_root_by_mnt_id", &criu.mntns_get_root_by_mnt_id, false },
+	{ "root_ns_mask", &criu.root_ns_mask, false },
+	{ "criu_plugin_get_options", &criu.plugin_get_options, true },
+};
+
+/* NULL, or the name of the first function that this CRIU lacks. */
+static const char *resolve_criu(void)
+{
+	void *program = dlopen(NULL, RTLD_LAZY);
+	const char *missing = NULL;
+
+	memset(&criu, 0, sizeof(criu));
+	for (size_t i = 0; i < sizeof(criu_symbols) / sizeof(criu_symbols[0]); i++) {
+		void *sym = dlsym(program, criu_symbols[i].name);
+
+		memcpy(criu_symbols[i].where, &sym, sizeof(sym));
+		if (!sym && !criu_symbols[i].optional && !missing)
+			missing = criu_symbols[i].name;
+	}
+	dlclose(program);
+	return missing;
+}
+
+static const char *const level_prefix[] = { "", "Error ", "Warn  ", "", "" };
+
+static void __attribute__((format(printf, 2, 3))) say(int level, const char *format, ...)
+{
+	char text[4096];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	if (criu.print_on_level)
+		criu.print_on_level(level, "%s%s: %s\n", level_prefix[level], "criu-detached", text);
+	else
+		fprintf(stderr, "%scriu-detached: %s\n", level_prefix[level], text);
+}
+
+/* --- what Python may ask of CRIU --- */
+
+static void host_log(int level, const char *text)
+{
+	say(level, "%s", text);
+}
+
+static int host_mount_known(int mnt_id)
+{
+	return criu.lookup_mnt_id(mnt_id) != NULL;
+}
+
+static int host_dumps_mount_namespace(void)
+{
+	return (*criu.root_ns_mask & CLONE_NEWNS) != 0;
+}
+
+static int host_need_plugin(void)
+{
+	return criu.add_inventory_plugin(PLUGIN_NAME);
+}
+
+static int host_inherit_fd_add(int fd, const char *key)
+{
+	return criu.inherit_fd_add(fd, (char *)key);
+}
+
+static int host_inherit_fd_get(const char *key)
+{
+	return criu.inherit_fd_lookup_id((char *)key);
+}
+
+static struct criu_host host;
+
+static void fill_host(void)
+{
+	host = (struct criu_host){
+		.log = host_log,
+		.image_dir = criu.get_image_dir,
+		.mount_known = host_mount_known,
+		.dumps_mount_namespace = host_dumps_mount_namespace,
+		.mntns_root = criu.mntns_get_root_by_mnt_id,
+		.need_plugin = host_need_plugin,
+		.fdstore_add = criu.fdstore_add,
+		.fdstore_get = criu.fdstore_get,
+		.inherit_fd_add = host_inherit_fd_add,
+		.inherit_fd_get = host_inherit_fd_get,
+	};
+}
+
+/* --- the embedded Python, opened on need --- */
+
+static struct embedded python;
+static bool python_started;
+
+/* <plugin dir>/criu_detached/embed.so, beside this very file. */
+static int embedded_path(char *path, size_t size)
+{
+	char self[PATH_MAX];
+	Dl_info info;
+	char *slash;
+
+	if (!dladdr(&python, &info) || !info.dli_fname || !realpath(info.dli_fname, self))
+		return -1;
+	slash = strrchr(self, '/');
+	if (!slash)
+		return -1;
+	*slash = '\0';
+	return snprintf(path, size, "%s/" PLUGIN_NAME "/embed.so", self) < (int)size ? 0 : -1;
+}
+
+static int start_python(void)
+{
+	criu_detached_start_t *start;
+	char path[PATH_MAX];
+	void *module;
+
+	if (python_started)
+		return 0;
+	if (embedded_path(path, sizeof(path))) {
+		say(LOG_ERROR, "can't tell where the plugin was loaded from; install it again");
+		return -1;
+	}
+	module = dlopen(path, RTLD_NOW | RTLD_NODELETE);
+	if (!module) {
+		say(LOG_ERROR, "can't load the plugin's Python part (%s); build it again", dlerror());
+		return -1;
+	}
+	start = (criu_detached_start_t *)dlsym(module, "criu_detached_start");
+	if (!start) {
+		say(LOG_ERROR, "%s is of another version of the plugin; build it again", path);
+		return -1;
+	}
+	if (start(&host, &python))
+		return -1;
+	python_started = true;
+	return 0;
+}
+
+/* --- dump --- */
+
+/* The one live external key. CRIU's list keeps a pointer to this buffer. */
+static char live_key[64];
+
+static int adopt_key(struct external *ext, void *arg)
+{
+	if (strcmp(ext->id, arg))
+		return 0;
+	ext->id = live_key;
+	return 1;
+}
+
+static int same_key(struct external *ext, void *arg)
+{
+	return ext->id != live_key && !strcmp(ext->id, arg);
+}
+
+static void format_key(char *key, size_t size, const struct file_facts *facts)
+{
+	snprintf(key, size, "file[%x:%" PRIx64 "]", facts->mnt_id, facts->ino);
+}
+
+/*
+ * Every file walks CRIU's list of external keys, so ours has one entry only, and its
+ * id is rewritten: the look-up follows right after the link is read.
+ */
+static int set_live_key(const struct file_facts *facts)
+{
+	static char placeholder[] = "file[" PLUGIN_NAME "]";
+
+	if (!live_key[0]) {
+		if (criu.add_external(placeholder) ||
+		    !criu.external_for_each_type("file", adopt_key, placeholder)) {
+			say(LOG_ERROR, "CRIU did not take an external file key");
+			return -1;
+		}
+	}
+	format_key(live_key, sizeof(live_key), facts);
+	return 0;
+}
+
+static bool user_gave_key(const struct file_facts *facts)
+{
+	char key[sizeof(live_key)];
+
+	format_key(key, sizeof(key), facts);
+	return criu.external_for_each_type("file", same_key, key) != 0;
+}
+
+static int get_facts(int fd, struct file_facts *facts)
+{
+	struct statx stx;
+
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, &stx))
+		return -1;
+	if (!(stx.stx_mask & STATX_MNT_ID)) {
+		errno = EOPNOTSUPP; /* Linux < 5.8 */
+		return -1;
+	}
+	*facts = (struct file_facts){
+		.dev = makedev(stx.stx_dev_major, stx.stx_dev_minor),
+		.ino = stx.stx_ino,
+		.rdev = makedev(stx.stx_rdev_major, stx.stx_rdev_minor),
+		.mnt_id = stx.stx_mnt_id,
+		.mode = stx.stx_mode,
+		.nlink = stx.stx_nlink,
+	};
+	return 0;
+}
+
+/*
+ * memfd, SysV shm and shared anonymous memory live on the kernel's own tmpfs mount and
+ * have links that start with '/'. Knowing its device keeps Python out of such dumps.
+ */
+static bool on_kernel_shmem(const struct file_facts *facts)
+{
+	static dev_t shmem_dev;
+	struct stat st;
+	int fd;
+
+	if (!shmem_dev) {
+		fd = memfd_create(PLUGIN_NAME, MFD_CLOEXEC);
+		if (fd < 0)
+			return false;
+		if (!fstat(fd, &st))
+			shmem_dev = st.st_dev;
+		close(fd);
+	}
+	return facts->dev == shmem_dev;
+}
+
+static int dump_link(int fd, const char *link)
+{
+	struct file_facts facts;
+	bool known;
+
+	if (get_facts(fd, &facts))
+		return DUMP_LEAVE;
+	known = criu.lookup_mnt_id(facts.mnt_id) != NULL;
+	/* A file of an attached mount that is named like a key would be taken for one of ours. */
+	if (known && !strncmp(link, "/ile[", 5)) {
+		say(LOG_ERROR, "the file %s has the form of an external file key: rename it", link);
+		return DUMP_REFUSE;
+	}
+	if (known || on_kernel_shmem(&facts) || user_gave_key(&facts))
+		return DUMP_LEAVE;
+	if (start_python())
+		return DUMP_REFUSE;
+
+	int answer = python.dump_link(fd, link, &facts);
+
+	if (answer == DUMP_EXTERNAL)
+		return set_live_key(&facts) ? DUMP_REFUSE : DUMP_EXTERNAL;
+	return answer == DUMP_LEAVE ? DUMP_LEAVE : DUMP_REFUSE;
+}
+
+/* read_fd_link (criu/util.c) is the only reader of such paths. */
+static bool is_fd_path(const char *path, int *fd)
+{
+	static const char prefix[] = "/proc/self/fd/";
+	char *end;
+	long n;
+
+	if (strncmp(path, prefix, sizeof(prefix) - 1))
+		return false;
+	n = strtol(path + sizeof(prefix) - 1, &end, 10);
+	if (*end || end == path + sizeof(prefix) - 1 || n < 0 || n > INT_MAX)
+		return false;
+	*fd = (int)n;
+	return true;
+}
+
+static ssize_t steered_readlink(const char *path, char *buf, size_t size)
+{
+	ssize_t len = readlink(path, buf, size);
+	int saved_errno = errno;
+	char link[PATH_MAX];
+	int fd;
+
+	/* Links that fill the buffer are an error to CRIU; those without '/' are no paths. */
+	if (len <= 0 || (size_t)len >= size || len >= PATH_MAX || buf[0] != '/' ||
+	    !is_fd_path(path, &fd))
+		return len;
+	memcpy(link, buf, len);
+	link[len] = '\0';
+	if (dump_link(fd, link) == DUMP_REFUSE) {
+		errno = EIO;
+		return -1;
+	}
+	errno = saved_errno;
+	return len;
+}
+
+static ssize_t steered_readlink_chk(const char *path, char *buf, size_t size, size_t bufsize)
+{
+	if (size > bufsize)
+		abort(); /* what __readlink_chk does */
+	return steered_readlink(path, buf, size);
+}
+
+static const struct steering dump_steering[] = {
+	{ "readlink", steered_readlink },
+	{ "__readlink_chk", steered_readlink_chk },
+};
+
+static bool ready;
+
+static int dump_ext_file(int fd, int id)
+{
+	struct file_facts facts;
+
+	if (!ready || get_facts(fd, &facts) || criu.lookup_mnt_id(facts.mnt_id))
+		return -ENOTSUP;
+	/* Sockets, anonymous inodes and the like are on no mount that could be detached. */
+	if (!S_ISBLK(facts.mode) && !S_ISCHR(facts.mode))
+		return -ENOTSUP;
+	return start_python() ? -1 : python.dump_ext_file(fd, id, &facts);
+}
+
+/* --- restore --- */
+
+static bool is_key_name(const char *path)
+{
+	return path && !strncmp(path, "ile[", 4);
+}
+
+static int open_key_name(const char *name, int flags)
+{
+	int fd = python.restore_open(name, flags);
+
+	if (fd >= 0)
+		return fd;
+	errno = fd == -1 ? EIO : -fd;
+	return -1;
+}
+
+static int steered_openat(int dirfd, const char *path, int flags, ...)
+{
+	va_list args;
+	mode_t mode;
+
+	if (is_key_name(path))
+		return open_key_name(path, flags);
+	va_start(args, flags);
+	mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(args, mode_t) : 0;
+	va_end(args);
+	return openat(dirfd, path, flags, mode);
+}
+
+static int steered_openat_2(int dirfd, const char *path, int flags)
+{
+	return is_key_name(path) ? open_key_name(path, flags) : openat(dirfd, path, flags);
+}
+
+static const struct steering restore_steering[] = {
+	{ "openat", steered_openat },
+	{ "openat64", steered_openat },
+	{ "__openat_2", steered_openat_2 },
+	{ "__openat64_2", steered_openat_2 },
+};
+
+/*
+ * CRIU <= 4.2 calls this with (id), CRIU 4.3 with (id, &retry_needed), and leaves
+ * *retry_needed uninitialised. Before 4.3 the second argument is a stray register.
+ */
+static int restore_ext_file(int id, bool *retry_needed)
+{
+	int ret;
+
+	if (!ready)
+		return -ENOTSUP;
+	ret = python.restore_ext_file(id);
+	if (ret != -ENOTSUP && criu.plugin_get_options)
+		*retry_needed = false;
+	return ret;
+}
+
+/* --- life of the plugin --- */
+
+#define STEER(table) steer_main_program(table, sizeof(table) / sizeof((table)[0]))
+
+/* A plugin installed for the whole machine must not stop the dumps that do not need it. */
+static int dump_init(const char *missing)
+{
+	if (missing) {
+		say(LOG_WARN, "this CRIU has no function %s: going on without the plugin", missing);
+		return 0;
+	}
+	/* A record file of an earlier dump into this directory must not outlive it. */
+	if (unlinkat(criu.get_image_dir(), RECORD_FILE, 0) && errno != ENOENT) {
+		say(LOG_ERROR, "can't remove the stale %s: %s", RECORD_FILE, strerror(errno));
+		return -1;
+	}
+	if (STEER(dump_steering) <= 0) {
+		say(LOG_WARN, "this CRIU does not import readlink: going on without the plugin");
+		return 0;
+	}
+	ready = true;
+	say(LOG_DEBUG, "ready to dump");
+	return 0;
+}
+
+/*
+ * CRIU's inventory says whether images need the plugin. Inventories older than that
+ * field make CRIU answer yes for every plugin, however often it is asked; the plugin
+ * did not exist then.
+ */
+static bool images_need_plugin(void)
+{
+	size_t n = sizeof(PLUGIN_NAME);
+
+	return criu.check_and_remove_inventory_plugin(PLUGIN_NAME, n) &&
+	       !criu.check_and_remove_inventory_plugin(PLUGIN_NAME, n);
+}
+
+static int restore_init(const char *missing)
+{
+	if (!criu.check_and_remove_inventory_plugin) {
+		say(LOG_WARN, "this CRIU has no plugin inventory: going on without the plugin");
+		return 0;
+	}
+	if (!images_need_plugin())
+		return 0;
+	if (missing) {
+		say(LOG_ERROR, "the images need the plugin, but this CRIU has no function %s", missing);
+		return -1;
+	}
+	if (STEER(restore_steering) <= 0) {
+		say(LOG_ERROR, "the images need the plugin, but this CRIU does not import openat");
+		return -1;
+	}
+	if (start_python() || python.restore_init()) {
+		unsteer_main_program(); /* CRIU unloads a plugin whose init fails */
+		return -1;
+	}
+	ready = true;
+	return 0;
+}
+
+static int plugin_init(int stage)
+{
+	const char *missing = resolve_criu();
+
+	ready = false;
+	live_key[0] = '\0';
+	fill_host();
+	switch (stage) {
+	case STAGE_DUMP:
+		return dump_init(missing);
+	case STAGE_RESTORE:
+		return restore_init(missing);
+	default:
+		return 0; /* a pre-dump writes memory only, and never calls exit */
+	}
+}
+
+static void plugin_exit(int stage, int ret)
+{
+	(void)stage;
+	(void)ret;
+	unsteer_main_program();
+	ready = false;
+}
+
+EXPORT struct plugin_descriptor CR_PLUGIN_DESC = {
+	.name = PLUGIN_NAME,
+	.init = plugin_init,
+	.exit = plugin_exit,
+	.version = 0x000200, /* 0.2.0 */
+	.max_hooks = MAX_HOOKS,
+	.hooks = {
+		[HOOK_DUMP_EXT_FILE] = dump_ext_file,
+		[HOOK_RESTORE_EXT_FILE] = restore_ext_file,
+	},
+};

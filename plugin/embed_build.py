@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The cffi-embedded module: it starts Python inside CRIU and holds the entry points."""
+
+from __future__ import annotations
+
+from cffi import FFI
+
+MODULE = "_criu_detached_embed"
+
+# The part of host.h that Python sees; the C compiler checks it against host.h.
+HOST_CDEF = """
+struct criu_host {
+    void (*log)(int level, const char *text);
+    int (*image_dir)(void);
+    int (*mount_known)(int mnt_id);
+    int (*dumps_mount_namespace)(void);
+    int (*mntns_root)(int mnt_id);
+    int (*need_plugin)(void);
+    int (*fdstore_add)(int fd);
+    int (*fdstore_get)(int id);
+    int (*inherit_fd_add)(int fd, const char *key);
+    int (*inherit_fd_get)(const char *key);
+};
+struct file_facts {
+    uint64_t dev;
+    uint64_t ino;
+    uint64_t rdev;
+    uint32_t mnt_id;
+    uint32_t mode;
+    uint32_t nlink;
+};
+struct criu_host *the_host(void);
+"""
+
+# Shared between the restored tasks: one entry a mount that is realised in a task.
+SHARED_CDEF = """
+int shared_alloc(unsigned int count);
+void shared_lock(unsigned int index);
+void shared_unlock(unsigned int index);
+int shared_get(unsigned int index);
+void shared_set(unsigned int index, int value);
+"""
+
+ENTRY_POINTS = """
+int dump_link(int fd, const char *link, const struct file_facts *facts);
+int dump_ext_file(int fd, int id, const struct file_facts *facts);
+int restore_init(void);
+int restore_open(const char *name, int flags);
+int restore_ext_file(int id);
+"""
+
+SOURCE = r"""
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include "host.h"
+
+static struct criu_host host;
+
+/* Written by cffi, below. */
+ENTRY_POINT_PROTOTYPES
+
+static struct criu_host *the_host(void)
+{
+	return &host;
+}
+
+/* Mapped before CRIU forks the tasks, so that all of them see one copy. */
+static struct shared {
+	pthread_mutex_t lock;
+	int value;
+} *shared;
+
+static int shared_alloc(unsigned int count)
+{
+	pthread_mutexattr_t attr;
+
+	shared = mmap(NULL, (count + 1) * sizeof(*shared), PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (shared == MAP_FAILED)
+		return -1;
+	pthread_mutexattr_init(&attr);
+	pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+	for (unsigned int i = 0; i < count; i++) {
+		pthread_mutex_init(&shared[i].lock, &attr);
+		shared[i].value = -1;
+	}
+	return 0;
+}
+
+static void shared_lock(unsigned int index)
+{
+	pthread_mutex_lock(&shared[index].lock);
+}
+
+static void shared_unlock(unsigned int index)
+{
+	pthread_mutex_unlock(&shared[index].lock);
+}
+
+static int shared_get(unsigned int index)
+{
+	return shared[index].value;
+}
+
+static void shared_set(unsigned int index, int value)
+{
+	shared[index].value = value;
+}
+
+static int complain(const char *what, const char *why)
+{
+	char text[512];
+
+	snprintf(text, sizeof(text), "can't start Python: %s: %s", what, why ? why : "?");
+	host.log(LOG_ERROR, text);
+	return -1;
+}
+
+/*
+ * CRIU opens plugins RTLD_LOCAL, so libpython's symbols are hidden from extension
+ * modules; opened once more as RTLD_GLOBAL they are not.
+ */
+static int publish_libpython(void)
+{
+	Dl_info info;
+
+	if (!dladdr((void *)Py_IsInitialized, &info))
+		return complain("libpython", "not found");
+	if (!dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL))
+		return complain(info.dli_fname, dlerror());
+	return 0;
+}
+
+static PyStatus isolate(PyConfig *config)
+{
+	static const wchar_t *const paths[] = { PYTHON_PATHS };
+	PyStatus status;
+
+	/*
+	 * No environment, no user site, no site at all, no argument parsing, and nothing
+	 * is written; the path is the one of build time. cffi would read the environment.
+	 */
+	PyConfig_InitIsolatedConfig(config);
+	config->install_signal_handlers = 0;
+	config->site_import = 0;
+	config->write_bytecode = 0;
+	config->pathconfig_warnings = 0;
+	config->module_search_paths_set = 1;
+	for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]); i++) {
+		status = PyWideStringList_Append(&config->module_search_paths, paths[i]);
+		if (PyStatus_Exception(status))
+			return status;
+	}
+	return PyConfig_SetString(config, &config->executable, PYTHON_EXECUTABLE);
+}
+
+static int start_interpreter(void)
+{
+	PyConfig config;
+	PyStatus status = isolate(&config);
+
+	if (!PyStatus_Exception(status))
+		status = Py_InitializeFromConfig(&config);
+	PyConfig_Clear(&config);
+	if (PyStatus_Exception(status))
+		return complain(status.func, status.err_msg);
+	/* cffi's entry points take the lock themselves. */
+	PyEval_SaveThread();
+	return 0;
+}
+
+__attribute__((visibility("default"))) int
+criu_detached_start(const struct criu_host *criu, struct embedded *entry)
+{
+	host = *criu;
+	if (publish_libpython())
+		return -1;
+	if (!Py_IsInitialized() && start_interpreter())
+		return -1;
+	if (cffi_start_python())
+		return complain("the package", "the reason is on stderr; build the plugin again");
+	*entry = (struct embedded){
+		.dump_link = dump_link,
+		.dump_ext_file = dump_ext_file,
+		.restore_init = restore_init,
+		.restore_open = restore_open,
+		.restore_ext_file = restore_ext_file,
+	};
+	return 0;
+}
+"""
+
+
+def builder(paths: list[str], executable: str) -> FFI:
+    """Describe the embedded module.
+
+    Args:
+        paths: the only directories that Python will import from, absolute.
+        executable: the interpreter's path, for messages.
+
+    Returns:
+        A cffi builder; ``emit_c_code`` writes the module's C source.
+    """
+    ffi = FFI()
+    ffi.cdef(HOST_CDEF + SHARED_CDEF)
+    ffi.embedding_api(ENTRY_POINTS)
+    wide = ", ".join(f'L"{path}"' for path in paths)
+    defines = f'#define PYTHON_PATHS {wide}\n#define PYTHON_EXECUTABLE L"{executable}"\n'
+    source = SOURCE.replace("ENTRY_POINT_PROTOTYPES", ENTRY_POINTS.strip())
+    ffi.set_source(MODULE, "#define _GNU_SOURCE\n" + defines + source)
+    ffi.embedding_init_code("import criu_detached.entry")
+    return ffi

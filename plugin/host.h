@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the shim offers to the embedded Python, and what it asks of it.
+ *
+ * The shim (criu_detached.c) is loaded by CRIU and links no Python. The embedded
+ * module (embed_build.py, built by cffi) is opened by the shim on need. This header is
+ * the whole contract between the two; embed_build.py repeats it as cffi
+ * declarations, and the C compiler checks those against this file.
+ */
+#ifndef CRIU_DETACHED_HOST_H
+#define CRIU_DETACHED_HOST_H
+
+#include <stdint.h>
+
+/* CRIU's functions, resolved in the main program (criu/ of CRIU 4.1 to 4.3). */
+struct criu_host {
+	void (*log)(int level, const char *text);
+	int (*image_dir)(void);			    /* criu_get_image_dir: not ours to close */
+	int (*mount_known)(int mnt_id);		    /* lookup_mnt_id() != NULL */
+	int (*dumps_mount_namespace)(void);	    /* root_ns_mask & CLONE_NEWNS */
+	int (*mntns_root)(int mnt_id);		    /* mntns_get_root_by_mnt_id: not ours to close */
+	int (*need_plugin)(void);		    /* add_inventory_plugin(our name) */
+	int (*fdstore_add)(int fd);		    /* its id, or -1 */
+	int (*fdstore_get)(int id);		    /* a new fd, or -1 */
+	int (*inherit_fd_add)(int fd, const char *key); /* CRIU owns fd afterwards */
+	int (*inherit_fd_get)(const char *key);	    /* a new fd, or -1 */
+};
+
+/* What statx(2) says of a file that CRIU is about to dump. */
+struct file_facts {
+	uint64_t dev; /* as makedev() makes it */
+	uint64_t ino;
+	uint64_t rdev;
+	uint32_t mnt_id; /* the reused 32-bit id, as in fdinfo and in CRIU's images */
+	uint32_t mode;
+	uint32_t nlink;
+};
+
+enum dump_answer {
+	DUMP_REFUSE = -1,  /* the reason is in the log: fail the dump */
+	DUMP_LEAVE = 0,	   /* not ours: as if the plugin were not there */
+	DUMP_EXTERNAL = 1, /* recorded: CRIU shall write an external file */
+};
+
+/* The embedded module's entry points, all implemented in criu_detached/entry.py. */
+struct embedded {
+	int (*dump_link)(int fd, const char *link, const struct file_facts *facts);
+	int (*dump_ext_file)(int fd, int id, const struct file_facts *facts);
+	int (*restore_init)(void);
+	int (*restore_open)(const char *name, int flags);
+	int (*restore_ext_file)(int id);
+};
+
+/*
+ * The only symbol that the shim looks up in the embedded module: start Python in
+ * isolation and fill in the entry points. 0, or -1 with the reason in the log.
+ */
+typedef int criu_detached_start_t(const struct criu_host *host, struct embedded *entry);
+
+#define LOG_ERROR 1
+#define LOG_WARN 2
+#define LOG_INFO 3
+#define LOG_DEBUG 4
+
+#endif

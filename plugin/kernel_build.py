@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The cffi module ``criu_detached._kernel``: Linux system calls that Python's os lacks.
+
+Structures and numbers are those of the kernel's uapi headers, repeated here because
+the C library's headers of a build machine may be older than the kernel that runs.
+"""
+
+from __future__ import annotations
+
+from cffi import FFI
+
+MODULE = "criu_detached._kernel"
+
+CDEF = """
+struct beneath {
+    uint64_t dev;
+    uint64_t ino;
+    uint64_t rdev;
+    uint32_t mode;
+    uint32_t mnt_id;
+};
+
+/* Each returns a new fd, a count or 0; on failure -errno. */
+int sys_statmount_by_fd(int fd, uint64_t mask, void *buf, size_t size);
+int sys_statmount_in_ns(uint64_t mnt_id, uint64_t ns_id, uint64_t mask, void *buf, size_t size);
+int sys_mnt_id_unique(int fd, uint64_t *mnt_id);
+int sys_open_tree(int dirfd, const char *path, unsigned int flags);
+int sys_mount_setattr(int fd, uint64_t set, uint64_t clear, uint64_t propagation, int userns_fd);
+int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
+int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct beneath *out);
+int sys_open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve,
+                     struct beneath *out);
+int sys_fstat(int fd, struct beneath *out);
+int sys_file_handle(int fd, int flags, int *type, unsigned char *handle, unsigned int *size);
+int sys_open_by_handle(int mount_fd, int type, const unsigned char *handle, unsigned int size,
+                       int flags);
+int sys_fs_uuid(int fd, unsigned char *uuid);
+int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id);
+int sys_mount_ns_id(int ns_fd, uint64_t *ns_id);
+int sys_peer_path(int fd, char *path, size_t size);
+int sys_userns(const char *uid_map, const char *gid_map);
+"""
+
+SOURCE = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define NR_open_tree 428
+#define NR_openat2 437
+#define NR_mount_setattr 442
+#define NR_statmount 457
+
+#define ret(call) ({ long r = (call); r < 0 ? -errno : (int)r; })
+
+/* linux/mount.h: struct mnt_id_req, MNT_ID_REQ_SIZE_VER1 = 32 */
+struct mnt_id_req_ver1 {
+	uint32_t size;
+	uint32_t fd; /* Linux 7.0, with STATMOUNT_BY_FD; "spare" before */
+	uint64_t mnt_id;
+	uint64_t param;
+	uint64_t mnt_ns_id;
+};
+#define STATMOUNT_BY_FD 1
+
+static int sys_statmount_by_fd(int fd, uint64_t mask, void *buf, size_t size)
+{
+	struct mnt_id_req_ver1 req = { .size = sizeof(req), .fd = fd, .param = mask };
+
+	return ret(syscall(NR_statmount, &req, buf, size, STATMOUNT_BY_FD));
+}
+
+static int sys_statmount_in_ns(uint64_t mnt_id, uint64_t ns_id, uint64_t mask, void *buf,
+			       size_t size)
+{
+	struct mnt_id_req_ver1 req = {
+		.size = sizeof(req), .mnt_id = mnt_id, .param = mask, .mnt_ns_id = ns_id
+	};
+
+	return ret(syscall(NR_statmount, &req, buf, size, 0));
+}
+
+#ifndef STATX_MNT_ID_UNIQUE
+#define STATX_MNT_ID_UNIQUE 0x00004000U /* Linux 6.8 */
+#endif
+
+static int sys_mnt_id_unique(int fd, uint64_t *mnt_id)
+{
+	struct statx stx;
+
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE, &stx))
+		return -errno;
+	if (!(stx.stx_mask & STATX_MNT_ID_UNIQUE))
+		return -EOPNOTSUPP;
+	*mnt_id = stx.stx_mnt_id;
+	return 0;
+}
+
+static int sys_open_tree(int dirfd, const char *path, unsigned int flags)
+{
+	return ret(syscall(NR_open_tree, dirfd, path, flags));
+}
+
+/* linux/mount.h: struct mount_attr, MOUNT_ATTR_SIZE_VER0 = 32 */
+struct mount_attr_ver0 {
+	uint64_t attr_set, attr_clr, propagation, userns_fd;
+};
+
+static int sys_mount_setattr(int fd, uint64_t set, uint64_t clear, uint64_t propagation,
+			     int userns_fd)
+{
+	struct mount_attr_ver0 attr = { set, clear, propagation, userns_fd < 0 ? 0 : userns_fd };
+
+	return ret(syscall(NR_mount_setattr, fd, "", AT_EMPTY_PATH, &attr, sizeof(attr)));
+}
+
+/* linux/openat2.h: struct open_how, OPEN_HOW_SIZE_VER0 = 24 */
+struct open_how_ver0 {
+	uint64_t flags, mode, resolve;
+};
+
+static int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve)
+{
+	struct open_how_ver0 how = { .flags = flags, .resolve = resolve };
+
+	return ret(syscall(NR_openat2, dirfd, path, &how, sizeof(how)));
+}
+
+static int sys_fstat(int fd, struct beneath *out)
+{
+	struct statx stx;
+
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, &stx))
+		return -errno;
+	out->dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
+	out->rdev = makedev(stx.stx_rdev_major, stx.stx_rdev_minor);
+	out->ino = stx.stx_ino;
+	out->mode = stx.stx_mode;
+	out->mnt_id = stx.stx_mnt_id;
+	return 0;
+}
+
+static int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct beneath *out)
+{
+	int err, fd = sys_openat2(dirfd, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, resolve);
+
+	if (fd < 0)
+		return fd;
+	err = sys_fstat(fd, out);
+	close(fd);
+	return err;
+}
+
+static int sys_open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve,
+			    struct beneath *out)
+{
+	int err, fd = sys_openat2(dirfd, path, flags, resolve);
+
+	if (fd < 0)
+		return fd;
+	err = sys_fstat(fd, out);
+	if (err) {
+		close(fd);
+		return err;
+	}
+	return fd;
+}
+
+/* fcntl.h: struct file_handle with MAX_HANDLE_SZ bytes */
+struct handle {
+	unsigned int handle_bytes;
+	int handle_type;
+	unsigned char f_handle[128];
+};
+
+static int sys_file_handle(int fd, int flags, int *type, unsigned char *handle,
+			   unsigned int *size)
+{
+	struct handle h = { .handle_bytes = sizeof(h.f_handle) };
+	int mnt_id;
+
+	if (syscall(SYS_name_to_handle_at, fd, "", &h, &mnt_id, AT_EMPTY_PATH | flags))
+		return -errno;
+	*type = h.handle_type;
+	*size = h.handle_bytes;
+	memcpy(handle, h.f_handle, h.handle_bytes);
+	return 0;
+}
+
+static int sys_open_by_handle(int mount_fd, int type, const unsigned char *handle,
+			      unsigned int size, int flags)
+{
+	struct handle h = { .handle_bytes = size, .handle_type = type };
+
+	if (size > sizeof(h.f_handle))
+		return -EINVAL;
+	memcpy(h.f_handle, handle, size);
+	return ret(syscall(SYS_open_by_handle_at, mount_fd, &h, flags));
+}
+
+/* linux/fs.h: FS_IOC_GETFSUUID, Linux 6.9 */
+struct fsuuid2_ver0 {
+	uint8_t len;
+	uint8_t uuid[16];
+};
+
+static int sys_fs_uuid(int fd, unsigned char *uuid)
+{
+	struct fsuuid2_ver0 u = { 0 };
+
+	if (ioctl(fd, _IOR(0x15, 0, struct fsuuid2_ver0), &u))
+		return -errno;
+	memcpy(uuid, u.uuid, sizeof(u.uuid));
+	return u.len;
+}
+
+/* linux/nsfs.h, Linux 6.12 */
+struct mnt_ns_info_ver0 {
+	uint32_t size;
+	uint32_t nr_mounts;
+	uint64_t mnt_ns_id;
+};
+#define NS_MNT_GET_INFO_ _IOR(0xb7, 10, struct mnt_ns_info_ver0)
+#define NS_MNT_GET_NEXT_ _IOR(0xb7, 11, struct mnt_ns_info_ver0)
+#define NS_MNT_GET_PREV_ _IOR(0xb7, 12, struct mnt_ns_info_ver0)
+
+static int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id)
+{
+	struct mnt_ns_info_ver0 info = { .size = sizeof(info) };
+	int fd = ioctl(ns_fd, backwards ? NS_MNT_GET_PREV_ : NS_MNT_GET_NEXT_, &info);
+
+	if (fd < 0)
+		return -errno;
+	*ns_id = info.mnt_ns_id;
+	return fd;
+}
+
+static int sys_mount_ns_id(int ns_fd, uint64_t *ns_id)
+{
+	struct mnt_ns_info_ver0 info = { .size = sizeof(info) };
+
+	if (ioctl(ns_fd, NS_MNT_GET_INFO_, &info))
+		return -errno;
+	*ns_id = info.mnt_ns_id;
+	return 0;
+}
+
+static int sys_peer_path(int fd, char *path, size_t size)
+{
+	struct sockaddr_un addr = { 0 };
+	socklen_t len = sizeof(addr);
+
+	if (getpeername(fd, (struct sockaddr *)&addr, &len))
+		return -errno;
+	if (addr.sun_family != AF_UNIX)
+		return -EAFNOSUPPORT;
+	snprintf(path, size, "%.*s", (int)sizeof(addr.sun_path), addr.sun_path);
+	return 0;
+}
+
+static int write_file(pid_t pid, const char *name, const char *text)
+{
+	char path[64];
+	int fd, err = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, name);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (write(fd, text, strlen(text)) < 0)
+		err = -errno;
+	close(fd);
+	return err;
+}
+
+/* A user namespace with the given maps lives as long as an fd of it: a child lends it. */
+static int sys_userns(const char *uid_map, const char *gid_map)
+{
+	char path[64];
+	pid_t pid;
+	int fd = -1, err;
+
+	pid = syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+	if (pid < 0)
+		return -errno;
+	if (pid == 0)
+		for (;;)
+			pause();
+	err = write_file(pid, "uid_map", uid_map);
+	if (!err)
+		err = write_file(pid, "gid_map", gid_map);
+	if (!err) {
+		snprintf(path, sizeof(path), "/proc/%d/ns/user", (int)pid);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		err = fd < 0 ? -errno : 0;
+	}
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	return err ? err : fd;
+}
+"""
+
+
+def builder() -> FFI:
+    """Describe ``criu_detached._kernel``; ``emit_c_code`` writes its C source."""
+    ffi = FFI()
+    ffi.cdef(CDEF)
+    ffi.set_source(MODULE, SOURCE)
+    return ffi
