@@ -23,7 +23,7 @@ readonly ROOT_PACKAGES=(
     python3 python3-dev python3-cffi python3-protobuf python3-pytest python3-hypothesis
     python3-setuptools
     protobuf-compiler gcc libc6-dev make git
-    kmod iproute2 procps strace util-linux mount e2fsprogs btrfs-progs sqlite3
+    kmod iproute2 procps strace util-linux mount e2fsprogs btrfs-progs
 )
 
 # Directories that have to be there in the root: where the checkout is mounted, and where
@@ -352,7 +352,7 @@ accelerator_options() {
     if kvm_works; then
         printf '%s\n' --cpus "$(nproc)"
     else
-        printf '%s\n' --disable-kvm --cpus 1
+        printf '%s\n' --disable-kvm --cpus 1 --append mitigations=off --append nokaslr
     fi
 }
 
@@ -395,17 +395,21 @@ through_pipes() {
 
 # vm RUN_DIRECTORY: boot, run, and wait for the end of the VM.
 vm() {
-    local run=$1 kernel accelerator
+    local run=$1 kernel accelerator console foreground=()
+    # In the background, where timeout can stop the whole group, a terminal cannot be read.
+    [[ ! -t 0 ]] || foreground=(--foreground)
     kernel=$(echo "$KERNEL_DIR"/lib/modules/*/vmlinuz)
     mapfile -t accelerator < <(accelerator_options)
+    # What the kernel has to say, for when the VM is lost; virtme-ng drops it.
+    console="-chardev file,id=kernel-log,path=$run/console.log"
+    console+=" -device virtio-serial-pci -device virtconsole,chardev=kernel-log"
     # virtiofs is not used: it needs a daemon that many machines lack or have too old.
     # -snapshot: the image is not written, so that runs neither see nor disturb each other.
-    PATH=$VNG_DIR/bin:$PATH timeout --foreground "$VM_TIMEOUT" vng \
+    PATH=$VNG_DIR/bin:$PATH timeout "${foreground[@]}" --kill-after=10 "$VM_TIMEOUT" vng \
         --run "$kernel" "${accelerator[@]}" --memory "$VM_MEMORY" \
         --busybox "$KERNEL_DIR/busybox" --force-9p \
         --root-disk "$ROOT_IMAGE" --root-fstype ext4 --rw --rwdir "/src=$SOURCE_DIR" \
-        --append console=ttyS1 --append loglevel=4 \
-        --qemu-opts="-serial file:$run/console.log -snapshot" \
+        --append console=hvc0 --append loglevel=4 --qemu-opts="-snapshot $console" \
         --user root -- sh "/src/${run#"$SOURCE_DIR/"}/guest.sh"
 }
 
