@@ -1,0 +1,68 @@
+# Everything that a person or CI runs; "make help" lists it. The work is done by scripts.
+
+GROUND := ./setup_kernel.sh
+# In the root filesystem (see setup_kernel.sh) the plugin is built beside that root.
+PLUGINS ?= $(or $(CRIU_DETACHED_PLUGINS),plugins)
+PREFIX ?= /usr/local
+DESTDIR ?=
+PYTHON ?= python3
+# A pytest expression that selects tests: make test-native K='fifo and not exe'
+K ?=
+export K
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: plugin
+plugin: ## build the plugin into plugins/ (PLUGINS=DIR: elsewhere)
+	$(PYTHON) plugin/build.py --output "$(PLUGINS)"
+
+.PHONY: install
+install: ## install the plugin into CRIU's plugin directory (DESTDIR, PREFIX)
+	$(PYTHON) plugin/install.py --destdir "$(DESTDIR)" --prefix "$(PREFIX)"
+
+.PHONY: uninstall
+uninstall: ## undo that
+	$(PYTHON) plugin/install.py --destdir "$(DESTDIR)" --prefix "$(PREFIX)" --uninstall
+
+.PHONY: demo
+demo: ## show a process with files on a detached mount dumped and restored
+	@$(GROUND) auto sh -c 'make --silent plugin && exec python3 demo/demo.py'
+
+.PHONY: bench
+bench: ## measure what the plugin costs, natively
+	@$(GROUND) native sh -c 'make --silent plugin && exec python3 bench/bench.py'
+
+.PHONY: test
+test: ## unit tests, then integration tests natively and in the VM
+	@CRIU_DETACHED_NO_SKIP=1 .ci/run unit native vm
+
+.PHONY: test-unit
+test-unit: ## unit tests alone (K=EXPRESSION selects)
+	@.ci/run unit
+
+.PHONY: test-native
+test-native: ## integration tests on this machine's kernel alone (K=EXPRESSION selects)
+	@.ci/run native
+
+.PHONY: test-vm
+test-vm: ## integration tests in the VM alone (K=EXPRESSION selects)
+	@.ci/run vm
+
+.PHONY: lint
+lint: ## check style, types and compiler warnings
+	@.ci/run lint
+
+.PHONY: format
+format: ## apply the formatters
+	@.ci/run format
+
+.PHONY: clean
+clean: ## remove what was built, but keep the test ground
+	rm -rf plugins build *.egg-info .cache/*/plugins .cache/results .cache/hypothesis .cache/lint
+	find . -path ./.cache -prune -o -name __pycache__ -type d -print | xargs -r rm -rf
+
+.PHONY: distclean
+distclean: clean ## remove the test ground too
+	rm -rf .cache
