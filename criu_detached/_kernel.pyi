@@ -7,6 +7,9 @@ class _CData:
     rdev: int
     mode: int
     mnt_id: int
+    nlink: int
+    uid: int
+    gid: int
 
     def __getitem__(self, index: Any) -> Any: ...
 
@@ -30,6 +33,7 @@ class _Lib:
     def sys_open_beneath(
         self, dirfd: int, path: bytes, flags: int, resolve: int, out: _CData
     ) -> int: ...
+    def sys_fstatfs(self, fd: int, out: _CData) -> int: ...
     def sys_fstat(self, fd: int, out: _CData) -> int: ...
     def sys_file_handle(
         self, fd: int, flags: int, type: _CData, handle: _CData, size: _CData

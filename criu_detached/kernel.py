@@ -15,6 +15,7 @@ from criu_detached._kernel import ffi, lib
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 # linux/mount.h: mount attributes
 MOUNT_ATTR_RDONLY = 0x1
@@ -60,6 +61,7 @@ REACH_MOUNT = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 PROC_SUPER_MAGIC = 0x9FA0
 
 O_PATH = os.O_PATH | os.O_CLOEXEC
+O_NOFOLLOW = os.O_NOFOLLOW
 
 
 def _checked(result: int, call: str) -> int:
@@ -69,30 +71,28 @@ def _checked(result: int, call: str) -> int:
 
 
 class FileFacts:
-    """What tells one file from another: device, inode, mode, device number, mount id."""
+    """What tells one file from another, as statx(2) has it."""
 
-    __slots__ = ("dev", "ino", "mnt_id", "mode", "rdev")
+    __slots__ = ("dev", "gid", "ino", "mnt_id", "mode", "nlink", "rdev", "uid")
 
-    def __init__(self, dev: int, ino: int, mode: int, rdev: int, mnt_id: int) -> None:
-        self.dev = dev
-        self.ino = ino
-        self.mode = mode
-        self.rdev = rdev
-        self.mnt_id = mnt_id
+    def __init__(self, found: Any) -> None:
+        self.dev: int = found.dev
+        self.ino: int = found.ino
+        self.rdev: int = found.rdev
+        self.mnt_id: int = found.mnt_id
+        self.mode: int = found.mode
+        self.nlink: int = found.nlink
+        self.uid: int = found.uid
+        self.gid: int = found.gid
 
 
 _facts = ffi.new("struct beneath *")
 
 
-def _file_facts() -> FileFacts:
-    found = _facts
-    return FileFacts(found.dev, found.ino, found.mode, found.rdev, found.mnt_id)
-
-
 def fstat(fd: int) -> FileFacts:
     """statx(2) of an open file, with its mount id (Linux 5.8)."""
     _checked(lib.sys_fstat(fd, _facts), "statx")
-    return _file_facts()
+    return FileFacts(_facts)
 
 
 def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileFacts:
@@ -101,13 +101,31 @@ def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileFa
     Source: openat2(2), Linux 5.6.
     """
     _checked(lib.sys_stat_beneath(dirfd, path, resolve, _facts), "openat2")
-    return _file_facts()
+    return FileFacts(_facts)
 
 
 def open_beneath(dirfd: int, path: bytes, flags: int) -> tuple[int, FileFacts]:
     """Open a path that stays beneath a directory; return the fd, which is the caller's."""
     fd = _checked(lib.sys_open_beneath(dirfd, path, flags, STAY_BENEATH, _facts), "openat2")
-    return fd, _file_facts()
+    return fd, FileFacts(_facts)
+
+
+class StatFs:
+    """fstatfs(2)'s answer: filesystem magic, filesystem id, and ST_* flags."""
+
+    __slots__ = ("flags", "fsid", "magic")
+
+    def __init__(self, magic: int, fsid: int, flags: int) -> None:
+        self.magic = magic
+        self.fsid = fsid
+        self.flags = flags
+
+
+def fstatfs(fd: int) -> StatFs:
+    """fstatfs(2) of an open file."""
+    out = ffi.new("uint64_t[3]")
+    _checked(lib.sys_fstatfs(fd, out), "fstatfs")
+    return StatFs(out[0], out[1], out[2])
 
 
 def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:
@@ -162,12 +180,12 @@ class StatMount:
     @property
     def uid_map(self) -> list[bytes]:
         """Id-map lines, "inside outside count"; ask for STATMOUNT_MNT_UIDMAP (Linux 6.15)."""
-        return self._strings(148, self._number(144, 4))
+        return self._strings(156, self._number(152, 4))
 
     @property
     def gid_map(self) -> list[bytes]:
         """As uid_map; ask for STATMOUNT_MNT_GIDMAP (Linux 6.15)."""
-        return self._strings(156, self._number(152, 4))
+        return self._strings(164, self._number(160, 4))
 
 
 def statmount_by_fd(fd: int, mask: int) -> StatMount:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import os
+import py_compile
 import shlex
 import shutil
 import subprocess
@@ -164,7 +165,7 @@ def build(output: Path, runtime: Path) -> None:
             quiet=1,
             stripdir=str(lib),
             prependdir=runtime_lib,
-            invalidation_mode=compileall.PycInvalidationMode.UNCHECKED_HASH,
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
         launcher = new / "criu-detached"
         launcher.write_text(LAUNCHER.format(python=sys.executable, lib=runtime_lib))

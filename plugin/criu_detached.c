@@ -298,6 +298,8 @@ static int get_facts(int fd, struct file_facts *facts)
 		.mnt_id = stx.stx_mnt_id,
 		.mode = stx.stx_mode,
 		.nlink = stx.stx_nlink,
+		.uid = stx.stx_uid,
+		.gid = stx.stx_gid,
 	};
 	return 0;
 }

@@ -28,6 +28,8 @@ struct file_facts {
     uint32_t mnt_id;
     uint32_t mode;
     uint32_t nlink;
+    uint32_t uid;
+    uint32_t gid;
 };
 struct criu_host *the_host(void);
 """
@@ -210,6 +212,6 @@ def builder(paths: list[str], executable: str) -> FFI:
     wide = ", ".join(f'L"{path}"' for path in paths)
     defines = f'#define PYTHON_PATHS {wide}\n#define PYTHON_EXECUTABLE L"{executable}"\n'
     source = SOURCE.replace("ENTRY_POINT_PROTOTYPES", ENTRY_POINTS.strip())
-    ffi.set_source(MODULE, "#define _GNU_SOURCE\n" + defines + source)
+    ffi.set_source(MODULE, defines + source)
     ffi.embedding_init_code("import criu_detached.entry")
     return ffi

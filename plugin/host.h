@@ -34,6 +34,8 @@ struct file_facts {
 	uint32_t mnt_id; /* the reused 32-bit id, as in fdinfo and in CRIU's images */
 	uint32_t mode;
 	uint32_t nlink;
+	uint32_t uid;
+	uint32_t gid;
 };
 
 enum dump_answer {

@@ -18,6 +18,9 @@ struct beneath {
     uint64_t rdev;
     uint32_t mode;
     uint32_t mnt_id;
+    uint32_t nlink;
+    uint32_t uid;
+    uint32_t gid;
 };
 
 /* Each returns a new fd, a count or 0; on failure -errno. */
@@ -30,6 +33,7 @@ int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
 int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct beneath *out);
 int sys_open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve,
                      struct beneath *out);
+int sys_fstatfs(int fd, uint64_t *out);
 int sys_fstat(int fd, struct beneath *out);
 int sys_file_handle(int fd, int flags, int *type, unsigned char *handle, unsigned int *size);
 int sys_open_by_handle(int mount_fd, int type, const unsigned char *handle, unsigned int size,
@@ -42,7 +46,6 @@ int sys_userns(const char *uid_map, const char *gid_map);
 """
 
 SOURCE = r"""
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -57,6 +60,7 @@ SOURCE = r"""
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -140,6 +144,23 @@ static int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t res
 	return ret(syscall(NR_openat2, dirfd, path, &how, sizeof(how)));
 }
 
+struct beneath {
+	uint64_t dev, ino, rdev;
+	uint32_t mode, mnt_id, nlink, uid, gid;
+};
+
+static int sys_fstatfs(int fd, uint64_t *out)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs))
+		return -errno;
+	out[0] = (unsigned long)fs.f_type;
+	memcpy(&out[1], &fs.f_fsid, sizeof(out[1]));
+	out[2] = fs.f_flags;
+	return 0;
+}
+
 static int sys_fstat(int fd, struct beneath *out)
 {
 	struct statx stx;
@@ -151,6 +172,9 @@ static int sys_fstat(int fd, struct beneath *out)
 	out->ino = stx.stx_ino;
 	out->mode = stx.stx_mode;
 	out->mnt_id = stx.stx_mnt_id;
+	out->nlink = stx.stx_nlink;
+	out->uid = stx.stx_uid;
+	out->gid = stx.stx_gid;
 	return 0;
 }
 

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From an open file to the record of its detached mount."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from criu_detached import kernel, paths, roots
+from criu_detached.classify import Kind
+from criu_detached.errors import DetachedError, quote
+from criu_detached.kernel import FileFacts
+from criu_detached.records import BIND_SOURCE, BindSource, Mount
+from criu_detached.sources import Source, SourceFinder
+from criu_detached.superblock import superblock_of
+
+# statfs f_flags (ST_* of linux/statfs.h) that are mount attributes
+_FROM_STATFS = {
+    os.ST_RDONLY: kernel.MOUNT_ATTR_RDONLY,
+    os.ST_NOSUID: kernel.MOUNT_ATTR_NOSUID,
+    os.ST_NODEV: kernel.MOUNT_ATTR_NODEV,
+    os.ST_NOEXEC: kernel.MOUNT_ATTR_NOEXEC,
+    os.ST_NOATIME: kernel.MOUNT_ATTR_NOATIME,
+    os.ST_NODIRATIME: kernel.MOUNT_ATTR_NODIRATIME,
+    0x2000: kernel.MOUNT_ATTR_NOSYMFOLLOW,  # ST_NOSYMFOLLOW, Linux 5.10
+}
+
+
+class DetachedMount:
+    """A detached mount of the dump: its record, and its root as the bind source shows it."""
+
+    def __init__(self, record: Mount, root: int) -> None:
+        self.record = record
+        self.root = root  # O_PATH fd, kept open for the checks of the files on the mount
+
+
+def describe_mount(
+    fd: int, path: bytes, facts: FileFacts, kind: Kind, finder: SourceFinder
+) -> DetachedMount:
+    """Describe the detached mount of an open file.
+
+    Args:
+        fd: the file.
+        path: its path from the mount's root.
+        facts: of the file.
+        kind: what the classifier said.
+        finder: where to look for a bind source.
+
+    Raises:
+        DetachedError: no bind source shows the mount's root, or not as it is there.
+    """
+    magic = kernel.fstatfs(fd).magic
+    known = kind.statmount
+    dev = known.sb_dev if known else facts.dev
+    fs_type = known.fs_type if known else None
+    for source in finder.candidates(dev, fs_type, magic):
+        with source:
+            inside = _root_in_source(fd, path, facts, kind, source)
+            if inside is None or _other_ids(kind, source):
+                continue
+            try:
+                root = paths.open_at(source.fd, inside)
+            except OSError:
+                continue  # hidden beneath another mount there, or gone
+            if _shows(root, path, facts):
+                record = _record(fd, path, facts, kind, source, inside, root)
+                return DetachedMount(record, root)
+            os.close(root)
+    raise DetachedError(_no_source(path, kind))
+
+
+def _root_in_source(
+    fd: int, path: bytes, facts: FileFacts, kind: Kind, source: Source
+) -> bytes | None:
+    if kind.statmount:
+        return paths.below(kind.statmount.mnt_root, source.info.root)
+    return roots.find_root(fd, path, facts, source)
+
+
+def _other_ids(kind: Kind, source: Source) -> bool:
+    """A clone keeps the source's id-map, and only a mount without one can be given another."""
+    if not kind.statmount:
+        return False
+    wanted = kernel.STATMOUNT_MNT_UIDMAP | kernel.STATMOUNT_MNT_GIDMAP
+    found = kernel.statmount_by_fd(source.fd, wanted | kernel.STATMOUNT_MNT_BASIC)
+    return bool(found.uid_map) and found.uid_map != kind.statmount.uid_map
+
+
+def _shows(root: int, path: bytes, facts: FileFacts) -> bool:
+    try:
+        found = paths.facts_at(root, path)
+    except OSError:
+        return False
+    return (found.dev, found.ino) == (facts.dev, facts.ino)
+
+
+def _record(
+    fd: int,
+    path: bytes,
+    facts: FileFacts,
+    kind: Kind,
+    source: Source,
+    inside: bytes,
+    root: int,
+) -> Mount:
+    known = kind.statmount
+    base = source.info.root.rstrip(b"/")
+    return Mount(
+        mnt_id=facts.mnt_id,
+        origin=BIND_SOURCE,
+        root=known.mnt_root if known else base + b"/" + inside if inside != paths.ROOT else base,
+        root_type=stat.S_IFMT(kernel.fstat(root).mode),
+        attr=known.mnt_attr & ~kernel.MOUNT_ATTR_IDMAP if known else _attributes(fd, source),
+        superblock=superblock_of(root, source.info.fs_type),
+        bind_source=BindSource(
+            mnt_id=source.info.mnt_id,
+            in_namespace=int(source.in_namespace),
+            mountpoint=source.info.mountpoint,
+            path=inside,
+        ),
+        uid_map=known.uid_map if known else [],
+        gid_map=known.gid_map if known else [],
+    )
+
+
+def _attributes(fd: int, source: Source) -> int:
+    """Mount attributes from statfs(2), which mixes in the superblock's read-only flag.
+
+    On a read-only superblock a read-only mount looks like a writable one; it is
+    restored read-only, which differs only if the filesystem is made writable later.
+    """
+    flags = kernel.fstatfs(fd).flags
+    attr = 0
+    for flag, attribute in _FROM_STATFS.items():
+        if flags & flag:
+            attr |= attribute
+    if not flags & (os.ST_NOATIME | os.ST_RELATIME):
+        attr |= kernel.MOUNT_ATTR_STRICTATIME
+    return attr
+
+
+def _no_source(path: bytes, kind: Kind) -> str:
+    what = f"the file {quote(path)}"
+    if kind.statmount:
+        what = (
+            f"{quote(kind.statmount.mnt_root)} of this"
+            f" {quote(kind.statmount.fs_type)} filesystem"
+        )
+    return (
+        f"no attached mount shows {what} where criu runs or in the dumped namespaces:"
+        " mount the filesystem somewhere again, or close the file (it may be deleted,"
+        " hidden by another mount, or on a filesystem that is mounted nowhere)"
+    )

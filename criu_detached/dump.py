@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The dump: from a link that CRIU reads to a record.
+
+link read -> known to CRIU? (the shim) -> classify the mount by fd -> describe mount
+and file -> record.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+
+from criu_detached import classify, kernel, log, paths
+from criu_detached.classify import Classifier
+from criu_detached.describe import DetachedMount, describe_mount
+from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.kernel import FileFacts
+from criu_detached.recordfile import RecordWriter
+from criu_detached.records import ExtFile, File, Handle, Header
+from criu_detached.sources import SourceFinder
+from criu_detached.superblock import boot_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.host import Host
+
+# Major number of the memory devices (null, zero, ...): the character devices that CRIU
+# dumps as regular files (dump_chrdev, criu/files.c).
+_MEM_MAJOR = 1
+
+_DELETED = b" (deleted)"
+
+
+class Dump:
+    """One dump. Created when the first file on a mount that CRIU does not know is met."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._classifier = Classifier()
+        self._finder = SourceFinder(host.dumps_mount_namespace(), host.mount_known)
+        self._writer: RecordWriter | None = None
+        self._mounts: dict[int, DetachedMount | None] = {}
+        self._files: dict[tuple[int, int], File] = {}
+
+    def link_read(self, fd: int, link: bytes, facts: FileFacts) -> bool:
+        """Take note of a file that CRIU is about to dump as a regular file.
+
+        Args:
+            fd: the file in this process.
+            link: its /proc/self/fd link, which starts with "/".
+            facts: of the file.
+
+        Returns:
+            True when it is recorded, False when it is CRIU's business.
+
+        Raises:
+            DetachedError: it cannot be restored faithfully.
+        """
+        mount = self._mount_of(fd, link, facts)
+        if mount is None:
+            return False
+        known = self._files.get((facts.mnt_id, facts.ino))
+        if known is not None and known.path == paths.from_link(link) and known.dev == facts.dev:
+            _refuse_nameless(fd, known)
+            return True
+        _refuse_types(link, facts)
+        self._record_file(fd, link, facts, mount)
+        return True
+
+    def ext_file(self, fd: int, file_id: int, facts: FileFacts) -> bool:
+        """Take note of a device that CRIU leaves to plugins.
+
+        Args:
+            fd: the file in this process.
+            file_id: CRIU's id of the open file.
+            facts: of the file.
+
+        Returns:
+            As link_read.
+
+        Raises:
+            DetachedError: it cannot be restored faithfully.
+        """
+        link = os.readlink(b"/proc/self/fd/%d" % fd)
+        mount = self._mount_of(fd, link, facts)
+        if mount is None:
+            return False
+        self._record_file(fd, link, facts, mount)
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        position = _position(fd)
+        assert self._writer is not None  # _record_file
+        self._writer.ext_file(
+            ExtFile(id=file_id, flags=flags, pos=position, mnt_id=facts.mnt_id, ino=facts.ino)
+        )
+        return True
+
+    def _mount_of(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
+        """The record of a file's mount, made when it is first met; None: not detached."""
+        try:
+            return self._mounts[facts.mnt_id]
+        except KeyError:
+            pass
+        mount = self._new_mount(fd, link, facts)
+        self._mounts[facts.mnt_id] = mount
+        return mount
+
+    def _new_mount(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
+        kind = self._classifier.classify(fd, facts.mnt_id)
+        if kind.name == classify.ANONYMOUS:
+            raise DetachedError(
+                "it is on an anonymous mount (open_tree, fsmount), which cannot be restored yet:"
+                " close it, or attach the mount with move_mount before the dump"
+            )
+        if kind.name != classify.DETACHED:
+            log.info(f"mount {facts.mnt_id} is {kind.name}: left to CRIU")
+            return None
+        _refuse_deleted(fd, link, facts)
+        _refuse_types(link, facts)
+        mount = describe_mount(fd, paths.from_link(link), facts, kind, self._finder)
+        self._open_records().mount(mount.record)
+        source = mount.record.bind_source
+        assert source is not None
+        log.info(
+            f"mount {facts.mnt_id} is detached; its root {quote(mount.record.root)} is shown by"
+            f" mount {source.mnt_id} at {quote(source.mountpoint)}"
+            + (" in the dumped namespace" if source.in_namespace else "")
+        )
+        return mount
+
+    def _open_records(self) -> RecordWriter:
+        if self._writer is None:
+            self._refuse_stream()
+            release = os.fsencode(os.uname().release)
+            from criu_detached.records import FORMAT
+
+            header = Header(format=FORMAT, boot_id=boot_id(), machine=release)
+            self._writer = RecordWriter(self._host.image_dir(), header)
+            if self._host.need_plugin():
+                raise DetachedError("CRIU did not note in its inventory that the plugin is needed")
+        return self._writer
+
+    @staticmethod
+    def _refuse_stream() -> None:
+        """With --stream, images go to a process at a socket, and the record file would be lost."""
+        for name in os.listdir("/proc/self/fd"):
+            if kernel.unix_peer_path(int(name)).endswith(b"streamer-capture.sock"):
+                raise DetachedError("--stream cannot carry detached-mount records: dump without it")
+
+    def _record_file(
+        self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount
+    ) -> None:
+        path = paths.from_link(link)
+        known = self._files.get((facts.mnt_id, facts.ino))
+        if known is not None:
+            self._refuse_other_file(known, path, facts)
+            return
+        _check_source(mount, path, link, facts, self._classifier.by_fd)
+        record = File(
+            mnt_id=facts.mnt_id,
+            ino=facts.ino,
+            dev=facts.dev,
+            mode=facts.mode,
+            path=path,
+            rdev=facts.rdev,
+            handle=_handle_of_root(fd, path, facts),
+        )
+        _refuse_nameless(fd, record)
+        self._open_records().file(record)
+        self._files[facts.mnt_id, facts.ino] = record
+
+    @staticmethod
+    def _refuse_other_file(known: File, path: bytes, facts: FileFacts) -> None:
+        """CRIU names external files by mount and inode: two files of one name are mixed up."""
+        if known.dev != facts.dev or (known.path != path and facts.nlink < 2):
+            raise DetachedError(
+                f"inode {facts.ino} of its mount is another file too, {quote(known.path)}"
+                " (the filesystem repeats inode numbers): close one of them"
+            )
+
+
+def _refuse_deleted(fd: int, link: bytes, facts: FileFacts) -> None:
+    if facts.nlink == 0:
+        raise DetachedError("it is deleted: deleted files on detached mounts cannot be dumped yet")
+
+
+def _refuse_types(link: bytes, facts: FileFacts) -> None:
+    if stat.S_ISSOCK(facts.mode):
+        raise DetachedError(
+            "it is a bound unix socket: CRIU would restore it at the same path of another mount;"
+            " close the socket before the dump"
+        )
+    if stat.S_ISCHR(facts.mode) and os.major(facts.rdev) != _MEM_MAJOR:
+        raise DetachedError(
+            f"it is a terminal or a device that CRIU restores by path"
+            f" ({os.major(facts.rdev)}:{os.minor(facts.rdev)}): close it before the dump"
+        )
+
+
+def _check_source(
+    mount: DetachedMount, path: bytes, link: bytes, facts: FileFacts, maps_known: bool
+) -> None:
+    """The restore will open the path beneath the source: it must be this very file."""
+    if facts.nlink == 0:
+        raise DetachedError("it is deleted: deleted files on detached mounts cannot be dumped yet")
+    try:
+        found = paths.facts_at(mount.root, path)
+    except OSError as error:
+        raise DetachedError(_not_in_source(mount, path, link, error.errno or 0)) from error
+    if (found.dev, found.ino) != (facts.dev, facts.ino):
+        raise DetachedError(_not_in_source(mount, path, link, 0))
+    if not maps_known and (found.uid, found.gid) != (facts.uid, facts.gid):
+        raise DetachedError(
+            "its mount is id-mapped, and this kernel does not tell how: Linux 7.0 or newer does"
+        )
+
+
+def _not_in_source(mount: DetachedMount, path: bytes, link: bytes, number: int) -> str:
+    source = mount.record.bind_source
+    assert source is not None
+    where = quote(paths.join(source.mountpoint, paths.join(source.path, path)))
+    if link.endswith(_DELETED):
+        return "its name is deleted: deleted files on detached mounts cannot be dumped yet"
+    if number == errno.EXDEV:
+        return f"another mount covers {where}, its path in the bind source: unmount that"
+    if number:
+        return f"{where}, its path in the bind source, cannot be reached: {reason(number)}"
+    return f"{where}, its path in the bind source, is another file: was it renamed or replaced?"
+
+
+def _handle_of_root(fd: int, path: bytes, facts: FileFacts) -> Handle | None:
+    """A file that is its mount's root has no name to open it by; see restore._open_root."""
+    if path != paths.ROOT or stat.S_ISDIR(facts.mode):
+        return None
+    if not stat.S_ISREG(facts.mode):
+        return None
+    try:
+        kind, data = kernel.name_to_handle(fd)
+    except OSError:
+        return None
+    return Handle(type=kind, bytes=data)
+
+
+def _refuse_nameless(fd: int, file: File) -> None:
+    """See _handle_of_root: without a handle there is no way that keeps O_NOFOLLOW."""
+    if (
+        file.path == paths.ROOT
+        and not stat.S_ISDIR(file.mode)
+        and file.handle is None
+        and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOFOLLOW
+    ):
+        raise DetachedError(
+            "it was opened with O_NOFOLLOW on a mount of this one file, and has no file handle"
+            " to open it by: such a file cannot be opened again"
+        )
+
+
+def _position(fd: int) -> int:
+    """File position of a device; those that cannot seek have none."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        return 0

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The functions that the shim calls (plugin/host.h). Imported once, inside CRIU.
+
+An error becomes a log line here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from _criu_detached_embed import ffi, lib
+
+from criu_detached import log
+from criu_detached.dump import Dump
+from criu_detached.errors import DetachedError, quote
+from criu_detached.host import Host
+from criu_detached.kernel import FileFacts
+from criu_detached.restore import Restore
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Any
+
+# enum dump_answer
+_LEAVE, _EXTERNAL, _REFUSE = 0, 1, -1
+
+_host = Host(ffi, lib)
+log.set_writer(_host.log)
+_dump: Dump | None = None
+_restore: Restore | None = None
+
+
+def _unexpected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Log an exception that nothing expected. No module and no source file is read for it."""
+    log.error(f"{kind.__name__}: {error}; this is a defect of the plugin, please report it")
+    while trace:
+        code = trace.tb_frame.f_code
+        log.error(f"  {code.co_filename}:{trace.tb_lineno} in {code.co_name}")
+        trace = trace.tb_next
+
+
+def _the_dump() -> Dump:
+    global _dump
+    if _dump is None:
+        _dump = Dump(_host)
+    return _dump
+
+
+def _refuse(facts: Any, link: bytes, error: DetachedError) -> int:
+    log.error(
+        f"can't dump {quote(link)} (mount {facts.mnt_id}, inode {facts.ino}) on a detached mount:"
+        f" {error}"
+    )
+    return _REFUSE
+
+
+@ffi.def_extern(error=_REFUSE, onerror=_unexpected)
+def dump_link(fd: int, link: Any, facts: Any) -> int:
+    """Return _LEAVE, _EXTERNAL or _REFUSE for a file whose link CRIU has read."""
+    text: bytes = ffi.string(link)
+    try:
+        return _EXTERNAL if _the_dump().link_read(fd, text, FileFacts(facts)) else _LEAVE
+    except DetachedError as error:
+        return _refuse(facts, text, error)
+
+
+@ffi.def_extern(error=_REFUSE, onerror=_unexpected)
+def dump_ext_file(fd: int, file_id: int, facts: Any) -> int:
+    """Return 0 when a device was recorded, -ENOTSUP when it is not on a detached mount."""
+    try:
+        recorded = _the_dump().ext_file(fd, file_id, FileFacts(facts))
+        return 0 if recorded else -errno.ENOTSUP
+    except DetachedError as error:
+        return _refuse(facts, b"device", error)
+
+
+@ffi.def_extern(error=-1, onerror=_unexpected)
+def restore_init() -> int:
+    """Return 0 when all is ready for the tasks."""
+    global _restore
+    try:
+        _restore = Restore(_host)
+    except DetachedError as error:
+        log.error(f"can't restore the detached mounts: {error}")
+        return -1
+    _close_imports()
+    return 0
+
+
+@ffi.def_extern(error=-1, onerror=_unexpected)
+def restore_open(name: Any, flags: int) -> int:
+    """Return the fd of a recorded file, in a task."""
+    assert _restore is not None
+    try:
+        return _restore.open(ffi.string(name), flags)
+    except DetachedError as error:
+        log.error(str(error))
+        return -1
+
+
+@ffi.def_extern(error=-1, onerror=_unexpected)
+def restore_ext_file(file_id: int) -> int:
+    """Return the fd of a recorded device, in a task; -ENOTSUP when it is another plugin's."""
+    assert _restore is not None
+    try:
+        fd = _restore.ext_file(file_id)
+    except DetachedError as error:
+        log.error(str(error))
+        return -1
+    return -errno.ENOTSUP if fd is None else fd
+
+
+def _close_imports() -> None:
+    """From here on nothing can be imported: a task's filesystem may be a container's."""
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path.clear()
+    sys.path_importer_cache.clear()

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""CRIU as the package sees it: the functions that plugin/host.h offers."""
+
+from __future__ import annotations
+
+from criu_detached.errors import DetachedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Host:
+    """Typed calls into CRIU. Tests give a stand-in with the same methods."""
+
+    def __init__(self, ffi: Any, lib: Any) -> None:
+        self._ffi = ffi
+        self._lib = lib
+        self._criu = lib.the_host()
+        self.mount_known = self._criu.mount_known  # called for every file
+
+    def log(self, level: int, text: str) -> None:
+        """Write a line to CRIU's log."""
+        self._criu.log(level, text.encode("ascii", "backslashreplace"))
+
+    def image_dir(self) -> int:
+        """Fd of the image directory; CRIU's, not to be closed."""
+        return int(self._criu.image_dir())
+
+    def dumps_mount_namespace(self) -> bool:
+        """Tell whether mount namespaces are dumped."""
+        return bool(self._criu.dumps_mount_namespace())
+
+    def need_plugin(self) -> int:
+        """Note in the inventory that the images need this plugin; non-zero on failure."""
+        return int(self._criu.need_plugin())
+
+    def mntns_root(self, mnt_id: int) -> int:
+        """Fd of the root of the restored namespace that had a mount; CRIU's."""
+        return self._fd(self._criu.mntns_root(mnt_id), "the root of a mount namespace")
+
+    def fdstore_add(self, fd: int) -> int:
+        """Keep an fd for all tasks; returns its id."""
+        return self._fd(self._criu.fdstore_add(fd), "CRIU's fd store (add)")
+
+    def fdstore_get(self, number: int) -> int:
+        """A new fd of one that was kept."""
+        return self._fd(self._criu.fdstore_get(number), "CRIU's fd store (get)")
+
+    def inherit_fd_add(self, fd: int, key: bytes) -> None:
+        """Give an fd to CRIU, before the tasks exist, for inherit_fd_get in them."""
+        self._fd(self._criu.inherit_fd_add(fd, key), "CRIU's inherited fds (add)")
+
+    def inherit_fd_get(self, key: bytes) -> int:
+        """A new fd of one that was given."""
+        return self._fd(self._criu.inherit_fd_get(key), "CRIU's inherited fds (get)")
+
+    def shared_alloc(self, count: int) -> None:
+        """Make memory that all tasks share, with a lock and a number for each mount."""
+        if self._lib.shared_alloc(count):
+            raise DetachedError("no memory to share between the restored tasks")
+
+    def shared_lock(self, index: int) -> None:
+        """Take the lock of an entry."""
+        self._lib.shared_lock(index)
+
+    def shared_unlock(self, index: int) -> None:
+        """Let go of the lock of an entry."""
+        self._lib.shared_unlock(index)
+
+    def shared_get(self, index: int) -> int:
+        """Number of an entry; -1 at first."""
+        return int(self._lib.shared_get(index))
+
+    def shared_set(self, index: int, value: int) -> None:
+        """Set the number of an entry."""
+        self._lib.shared_set(index, value)
+
+    @staticmethod
+    def _fd(result: int, what: str) -> int:
+        if result < 0:
+            raise DetachedError(f"{what} failed; CRIU's log says why")
+        return result

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Paths within a mount, as records hold them: relative, "." for the root itself."""
+
+from __future__ import annotations
+
+from criu_detached import kernel
+from criu_detached.kernel import FileFacts
+
+ROOT = b"."
+
+
+def from_link(link: bytes) -> bytes:
+    """Turn the link of a file on a detached mount, "/a/b" or "/", into a record's path."""
+    return link.strip(b"/") or ROOT
+
+
+def join(one: bytes, other: bytes) -> bytes:
+    """Append one record path to another."""
+    if one == ROOT:
+        return other
+    return one if other == ROOT else one + b"/" + other
+
+
+def below(path: bytes, root: bytes) -> bytes | None:
+    """Return an absolute path relative to an absolute root; None when it lies elsewhere."""
+    prefix = root.rstrip(b"/") + b"/"
+    if path == root:
+        return ROOT
+    return path[len(prefix) :] if path.startswith(prefix) else None
+
+
+def facts_at(root: int, path: bytes) -> FileFacts:
+    """Facts of a path beneath a root that may be a file itself; raises OSError."""
+    return kernel.fstat(root) if path == ROOT else kernel.stat_beneath(root, path)
+
+
+def open_at(root: int, path: bytes) -> int:
+    """An O_PATH fd of a path beneath a root that may be a file itself; raises OSError."""
+    if path == ROOT:
+        return kernel.open_tree(root, b"", kernel.AT_EMPTY_PATH | kernel.OPEN_TREE_CLOEXEC)
+    fd, _ = kernel.open_beneath(root, path, kernel.O_PATH | kernel.O_NOFOLLOW)
+    return fd
+
+
+def open_mountpoint(namespace_root: int, mountpoint: bytes) -> int:
+    """An O_PATH fd of a mountpoint, reached from its namespace's root; raises OSError."""
+    path = from_link(mountpoint)
+    return kernel.openat2(
+        namespace_root, path, kernel.O_PATH | kernel.O_NOFOLLOW, kernel.REACH_MOUNT
+    )

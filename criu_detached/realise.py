@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From a mount record to a mount: a tree fd whose mount is in no one's way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from criu_detached import kernel, paths
+from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.records import BIND_SOURCE, BindSource, Mount
+from criu_detached.superblock import is_same, superblock_of
+
+_KNOWN_ATTR = (
+    kernel.MOUNT_ATTR_RDONLY
+    | kernel.MOUNT_ATTR_NOSUID
+    | kernel.MOUNT_ATTR_NODEV
+    | kernel.MOUNT_ATTR_NOEXEC
+    | kernel.MOUNT_ATTR__ATIME
+    | kernel.MOUNT_ATTR_NODIRATIME
+    | kernel.MOUNT_ATTR_NOSYMFOLLOW
+)
+_TYPE_NAMES = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFREG: "a regular file",
+    stat.S_IFLNK: "a symlink",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def type_name(mode: int) -> str:
+    """Name the file type of a mode, for messages."""
+    return _TYPE_NAMES.get(stat.S_IFMT(mode), "a file of an unknown type")
+
+
+def check_mount(mount: Mount) -> None:
+    """Refuse a record that no dump writes.
+
+    Raises:
+        DetachedError: of an unknown origin, or with flags that are no mount attributes.
+    """
+    source = mount.bind_source
+    if mount.origin != BIND_SOURCE or source is None or mount.superblock is None:
+        raise DetachedError(
+            f"mount {mount.mnt_id} has the unknown origin {mount.origin}:"
+            " restore with the version of criu-detached that dumped it"
+        )
+    if mount.attr & ~_KNOWN_ATTR:
+        raise DetachedError(f"mount {mount.mnt_id} has unknown attributes {mount.attr:#x}")
+    for name in (source.mountpoint, source.path):
+        if b"\0" in name or b".." in name.split(b"/"):
+            raise DetachedError(f"mount {mount.mnt_id} has the invalid path {quote(name)}")
+
+
+def realise(mount: Mount, namespace_root: int, same_boot: bool, userns_fd: int) -> int:
+    """Clone a mount from its bind source and give it its attributes.
+
+    Args:
+        mount: its record, checked.
+        namespace_root: fd of the root that the source's mountpoint is reached from.
+        same_boot: the dump was made on this very boot of the system.
+        userns_fd: a user namespace with the mount's id-maps, or -1.
+
+    Returns:
+        The tree fd, the caller's. Files opened beneath it keep the mount when it is
+        closed; the mount is then detached.
+
+    Raises:
+        DetachedError: the source is gone, is another one, or cannot be cloned.
+    """
+    source = mount.bind_source
+    assert source is not None  # check_mount
+    where = quote(paths.join(source.mountpoint.rstrip(b"/") or b"/", source.path))
+    root = _open_source(source, namespace_root, where)
+    try:
+        _check_source(mount, root, where, same_boot)
+        return _clone(mount, root, where, userns_fd)
+    finally:
+        os.close(root)
+
+
+def _open_source(source: BindSource, namespace_root: int, where: str) -> int:
+    try:
+        mountpoint = paths.open_mountpoint(namespace_root, source.mountpoint)
+        try:
+            return paths.open_at(mountpoint, source.path)
+        finally:
+            os.close(mountpoint)
+    except OSError as error:
+        raise DetachedError(
+            f"the bind source {where} cannot be opened ({reason(error.errno or 0)}):"
+            " mount its filesystem there again"
+        ) from error
+
+
+def _check_source(mount: Mount, root: int, where: str, same_boot: bool) -> None:
+    recorded = mount.superblock
+    assert recorded is not None and mount.bind_source is not None  # check_mount
+    mode = kernel.fstat(root).mode
+    if stat.S_IFMT(mode) != mount.root_type:
+        raise DetachedError(
+            f"the bind source {where} is {type_name(mode)}, it was {type_name(mount.root_type)}"
+        )
+    found = superblock_of(root, recorded.fs_type)
+    if found.magic != recorded.magic:
+        raise DetachedError(
+            f"the bind source {where} is on another filesystem (type {found.magic:#x}), it was on"
+            f" {quote(recorded.fs_type)} ({recorded.magic:#x}): mount the right one there"
+        )
+    # A restored namespace has its filesystems made anew; the host's are still there.
+    if same_boot and not mount.bind_source.in_namespace and not is_same(recorded, found, True):
+        raise DetachedError(
+            f"the bind source {where} is on another {quote(recorded.fs_type)} filesystem than at"
+            " the dump: mount the right one there"
+        )
+
+
+def _clone(mount: Mount, root: int, where: str, userns_fd: int) -> int:
+    try:
+        tree = kernel.clone_mount(root)
+    except OSError as error:
+        hint = " (it is in another mount namespace)" if error.errno == errno.EINVAL else ""
+        raise DetachedError(
+            f"can't clone the bind source {where}: {reason(error.errno or 0)}{hint}"
+        ) from error
+    attr_set = mount.attr
+    if userns_fd >= 0:
+        attr_set |= kernel.MOUNT_ATTR_IDMAP
+    try:
+        kernel.mount_setattr(tree, attr_set, _KNOWN_ATTR & ~mount.attr | _ATIME, userns_fd)
+    except OSError as error:
+        os.close(tree)
+        raise DetachedError(
+            f"can't give the clone of {where} the attributes {attr_set:#x}:"
+            f" {reason(error.errno or 0)}"
+        ) from error
+    return tree
+
+
+# The kernel wants the whole field cleared when the access time mode is set (mount_setattr(2)).
+_ATIME = kernel.MOUNT_ATTR__ATIME
+
+
+def id_map_text(lines: list[bytes]) -> bytes:
+    """Turn a record's id-map into what /proc/PID/uid_map takes.
+
+    Raises:
+        DetachedError: it is none.
+    """
+    for line in lines:
+        numbers = line.split()
+        if len(numbers) != 3 or not all(n.isdigit() and int(n) < 1 << 32 for n in numbers):
+            raise DetachedError(f"the id-map line {quote(line)} is invalid")
+    return b"".join(line + b"\n" for line in lines)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The restore: from a record to an fd.
+
+records -> realise each mount once -> open each file in it -> hand the fd to CRIU.
+
+``Restore`` is made in CRIU's own process before any task exists; its ``open`` and
+``ext_file`` run in the tasks, where nothing may be imported, no fd may stay open but
+the one that is returned, and the filesystem may be hostile.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from criu_detached import kernel, log, paths
+from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.kernel import FileFacts
+from criu_detached.realise import check_mount, id_map_text, realise, type_name
+from criu_detached.recordfile import Records, read_records
+from criu_detached.records import ExtFile, File, Mount
+from criu_detached.superblock import boot_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.host import Host
+
+_PROC_KEY = b"criu-detached-proc"
+
+
+def _mount_key(mount: Mount) -> bytes:
+    return b"criu-detached-mount-%d" % mount.mnt_id
+
+
+def _userns_key(mount: Mount) -> bytes:
+    return b"criu-detached-userns-%d" % mount.mnt_id
+
+
+class Restore:
+    """One restore: every mount is realised once, and shared by all tasks."""
+
+    def __init__(self, host: Host) -> None:
+        """Read the records and realise what can be realised outside the tasks.
+
+        Raises:
+            DetachedError: the records are bad, or a bind source is.
+        """
+        self._host = host
+        records = read_records(host.image_dir())
+        _check(records)
+        self._mounts = records.mounts
+        self._ext_files = records.ext_files
+        self._files = {
+            b"ile[%x:%x]" % (file.mnt_id, file.ino): file for file in records.files.values()
+        }
+        self._same_boot = records.header.boot_id == boot_id()
+        self._in_tasks = {
+            mount.mnt_id: index
+            for index, mount in enumerate(
+                mount for mount in records.mounts.values() if _is_in_namespace(mount)
+            )
+        }
+        host.shared_alloc(len(self._in_tasks))
+        self._realise_outside()
+        host.inherit_fd_add(_open_proc(), _PROC_KEY)
+
+    def _realise_outside(self) -> None:
+        """Realise what comes from the host, while its namespace is at hand."""
+        root = os.open("/", kernel.O_PATH)
+        try:
+            for mount in self._mounts.values():
+                userns = _user_namespace(mount)
+                if mount.mnt_id in self._in_tasks:
+                    if userns >= 0:
+                        self._host.inherit_fd_add(userns, _userns_key(mount))
+                    continue
+                tree = realise(mount, root, self._same_boot, userns)
+                if userns >= 0:
+                    os.close(userns)
+                self._host.inherit_fd_add(tree, _mount_key(mount))
+                log.info(f"mount {mount.mnt_id} is realised")
+        finally:
+            os.close(root)
+
+    def open(self, name: bytes, flags: int) -> int:
+        """Open a file in a task, as CRIU would.
+
+        Args:
+            name: as CRIU has it: the external key less its first character.
+            flags: of open(2).
+
+        Returns:
+            The fd.
+
+        Raises:
+            DetachedError: there is no such record, or another file is there now.
+        """
+        file = self._files.get(name)
+        if file is None:
+            raise DetachedError(f"no record of {quote(name)}: are the images complete?")
+        tree = self._tree_fd(file.mnt_id)
+        try:
+            return self._open_in(tree, file, flags)
+        except OSError as error:
+            raise DetachedError(
+                f"can't open {quote(file.path)} on mount {file.mnt_id}: {reason(error.errno or 0)}"
+            ) from error
+        finally:
+            os.close(tree)
+
+    def ext_file(self, file_id: int) -> int | None:
+        """Open a device that CRIU left to plugins; None when it was not this one's.
+
+        Raises:
+            DetachedError: another file is there now, or it cannot be opened.
+        """
+        record = self._ext_files.get(file_id)
+        if record is None:
+            return None
+        fd = self.open(b"ile[%x:%x]" % (record.mnt_id, record.ino), record.flags)
+        _set_position(fd, record)
+        return fd
+
+    def _tree_fd(self, mnt_id: int) -> int:
+        """A new fd of a mount's tree."""
+        index = self._in_tasks.get(mnt_id)
+        if index is None:
+            return self._host.inherit_fd_get(_mount_key(self._mounts[mnt_id]))
+        stored = self._host.shared_get(index)
+        if stored >= 0:
+            return self._host.fdstore_get(stored)
+        self._host.shared_lock(index)
+        try:
+            stored = self._host.shared_get(index)
+            if stored >= 0:
+                return self._host.fdstore_get(stored)
+            return self._realise_inside(mnt_id, index)
+        finally:
+            self._host.shared_unlock(index)
+
+    def _realise_inside(self, mnt_id: int, index: int) -> int:
+        """Realise a mount from the restored namespace: this task is the first to need it."""
+        mount = self._mounts[mnt_id]
+        assert mount.bind_source is not None
+        userns = self._host.inherit_fd_get(_userns_key(mount)) if mount.uid_map else -1
+        try:
+            root = self._host.mntns_root(mount.bind_source.mnt_id)
+            tree = realise(mount, root, self._same_boot, userns)
+        finally:
+            if userns >= 0:
+                os.close(userns)
+        try:
+            self._host.shared_set(index, self._host.fdstore_add(tree))
+        except DetachedError:
+            os.close(tree)
+            raise
+        return tree
+
+    def _open_in(self, tree: int, file: File, flags: int) -> int:
+        """Open a file beneath its mount's root, in two steps.
+
+        The first, O_PATH, shows what is there without any effect on it: opening a
+        device or a FIFO that someone put in a file's place may have one.
+        """
+        here = paths.facts_at(tree, file.path)
+        self._compare(file, here)
+        flags |= os.O_CLOEXEC
+        if file.path == paths.ROOT and not stat.S_ISDIR(file.mode):
+            fd = self._open_root(tree, file, flags)
+            found = kernel.fstat(fd)
+        else:
+            fd, found = kernel.open_beneath(tree, file.path, flags & ~os.O_NOCTTY)
+        if (found.dev, found.ino, found.rdev) != (here.dev, here.ino, here.rdev):
+            os.close(fd)
+            raise DetachedError(f"{quote(file.path)} was replaced while it was restored")
+        return fd
+
+    def _open_root(self, tree: int, file: File, flags: int) -> int:
+        """Open the one file of a mount of a file: there is no name beneath the root."""
+        if flags & os.O_PATH and not flags & os.O_NOFOLLOW:
+            return kernel.open_tree(tree, b"", kernel.AT_EMPTY_PATH | kernel.OPEN_TREE_CLOEXEC)
+        proc = self._host.inherit_fd_get(_PROC_KEY)
+        try:
+            if not flags & os.O_NOFOLLOW:
+                return os.open(b"self/fd/%d" % tree, flags, dir_fd=proc)
+            return _open_no_follow(proc, tree, file, flags)
+        finally:
+            os.close(proc)
+
+    def _compare(self, file: File, found: FileFacts) -> None:
+        if stat.S_IFMT(found.mode) != stat.S_IFMT(file.mode):
+            raise DetachedError(
+                f"{quote(file.path)} on mount {file.mnt_id} is {type_name(found.mode)},"
+                f" it was {type_name(file.mode)}"
+            )
+        if found.rdev != file.rdev:
+            raise DetachedError(
+                f"{quote(file.path)} on mount {file.mnt_id} is device"
+                f" {os.major(found.rdev)}:{os.minor(found.rdev)}, it was"
+                f" {os.major(file.rdev)}:{os.minor(file.rdev)}"
+            )
+        if self._keeps_inodes(file) and found.ino != file.ino:
+            raise DetachedError(
+                f"{quote(file.path)} on mount {file.mnt_id} is another file (inode {found.ino}),"
+                f" it was inode {file.ino}"
+            )
+
+    def _keeps_inodes(self, file: File) -> bool:
+        """The superblock is the very one that was dumped: see realise."""
+        return self._same_boot and file.mnt_id not in self._in_tasks
+
+
+def _open_no_follow(proc: int, tree: int, file: File, flags: int) -> int:
+    """/proc/self/fd is a link itself, so what had O_NOFOLLOW is opened by its handle.
+
+    open_by_handle_at(2) wants an fd that is no O_PATH one to tell the mount.
+    """
+    if file.handle is None:
+        raise DetachedError(f"mount {file.mnt_id} is one file, opened O_NOFOLLOW, without handle")
+    mount = os.open(b"self/fd/%d" % tree, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        return kernel.open_by_handle(mount, (file.handle.type, file.handle.bytes), flags)
+    finally:
+        os.close(mount)
+
+
+def _is_in_namespace(mount: Mount) -> bool:
+    return mount.bind_source is not None and bool(mount.bind_source.in_namespace)
+
+
+def _check(records: Records) -> None:
+    for mount in records.mounts.values():
+        check_mount(mount)
+    for file in records.files.values():
+        if file.path != paths.ROOT and (
+            b"\0" in file.path or {b"", b".", b".."} & set(file.path.split(b"/"))
+        ):
+            raise DetachedError(f"a file record has the invalid path {quote(file.path)}")
+
+
+def _user_namespace(mount: Mount) -> int:
+    """A user namespace with the mount's id-maps, or -1; it takes a fork, so not in a task."""
+    if not mount.uid_map and not mount.gid_map:
+        return -1
+    try:
+        return kernel.user_namespace(id_map_text(mount.uid_map), id_map_text(mount.gid_map))
+    except OSError as error:
+        raise DetachedError(
+            f"can't make the id-map of mount {mount.mnt_id}: {reason(error.errno or 0)}"
+        ) from error
+
+
+def _open_proc() -> int:
+    """The host's procfs: it shows every task its own fds, whatever /proc the task has."""
+    fd = os.open("/proc", kernel.O_PATH | os.O_DIRECTORY)
+    if kernel.fstatfs(fd).magic != kernel.PROC_SUPER_MAGIC:
+        os.close(fd)
+        raise DetachedError("/proc is no procfs: mount it")
+    return fd
+
+
+def _set_position(fd: int, record: ExtFile) -> None:
+    if not record.pos:
+        return
+    try:
+        os.lseek(fd, record.pos, os.SEEK_SET)
+    except OSError as error:
+        os.close(fd)
+        raise DetachedError(
+            f"can't restore position {record.pos} of external file {record.id:#x}:"
+            f" {reason(error.errno or 0)}"
+        ) from error

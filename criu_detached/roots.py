@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The root of a detached mount within its filesystem, on kernels that do not tell it.
+
+A file's link is its path from the mount's root. Where the file's path in the whole
+filesystem is known, the difference between the two is the root.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from criu_detached import kernel, paths
+from criu_detached.kernel import FileFacts
+from criu_detached.sources import Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Directories to look into where a filesystem has no file handles.
+SEARCH_LIMIT = 20_000
+
+
+def find_root(fd: int, path: bytes, facts: FileFacts, source: Source) -> bytes | None:
+    """Find a detached mount's root through a source.
+
+    Args:
+        fd: a file on the detached mount.
+        path: its path from that mount's root.
+        facts: of the file.
+        source: an attached mount, perhaps of the same filesystem.
+
+    Returns:
+        The root's path beneath the source's root, or None: not found there.
+    """
+    found = _by_handle(fd, path, facts, source)
+    if found is None and _is_root(source.fd, path, facts):
+        found = paths.ROOT
+    if found is None and not _has_handles(fd):
+        found = _by_search(path, facts, source)
+    return found
+
+
+def _is_root(root: int, path: bytes, facts: FileFacts) -> bool:
+    """Tell whether a path beneath a candidate reaches the very file."""
+    try:
+        found = paths.facts_at(root, path)
+    except OSError:
+        return False
+    return (found.dev, found.ino) == (facts.dev, facts.ino)
+
+
+def _has_handles(fd: int) -> bool:
+    try:
+        kernel.name_to_handle(fd)
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
+
+
+def _by_handle(fd: int, path: bytes, facts: FileFacts, source: Source) -> bytes | None:
+    """Open the file on the source by its handle, and read where it lies there."""
+    try:
+        there = _open_on(source.fd, kernel.name_to_handle(fd))
+    except OSError:
+        return None
+    try:
+        if (found := kernel.fstat(there)).ino != facts.ino or found.dev != facts.dev:
+            return None
+        full = os.readlink(b"/proc/self/fd/%d" % there)
+        # Links show a mountpoint as this process sees it: compare within the mount.
+        base = os.readlink(b"/proc/self/fd/%d" % source.fd)
+    finally:
+        os.close(there)
+    inside = paths.below(full, base)
+    if inside is None:
+        return None
+    root = _strip(inside, path)
+    return root if root is not None and _is_at(source.fd, root, path, facts) else None
+
+
+def _open_on(source: int, handle: tuple[int, bytes]) -> int:
+    """open_by_handle_at(2) refuses an O_PATH fd as the mount, so open the root for real."""
+    if not stat.S_ISREG(mode := kernel.fstat(source).mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EOPNOTSUPP, "a device or FIFO is not opened")
+    mount = os.open(b"/proc/self/fd/%d" % source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return kernel.open_by_handle(mount, handle, kernel.O_PATH)
+    finally:
+        os.close(mount)
+
+
+def _strip(inside: bytes, path: bytes) -> bytes | None:
+    if path == paths.ROOT:
+        return inside
+    if inside == path:
+        return paths.ROOT
+    return inside[: -len(path) - 1] if inside.endswith(b"/" + path) else None
+
+
+def _is_at(source: int, root: bytes, path: bytes, facts: FileFacts) -> bool:
+    return _is_root(source, paths.join(root, path), facts)
+
+
+def _by_search(path: bytes, facts: FileFacts, source: Source) -> bytes | None:
+    """Try each directory of the source, up to a limit; one inode must be one file."""
+    if facts.nlink > 1 and not stat.S_ISDIR(facts.mode):
+        return None
+    for directory in _directories(source.fd):
+        if _is_at(source.fd, directory, path, facts):
+            return directory
+        if path == paths.ROOT and not stat.S_ISDIR(facts.mode):
+            for name in _names(source.fd, directory):
+                if _is_at(source.fd, paths.join(directory, name), paths.ROOT, facts):
+                    return paths.join(directory, name)
+    return None
+
+
+def _names(root: int, directory: bytes) -> list[bytes]:
+    try:
+        fd, _ = kernel.open_beneath(root, directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return [os.fsencode(name) for name in os.listdir(fd)]
+    finally:
+        os.close(fd)
+
+
+def _directories(root: int) -> Iterator[bytes]:
+    """Yield the directories of one mount, the nearer ones first."""
+    queue = [paths.ROOT]
+    for count, directory in enumerate(queue):
+        yield directory
+        if count >= SEARCH_LIMIT:
+            return
+        for name in _names(root, directory):
+            path = paths.join(directory, name)
+            try:
+                if stat.S_ISDIR(kernel.stat_beneath(root, path).mode):
+                    queue.append(path)
+            except OSError:
+                continue

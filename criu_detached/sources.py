@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Bind sources: attached mounts that show the superblock of a detached mount."""
+
+from __future__ import annotations
+
+import os
+
+from criu_detached import kernel, mountinfo, paths
+from criu_detached.mountinfo import MountInfo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# linux/magic.h: filesystems whose files show other device numbers than their superblock
+_MANY_DEVICES = {
+    0x9123683E,  # btrfs: one for each subvolume
+    0x794C7630,  # overlayfs: one for each layer
+    0xCA451A4E,  # bcachefs
+}
+
+
+class Source:
+    """An attached mount, held open: its root can be looked into, and cloned."""
+
+    def __init__(self, info: MountInfo, in_namespace: bool, fd: int) -> None:
+        self.info = info
+        self.in_namespace = in_namespace
+        self.fd = fd
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the mount."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class SourceFinder:
+    """Walks the attached mounts that a restore can reach again."""
+
+    def __init__(self, dumps_namespace: bool, mount_known: Callable[[int], int]) -> None:
+        """Say where to look.
+
+        Args:
+            dumps_namespace: the dump holds mount namespaces (root_ns_mask).
+            mount_known: CRIU's lookup_mnt_id, for mounts of dumped namespaces.
+        """
+        self._dumps_namespace = dumps_namespace
+        self._mount_known = mount_known
+        self._mounts: list[tuple[int, MountInfo, bool]] | None = None
+
+    def candidates(self, dev: int, fs_type: bytes | None, magic: int) -> Iterator[Source]:
+        """Yield, opened, each mount that may show a superblock; the caller closes it.
+
+        Mounts of dumped namespaces come first: they travel with the images.
+
+        Args:
+            dev: device of the superblock, or of a file on it.
+            fs_type: its filesystem's name, where known.
+            magic: its statfs f_type.
+        """
+        for pid, info, in_namespace in self._all():
+            by_type = magic in _MANY_DEVICES and fs_type in (None, info.fs_type)
+            if info.dev != dev and not by_type:
+                continue
+            fd = _open_mount(pid, info)
+            if fd >= 0:
+                if kernel.fstatfs(fd).magic == magic:
+                    yield Source(info, in_namespace, fd)
+                else:
+                    os.close(fd)
+
+    def _all(self) -> list[tuple[int, MountInfo, bool]]:
+        if self._mounts is None:
+            here = [(0, info, False) for info in mountinfo.read_mountinfo()]
+            self._mounts = [*self._dumped(), *here]
+        return self._mounts
+
+    def _dumped(self) -> Iterator[tuple[int, MountInfo, bool]]:
+        if not self._dumps_namespace:
+            return
+        for inode, pids in mountinfo.namespaces():
+            if inode == os.stat("/proc/self/ns/mnt").st_ino:
+                continue
+            mounts = mountinfo.mounts_of_namespace(pids)
+            if mounts and self._mount_known(mounts[0][1].mnt_id):
+                yield from ((pid, info, True) for pid, info in mounts)
+
+
+def _open_mount(pid: int, info: MountInfo) -> int:
+    """An O_PATH fd of the mount's root; -1 when it cannot be reached by its mountpoint."""
+    try:
+        root = os.open(f"/proc/{pid}/root" if pid else "/", kernel.O_PATH)
+    except OSError:
+        return -1
+    try:
+        fd = paths.open_mountpoint(root, info.mountpoint)
+    except OSError:
+        return -1
+    finally:
+        os.close(root)
+    if kernel.fstat(fd).mnt_id == info.mnt_id:
+        return fd
+    os.close(fd)  # another mount covers it
+    return -1
