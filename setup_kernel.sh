@@ -190,7 +190,7 @@ build_vng() {
 
 # experimental holds only what differs from sid, and nothing of it is taken unless asked for.
 experimental_options() {
-    local pin='Package: criu python3-pycriu libcriu2\nPin: release a=experimental\nPin-Priority: 990\n'
+    local pin='Package: src:criu\nPin: release a=experimental\nPin-Priority: 990\n'
     printf '%s\n' \
         "--setup-hook=printf '$pin' >\"\$1/etc/apt/preferences.d/experimental\"" \
         "--setup-hook=echo 'deb $(mirror) experimental main' >\"\$1/etc/apt/sources.list.d/experimental.list\""
