@@ -16,20 +16,32 @@ from .harness.placement import SHAPES, Placement, Shape
 from .harness.scenario import Scenario
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """With --attached the tests are measured by what they imitate.
+
+    Nothing is unmounted and CRIU is left alone, so a test of what is restored must pass as well;
+    tests of what is refused cannot.
+    """
+    parser.addoption("--attached", action="store_true", help="leave mounts attached, plain CRIU")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what cannot run here; where nothing may be skipped, let it fail instead."""
-    del config
     if os.environ.get("CRIU_DETACHED_NO_SKIP"):
         return
     for item in items:
         if os.geteuid() or not shutil.which("criu"):
             item.add_marker(pytest.mark.skip(reason="needs root and criu"))
+        elif config.getoption("--attached"):
+            if item.get_closest_marker("detached"):
+                item.add_marker(pytest.mark.skip(reason="has no attached counterpart"))
         elif not has_plugin() and not item.get_closest_marker("plain"):
             item.add_marker(pytest.mark.skip(reason="the plugin is not built"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the markers."""
+    config.addinivalue_line("markers", "detached: has no counterpart with attached mounts")
     config.addinivalue_line("markers", "plain: runs CRIU without the plugin only")
 
 
@@ -47,11 +59,13 @@ class MakeScenario(Protocol):
 
 
 @pytest.fixture
-def scenario() -> Iterator[MakeScenario]:
+def scenario(pytestconfig: pytest.Config) -> Iterator[MakeScenario]:
     """Makes scenarios; their processes and mounts are gone after the test."""
     with ExitStack() as stack:
 
         def make(*args: Any, **kwargs: Any) -> Scenario:
+            if pytestconfig.getoption("--attached"):
+                kwargs["attached"] = True
             return stack.enter_context(Scenario(*args, **kwargs))
 
         yield make

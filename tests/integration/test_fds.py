@@ -86,8 +86,7 @@ def test_attached(scenario: MakeScenario, placement: Placement) -> None:
 @pytest.mark.parametrize("shape", [DIRECTORY, SUBDIRECTORY], ids=lambda s: s.name)
 def test_each_kind(scenario: MakeScenario, every_placement: Placement, shape: Shape) -> None:
     held = scenario(every_placement, [Bind(shape)]).start(hold_each_kind)
-    on_mount = [fd for fd in look.open_files(held.pid) if fd > 2]
-    assert all(look.is_detached(held.pid, fd) for fd in on_mount)
+    held.assert_detached(fd for fd in look.open_files(held.pid) if fd > 2)
     held.cycle()
     assert held.ask() == EACH_KIND
 
@@ -96,7 +95,7 @@ def test_single_file(scenario: MakeScenario, every_placement: Placement) -> None
     held = scenario(every_placement, [Bind(SINGLE_FILE)]).start(hold_file)
     held.cycle()
     fd, rest = held.ask()
-    assert look.is_detached(held.pid, fd)
+    held.assert_detached([fd])
     assert rest == CONTENT[10:]
 
 

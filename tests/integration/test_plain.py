@@ -32,6 +32,7 @@ def test_attached_survives(
     assert not look.is_detached(made.pid, fd)
 
 
+@pytest.mark.detached
 def test_detached_fails(scenario: MakeScenario, every_placement: Placement) -> None:
     made = scenario(every_placement, [Bind(SUBDIRECTORY)]).start(hold_file)
     made.dump(plugin=False).failed("Can't lookup mount=")

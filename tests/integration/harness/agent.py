@@ -8,7 +8,6 @@ two questions the process holds nothing but what its program opened.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
@@ -18,7 +17,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-MNT_DETACH = 2
 Check = Callable[[], Any]
 
 
@@ -41,14 +39,17 @@ class Task:
         return "/".join(part for part in (point, prefix, name) if part)
 
     def detach(self) -> None:
-        """Unmount the binds lazily; in the attached twin of a test they stay."""
+        """Unmount the binds lazily; in the attached twin of a test they stay.
+
+        A program does it, for ctypes would leave an fd of libffi open in the process.
+        """
         if self.attached:
             return
-        libc = ctypes.CDLL(None, use_errno=True)
-        for point in self.points:
-            if libc.umount2(os.fsencode(point), MNT_DETACH):
-                errno = ctypes.get_errno()
-                raise OSError(errno, f"umount2: {os.strerror(errno)}", point)
+        command = ["umount", "--lazy", "--no-mtab", *self.points]
+        umount = os.posix_spawnp("umount", command, os.environ)
+        _, status = os.waitpid(umount, 0)
+        if status:
+            raise RuntimeError(f"{command} failed")
 
     def fork(self, make_check: Callable[[], Check]) -> Check:
         """Fork a child that runs make_check and then answers; returns how the parent asks it.
@@ -109,10 +110,10 @@ def main(config: dict[str, Any]) -> None:
     base, runner = config["base"], config["runner"]
     task = Task(base, config["points"], config["prefixes"], config["attached"])
     names: dict[str, Any] = {"Task": Task, **config["constants"]}
-    for name, module in config["modules"].items():
-        names[name] = importlib.import_module(module)
 
     def start() -> Any:
+        for name, module in config["modules"].items():
+            names[name] = importlib.import_module(module)
         exec(config["source"], names)
         return names[config["program"]](task, **config["arguments"])
 

@@ -44,7 +44,7 @@ class CriuRun:
 
     def report(self) -> str:
         """What a failed assertion shows: every error, and how the log ended."""
-        tail = self.log.splitlines()[-40:]
+        tail = self.log.splitlines()[-15:]
         parts = [f"$ {' '.join(self.command)}", f"exit status {self.status}"]
         return "\n".join([*parts, "errors:", *self.errors(), "end of the log:", *tail])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from . import kernel
 
 # CRIU masks O_TMPFILE, which contains O_DIRECTORY, out of the flags of all that it opens by path.
-CRIU_DROPS = os.O_DIRECTORY
+CRIU_DROPS = os.O_TMPFILE
 
 
 @dataclass(frozen=True)

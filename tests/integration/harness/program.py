@@ -40,12 +40,14 @@ def _collect(
     """Add a function and all that it uses of its module."""
     sources[function.__name__] = textwrap.dedent(inspect.getsource(function))
     for name in _names(function.__code__):
+        if name.startswith("@"):  # pytest's, for an assertion that it rewrote
+            continue
         value = function.__globals__.get(name)
         if isinstance(value, ModuleType):
             modules[name] = value.__name__
         elif isinstance(value, FunctionType) and name not in sources:
             _collect(value, modules, constants, sources)
-        elif isinstance(value, int | str):
+        elif isinstance(value, int | str | list | dict):
             constants[name] = value
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -89,19 +89,18 @@ class Scenario:
     def dump(
         self,
         *options: str,
-        plugin: bool = True,
+        plugin: bool | None = None,
         plugins: Path | None = None,
         prefix: Sequence[str] = (),
         verbosity: int = 4,
     ) -> CriuRun:
         """Run criu dump; when it worked, the processes are gone and reaped."""
         self._known = look.tree(self.pid)
-        directory = plugins or default_plugins()
         run = criu(
             "dump",
             self.images,
             ["--tree", str(self.pid), *self.ground.dump_options(), *options],
-            plugins=directory if plugin else None,
+            plugins=self._plugins(plugin, plugins),
             prefix=prefix,
             verbosity=verbosity,
         )
@@ -112,19 +111,18 @@ class Scenario:
     def restore(
         self,
         *options: str,
-        plugin: bool = True,
+        plugin: bool | None = None,
         plugins: Path | None = None,
         prefix: Sequence[str] = (),
         verbosity: int = 4,
     ) -> CriuRun:
         """Run criu restore; the restored processes become this process's children."""
-        directory = plugins or default_plugins()
         with self._root():
             run = criu(
                 "restore",
                 self.images,
                 ["--restore-detached", *self.ground.restore_options(), *options],
-                plugins=directory if plugin else None,
+                plugins=self._plugins(plugin, plugins),
                 prefix=prefix,
                 verbosity=verbosity,
             )
@@ -132,7 +130,12 @@ class Scenario:
             _reap_zombies()
         return run
 
-    def cycle(self, *, plugin: bool = True) -> Self:
+    def assert_detached(self, fds: Iterable[int]) -> None:
+        """The mounts of these fds are in no namespace, unless they were to stay attached."""
+        for fd in fds:
+            assert look.is_detached(self.pid, fd) is not self.ground.attached, f"fd {fd}"
+
+    def cycle(self, *, plugin: bool | None = None) -> Self:
         """Dump and restore; everything that is seen from outside must be as before."""
         before = look.seen(self.pid)
         self.dump(plugin=plugin).succeeded()
@@ -140,6 +143,11 @@ class Scenario:
         after = look.seen(self.pid)
         assert after == before, difference(before, after)
         return self
+
+    def _plugins(self, plugin: bool | None, directory: Path | None) -> Path | None:
+        """The plugin directory for criu: by default one, unless nothing gets detached."""
+        wanted = not self.ground.attached if plugin is None else plugin
+        return (directory or default_plugins()) if wanted else None
 
     def left_alive(self) -> list[int]:
         """Those of the processes that exist, in whatever state."""
@@ -173,7 +181,9 @@ class Scenario:
         """Wait for the process to report."""
         path = self.ground.base / "result"
         _wait(lambda: path.exists() or not look.is_running(self.pid), "an answer")
-        assert path.exists(), f"process {self.pid} ended without an answer"
+        if not path.exists():
+            _, status = os.waitpid(self.pid, os.WNOHANG)
+            raise AssertionError(f"no answer from {self.pid}: wait status {status:#x}")
         answer = json.loads(path.read_text())
         path.unlink()
         assert "error" not in answer, answer["error"]

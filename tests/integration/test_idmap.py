@@ -1,0 +1,64 @@
+"""A detached mount's id-map comes back where the kernel tells it; else the dump is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import MakeScenario
+from .harness import kernel, look
+from .harness.agent import Check, Task
+from .harness.placement import Bind, Placement
+
+CLONE_NEWUSER = 0x10000000
+OWNER = 70000
+
+
+@pytest.fixture
+def userns() -> Iterator[int]:
+    """A user namespace whose map moves root to OWNER, and OWNER + 1 to 5."""
+    ready_read, ready_write = os.pipe()
+    hold_read, hold_write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(hold_write)
+        kernel.unshare(CLONE_NEWUSER)
+        os.write(ready_write, b"!")
+        os.read(hold_read, 1)  # until the map is written and the namespace is held by its fd
+        os._exit(0)
+    os.read(ready_read, 1)
+    for name in ("uid_map", "gid_map"):
+        Path(f"/proc/{pid}/{name}").write_text(f"0 {OWNER} 2\n5 {OWNER + 5} 1\n")
+    fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+    for end in (ready_read, ready_write, hold_read, hold_write):
+        os.close(end)
+    os.waitpid(pid, 0)
+    yield fd
+    os.close(fd)
+
+
+def hold_owned(task: Task) -> Check:
+    """A file that root owns on the filesystem, and a directory to create files in."""
+    fd = os.open(task.path("file"), os.O_RDONLY)
+    task.detach()
+    return lambda: [os.fstat(fd).st_uid, os.fstat(fd).st_gid]
+
+
+@pytest.mark.detached
+def test_id_map(scenario: MakeScenario, placement: Placement, userns: int) -> None:
+    held = scenario(placement, [Bind(userns=userns)]).start(hold_owned)
+    assert held.ask() == [OWNER, OWNER]
+    if not kernel.has_statmount_by_fd():
+        held.dump().failed("criu-detached.*id.?map")
+        assert held.ask() == [OWNER, OWNER]
+        return
+    before = look.mount_of(held.pid, 3)
+    assert before is not None and len(before.uid_map) == 2
+    held.cycle()
+    after = look.mount_of(held.pid, 3)
+    assert after is not None
+    assert (after.uid_map, after.gid_map) == (before.uid_map, before.gid_map)
+    assert held.ask() == [OWNER, OWNER]

@@ -1,0 +1,33 @@
+"""CRIU restores tasks at the same time; those that were on one mount are on one mount again."""
+
+from __future__ import annotations
+
+import os
+
+from .conftest import MakeScenario
+from .harness import look
+from .harness.agent import Check, Task
+from .harness.placement import Bind, Placement
+
+PROCESSES = 20
+
+
+def hold_in_many(task: Task) -> Check:
+    """The parent holds nothing; each child opens files of its own on both mounts."""
+
+    def child() -> Check:
+        fds = [os.open(task.path("file", mount), os.O_RDONLY) for mount in (0, 1)]
+        fds.append(os.open(task.path("dir"), os.O_RDONLY))
+        return lambda: [os.read(fds[0], 2).decode(), os.listdir(fds[2])]
+
+    asks = [task.fork(child) for _ in range(PROCESSES)]
+    task.detach()
+    return lambda: [ask() for ask in asks]
+
+
+def test_one_mount(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement, [Bind(), Bind()]).start(hold_in_many).cycle()
+    assert held.ask() == [["01", ["inner"]]] * PROCESSES
+    files = [file for pid in look.tree(held.pid) for file in look.open_files(pid).values()]
+    used = {file.mnt_id for file in files if file.link.endswith(("/file", "/dir"))}
+    assert len(used) == 2

@@ -1,0 +1,16 @@
+"""What was restored can be dumped and restored again, and nothing piles up."""
+
+from __future__ import annotations
+
+from .conftest import MakeScenario
+from .harness.placement import Placement
+from .test_fds import EACH_KIND, hold_each_kind
+
+ROUNDS = 10
+
+
+def test_ten_rounds(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement).start(hold_each_kind)
+    for _ in range(ROUNDS if placement is Placement.HOST else 3):
+        held.cycle()
+        assert held.ask() == EACH_KIND
