@@ -204,6 +204,6 @@ class Ground:
         """Unmount what the runner sees."""
         points = [self.base / f"point{i}" for i in range(len(self.binds))]
         for path in [*points, *reversed(self._mounted)]:
-            if os.path.ismount(path) or path in self._mounted:
+            if os.path.ismount(path):
                 kernel.umount2(path, kernel.MNT_DETACH)
         self._mounted.clear()

@@ -1,0 +1,158 @@
+"""What cannot be restored faithfully is refused at dump: one clear line, and the task lives on."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from .conftest import MakeScenario
+from .harness import kernel, look
+from .harness.agent import Check, Task
+from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement
+from .harness.scenario import Scenario
+
+pytestmark = pytest.mark.detached
+
+
+def hold_file(task: Task) -> Check:
+    """One file, which the runner may do something to."""
+    fd = os.open(task.path("file"), os.O_RDWR)
+    task.detach()
+    return lambda: os.pread(fd, 100, 0).decode()
+
+
+def hold_deleted(task: Task, name: str) -> Check:
+    """A file or directory that no path leads to any more."""
+    fd = os.open(task.path(name), os.O_RDONLY)
+    if name == "dir":
+        os.unlink(task.path("dir/inner"))
+        os.rmdir(task.path("dir"))
+    else:
+        os.unlink(task.path(name))
+    task.detach()
+    return lambda: os.fstat(fd).st_nlink
+
+
+def hold_bound_socket(task: Task) -> Check:
+    """A unix socket whose name is on the mount."""
+    server = socket.socket(socket.AF_UNIX)
+    here = os.open(task.path(), os.O_PATH)
+    server.bind(f"/proc/self/fd/{here}/socket")
+    os.close(here)
+    server.listen()
+    task.detach()
+    return lambda: [server.fileno() >= 0, server.getsockname()]
+
+
+def refused(held: Scenario, *patterns: str) -> None:
+    """The dump fails with a single line of the plugin's, and the process goes on."""
+    before, answer = look.seen(held.pid), held.ask()
+    run = held.dump()
+    for pattern in patterns:
+        run.failed(f"criu-detached: .*{pattern}")
+    ours = [line for line in run.errors() if "criu-detached" in line]
+    assert len(ours) == 1, run.report()
+    assert look.is_running(held.pid)
+    assert look.seen(held.pid) == before
+    assert held.ask() == answer
+
+
+def test_no_source(scenario: MakeScenario) -> None:
+    """The source is unmounted as well: nothing but the process holds the filesystem."""
+    held = scenario().start(hold_file)
+    kernel.umount2(held.ground.source, kernel.MNT_DETACH)
+    refused(held, "file")
+
+
+def test_no_source_in_namespace(scenario: MakeScenario) -> None:
+    held = scenario(Placement.HOST_SOURCE).start(hold_file)
+    kernel.umount2(held.ground.source, kernel.MNT_DETACH)
+    refused(held, "file")
+
+
+def test_source_shows_less(scenario: MakeScenario) -> None:
+    """The filesystem is attached still, but only a directory of it that lacks the file."""
+    held = scenario()
+    held.start(hold_file)
+    part = held.work / "part"
+    part.mkdir()
+    kernel.bind(held.ground.source / "tree" / "dir", part)
+    try:
+        kernel.umount2(held.ground.source, kernel.MNT_DETACH)
+        refused(held, "file")
+    finally:
+        kernel.umount2(part)
+
+
+@pytest.mark.parametrize("name", ["file", "dir"])
+def test_deleted(scenario: MakeScenario, placement: Placement, name: str) -> None:
+    held = scenario(placement).start(hold_deleted, name=name)
+    refused(held, name)
+
+
+def test_replaced(scenario: MakeScenario) -> None:
+    """Another file has the name of the one that is held, which has a second name."""
+    held = scenario().start(hold_file)
+    file = held.ground.source / "tree" / "file"
+    os.link(file, file.with_name("second name"))
+    file.unlink()
+    file.write_text("not the same\n")
+    refused(held, "file")
+    assert held.ask() == CONTENT
+
+
+def test_bound_socket(scenario: MakeScenario, placement: Placement) -> None:
+    refused(scenario(placement).start(hold_bound_socket), "socket")
+
+
+def hold_anonymous(task: Task) -> Check:
+    """A file in a tree that was cloned and never attached."""
+    import ctypes  # noqa: PLC0415  (the fd that it leaves open does no harm here)
+
+    libc = ctypes.CDLL(None)
+    libc.syscall.restype = ctypes.c_long
+    tree = libc.syscall(428, -100, os.fsencode(task.path()), 1 | os.O_CLOEXEC)
+    fd = os.open("file", os.O_RDONLY, dir_fd=tree)
+    return lambda: [tree >= 0, os.pread(fd, 100, 0).decode()]
+
+
+def test_anonymous(scenario: MakeScenario, placement: Placement) -> None:
+    refused(scenario(placement).start(hold_anonymous), "")
+
+
+def test_single_file_replaced(scenario: MakeScenario) -> None:
+    """The bind of a single file outlives the file's name in the source."""
+    held = scenario(binds=[Bind(SINGLE_FILE)]).start(hold_file)
+    (held.ground.source / "tree" / "file").unlink()
+    refused(held, "")
+
+
+def test_hidden_in_source(scenario: MakeScenario) -> None:
+    """A mount on the source hides the way to the file there, and there is no other way."""
+    held = scenario(binds=[Bind(SUBDIRECTORY)]).start(hold_file)
+    hidden = held.ground.source / "tree"
+    kernel.mount("cover", hidden, "tmpfs")
+    try:
+        assert list(hidden.iterdir()) == []
+        run = held.dump()
+        if run.status:
+            run.failed("criu-detached: ")
+            assert held.ask() == CONTENT
+        else:  # cloning a source without what is mounted on it gets there
+            held.restore().succeeded()
+            assert held.ask() == CONTENT
+    finally:
+        kernel.umount2(hidden)
+
+
+def test_left_running(scenario: MakeScenario) -> None:
+    """A dump that leaves the process running changes nothing in it."""
+    held = scenario().start(hold_file)
+    before = look.seen(held.pid)
+    held.dump("--leave-running").succeeded()
+    assert look.seen(held.pid) == before
+    assert held.ask() == CONTENT
+    assert Path(held.images / "criu-detached.img").exists()

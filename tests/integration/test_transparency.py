@@ -1,0 +1,92 @@
+"""A run that meets no detached file is CRIU's own: no Python, and hardly a system call more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .conftest import MakeScenario
+from .harness.agent import Check, Task
+from .harness.criu import CriuRun
+from .harness.placement import CONTENT, Placement
+from .harness.scenario import Scenario
+
+# The plugin's own .so is found, mapped and relocated, and criu's image of itself is steered.
+MORE_CALLS = 60
+
+
+def hold_attached(task: Task) -> Check:
+    """A file of a mount that stays."""
+    fd = os.open(task.path("file"), os.O_RDWR)
+    return lambda: os.pread(fd, 100, 0).decode()
+
+
+def traced(held: Scenario, trace: Path, verb: str, *, plugin: bool) -> list[str]:
+    """The system calls of criu's main process; those that it forks are traced by criu."""
+    prefix = ["strace", "--output", str(trace)]
+    run: CriuRun = (held.dump if verb == "dump" else held.restore)(plugin=plugin, prefix=prefix)
+    run.succeeded()
+    return trace.read_text().splitlines()
+
+
+@pytest.mark.detached
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_nothing_detached(scenario: MakeScenario, tmp_path: Path) -> None:
+    held = scenario(Placement.HOST, attached=True).start(hold_attached)
+    for verb in ("dump", "restore"):
+        counts = {}
+        for plugin in (False, True):
+            if verb == "restore" and plugin:
+                held.dump(plugin=True).succeeded()
+            calls = traced(held, tmp_path / "trace", verb, plugin=plugin)
+            counts[plugin] = len(calls)
+            assert not [call for call in calls if "libpython" in call]
+            loaded = [call for call in calls if "criu_detached.so" in call]
+            assert bool(loaded) is plugin
+            if verb == "dump" and not plugin:
+                held.restore(plugin=False).succeeded()
+        assert counts[True] - counts[False] <= MORE_CALLS, (verb, counts)
+    assert held.ask() == CONTENT
+
+
+def test_library_links_no_python(scenario: MakeScenario) -> None:
+    """Neither criu nor the restored process has Python's library mapped by the plugin."""
+    held = scenario(attached=True).start(hold_attached)
+    before = mapped_files(held.pid)
+    held.dump(plugin=True).succeeded()
+    held.restore(plugin=True).succeeded()
+    assert mapped_files(held.pid) == before
+
+
+@pytest.mark.detached
+def test_nothing_left_in_the_task(scenario: MakeScenario, placement: Placement) -> None:
+    """A restored task maps what it mapped, although Python ran in it for a moment."""
+
+    def hold_detached(task: Task) -> Check:
+        fd = os.open(task.path("file"), os.O_RDWR)
+        task.detach()
+        return lambda: os.pread(fd, 100, 0).decode()
+
+    held = scenario(placement).start(hold_detached)
+    before, threads = mapped_files(held.pid), os.listdir(f"/proc/{held.pid}/task")
+    environment = signals(held.pid)
+    held.cycle()
+    assert mapped_files(held.pid) == before
+    assert os.listdir(f"/proc/{held.pid}/task") == threads
+    assert signals(held.pid) == environment
+
+
+def mapped_files(pid: int) -> set[str]:
+    """The files that a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split(None, 5)[5] for line in lines if "/" in line}
+
+
+def signals(pid: int) -> list[str]:
+    """What a process blocks, ignores and catches, and what it may do."""
+    wanted = ("SigBlk", "SigIgn", "SigCgt", "Cap", "Uid", "Gid", "Groups", "Seccomp")
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return [line for line in lines if line.startswith(wanted)]
