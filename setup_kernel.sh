@@ -90,6 +90,7 @@ qemu-system-x86_64 qemu-system-x86
 mke2fs e2fsprogs
 modprobe kmod
 flock util-linux
+file file
 NEEDS
     # "venv" is in Debian's base Python, but it does not work without ensurepip.
     python3 -c 'import ensurepip, venv' 2>/dev/null || printf 'python3-venv\n'
