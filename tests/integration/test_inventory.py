@@ -22,7 +22,7 @@ def test_restore_without_plugin(scenario: MakeScenario, tmp_path: Path) -> None:
     held = scenario().start(hold_file)
     held.dump().succeeded()
     held.restore(plugin=True, plugins=tmp_path).failed("criu.detached")
-    assert held.left_alive() == []
+    held.assert_gone()
     held.restore().succeeded()
     assert held.ask() == CONTENT
 

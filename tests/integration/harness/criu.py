@@ -32,7 +32,6 @@ class CriuRun:
     status: int
     log: str
     seconds: float
-    maxrss_kib: int
 
     def errors(self) -> list[str]:
         """The lines that CRIU or the plugin logged as errors."""
@@ -84,8 +83,6 @@ def criu(
     ) as process:
         assert process.stdout is not None
         output = process.stdout.read().decode(errors="replace")
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - started
     text = log.read_text(errors="replace") if log.exists() else ""
-    return CriuRun(tuple(command), process.returncode, text + output, seconds, usage.ru_maxrss)
+    return CriuRun(tuple(command), process.returncode, text + output, seconds)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -118,7 +118,7 @@ class Scenario:
     ) -> CriuRun:
         """Run criu restore; the restored processes become this process's children."""
         with self._root():
-            run = criu(
+            return criu(
                 "restore",
                 self.images,
                 ["--restore-detached", *self.ground.restore_options(), *options],
@@ -126,9 +126,6 @@ class Scenario:
                 prefix=prefix,
                 verbosity=verbosity,
             )
-        if run.status:
-            _reap_zombies()
-        return run
 
     def assert_detached(self, fds: Iterable[int]) -> None:
         """The mounts of these fds are in no namespace, unless they were to stay attached."""
@@ -149,7 +146,11 @@ class Scenario:
         wanted = not self.ground.attached if plugin is None else plugin
         return (directory or default_plugins()) if wanted else None
 
-    def left_alive(self) -> list[int]:
+    def assert_gone(self) -> None:
+        """No task is left of a restore that failed; what criu killed may still be dying."""
+        _reap(self._left_alive(), "the end of tasks that a failed restore left")
+
+    def _left_alive(self) -> list[int]:
         """Those of the processes that exist, in whatever state."""
         return [pid for pid in self._known if os.path.exists(f"/proc/{pid}")]
 
@@ -159,14 +160,14 @@ class Scenario:
             return
         if os.path.exists(f"/proc/{self.pid}"):
             self._known = look.tree(self.pid)
-        alive = self.left_alive()
+        alive = self._left_alive()
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
         _reap(alive)
         self.pid = 0
 
     @contextmanager
-    def _root(self) -> Any:
+    def _root(self) -> Iterator[None]:
         """The mount that criu --root needs, for as long as criu runs."""
         if not self.ground.placement.own_namespace:
             yield
@@ -241,7 +242,7 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
-def _reap(pids: Sequence[int]) -> None:
+def _reap(pids: Sequence[int], what: str = "the end of the processes") -> None:
     """Wait until these are gone: a zombie would keep its pid from being restored."""
     left = set(pids)
 
@@ -249,7 +250,7 @@ def _reap(pids: Sequence[int]) -> None:
         _reap_zombies(left)
         return not left
 
-    _wait(gone, f"the end of {sorted(left)}")
+    _wait(gone, f"{what} {sorted(left)}")
 
 
 def _reap_zombies(left: set[int] | None = None) -> None:

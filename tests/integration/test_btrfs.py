@@ -1,0 +1,116 @@
+"""On btrfs one inode number names a file of each subvolume: two are never taken for one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import MakeScenario
+from .harness import kernel
+from .harness.agent import Check, Task
+from .harness.placement import (
+    CONTENT,
+    DIRECTORY,
+    SUBDIRECTORY,
+    Bind,
+    Placement,
+    Shape,
+    populate_tree,
+)
+
+SIZE = 128 << 20
+
+
+@pytest.fixture
+def mount_btrfs(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Mounts a fresh btrfs; skipped where the machine can't."""
+    if not shutil.which("mkfs.btrfs"):
+        pytest.skip("needs mkfs.btrfs")
+    image = tmp_path / "btrfs"
+    image.touch()
+    os.truncate(image, SIZE)
+    subprocess.run(["mkfs.btrfs", "--quiet", str(image)], check=True)
+    command = ["losetup", "--find", "--show", str(image)]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    loop = made.stdout.strip()
+    if not loop:
+        pytest.skip("no loop device can be had")
+
+    def mount(source: Path) -> None:
+        try:
+            kernel.mount(loop, source, "btrfs")
+        except OSError as error:
+            pytest.skip(f"btrfs: {error}")
+
+    yield mount
+    subprocess.run(["losetup", "--detach", loop], check=True)
+
+
+def populate_subvolumes(source: Path) -> None:
+    """Two subvolumes, each with a first file, beside the common tree."""
+    populate_tree(source)
+    for name in ("one", "two"):
+        volume = source / "tree" / name
+        command = ["btrfs", "subvolume", "create", str(volume)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        (volume / "file").write_text(f"{name}\n")
+    one, two = ((source / "tree" / name / "file").stat() for name in ("one", "two"))
+    assert one.st_ino == two.st_ino and one.st_dev != two.st_dev
+
+
+def hold_file(task: Task) -> Check:
+    """A file and a directory of the top subvolume."""
+    fd = os.open(task.path("file"), os.O_RDWR)
+    directory = os.open(task.path("dir"), os.O_RDONLY)
+    task.detach()
+    return lambda: [os.pread(fd, 100, 0).decode(), os.listdir(directory)]
+
+
+def hold_one(task: Task) -> Check:
+    """A file of a subvolume below the mount's root."""
+    fd = os.open(task.path("two/file"), os.O_RDWR)
+    task.detach()
+    return lambda: [os.pread(fd, 100, 0).decode()]
+
+
+def hold_both(task: Task) -> Check:
+    """Two files with one inode number on one mount."""
+    fds = [os.open(task.path(f"{name}/file"), os.O_RDWR) for name in ("one", "two")]
+    task.detach()
+    return lambda: [os.pread(fd, 100, 0).decode() for fd in fds]
+
+
+def test_top_subvolume(
+    scenario: MakeScenario, placement: Placement, mount_btrfs: Callable[[Path], None]
+) -> None:
+    held = scenario(placement, mount_source=mount_btrfs).start(hold_file).cycle()
+    assert held.ask() == [CONTENT, ["inner"]]
+
+
+@pytest.mark.parametrize("shape", [DIRECTORY, SUBDIRECTORY], ids=lambda s: s.name)
+@pytest.mark.parametrize("program", [hold_one, hold_both])
+def test_same_inode(
+    scenario: MakeScenario,
+    mount_btrfs: Callable[[Path], None],
+    program: Callable[[Task], Check],
+    shape: Shape,
+) -> None:
+    """Restored as they were, or refused while they live; never one in place of the other."""
+    made = scenario(
+        binds=[Bind(shape)],
+        mount_source=mount_btrfs,
+        populate=populate_subvolumes,
+    )
+    held = made.start(program)
+    contents = held.ask()
+    run = held.dump()
+    if run.status:
+        run.failed("criu-detached: ")
+    else:
+        held.restore().succeeded()
+    assert held.ask() == contents

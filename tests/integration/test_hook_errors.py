@@ -1,0 +1,123 @@
+"""When the plugin itself is broken, a dump fails and the task lives; nothing passes for success."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import MakeScenario
+from .harness import kernel, look
+from .harness.agent import Check, Task
+from .harness.criu import default_plugins
+from .harness.placement import CONTENT, Placement
+
+pytestmark = pytest.mark.detached
+
+
+def hold_file(task: Task) -> Check:
+    """One file."""
+    fd = os.open(task.path("file"), os.O_RDWR)
+    task.detach()
+    return lambda: os.pread(fd, 100, 0).decode()
+
+
+class Breaker:
+    """Covers files of the plugin with others: its paths are baked in, so a copy is no use."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._covered: list[Path] = []
+
+    def cover(self, path: Path, content: str | None) -> None:
+        """Let path have this content, or be an empty directory."""
+        cover = self._scratch / f"cover{len(self._covered)}"
+        if content is None:
+            cover.mkdir()
+        else:
+            cover.write_text(content)
+        kernel.bind(cover, path)
+        self._covered.append(path)
+
+    def module(self, name: str, change: Callable[[str], str]) -> None:
+        """Change one of the plugin's Python modules; none is taken from the byte code cache."""
+        (path,) = default_plugins().rglob(f"criu_detached/{name}.py")
+        self.cover(path, change(path.read_text()))
+        if (path.parent / "__pycache__").is_dir():
+            self.cover(path.parent / "__pycache__", None)
+
+    def mend(self) -> None:
+        """Take the covers away."""
+        while self._covered:
+            kernel.umount2(self._covered.pop())
+
+
+@pytest.fixture
+def breaker(tmp_path: Path) -> Iterator[Breaker]:
+    """Breaks the plugin for one test."""
+    made = Breaker(tmp_path)
+    yield made
+    made.mend()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["raise RuntimeError('broken')", "def (", "import no_such_module"],
+    ids=["raise", "syntax", "import"],
+)
+def test_import_fails(scenario: MakeScenario, breaker: Breaker, broken: str) -> None:
+    held = scenario().start(hold_file)
+    breaker.module("dump", lambda text: f"{text}\n{broken}\n")
+    held.dump().failed("criu-detached")
+    assert look.is_running(held.pid)
+    assert held.ask() == CONTENT
+
+
+def all_raise(text: str) -> str:
+    """A module's text, with each of its functions replaced by one that raises."""
+    names = re.findall(r"^def (\w+)\(", text, re.MULTILINE)
+    broken = "def _broken(*_, **__):\n    return 1 // 0\n\n"
+    return "\n".join([text, broken, *(f"{name} = _broken" for name in names)])
+
+
+def test_exception_in_dump(scenario: MakeScenario, breaker: Breaker) -> None:
+    """Any exception where a file is recorded: the traceback is in CRIU's log."""
+    held = scenario().start(hold_file)
+    breaker.module("describe", all_raise)
+    run = held.dump().failed("criu-detached")
+    assert "ZeroDivisionError" in run.log, run.report()
+    assert held.ask() == CONTENT
+    breaker.mend()
+    held.cycle()
+
+
+def test_python_missing(scenario: MakeScenario, breaker: Breaker) -> None:
+    """The shim is there, but not what it loads when it meets a detached file."""
+    held = scenario().start(hold_file)
+    for directory in (path for path in default_plugins().iterdir() if path.is_dir()):
+        breaker.cover(directory, None)
+    held.dump().failed("criu-detached")
+    assert held.ask() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "change", [all_raise, "{}\nraise OSError\n".format], ids=["call", "import"]
+)
+def test_exception_in_restore(
+    scenario: MakeScenario,
+    placement: Placement,
+    breaker: Breaker,
+    change: Callable[[str], str],
+) -> None:
+    """Where the source is in a namespace, most of the work is done in the restored task."""
+    held = scenario(placement).start(hold_file)
+    held.dump().succeeded()
+    breaker.module("realise", change)
+    held.restore().failed("criu-detached")
+    held.assert_gone()
+    breaker.mend()
+    held.restore().succeeded()
+    assert held.ask() == CONTENT
