@@ -372,6 +372,8 @@ port() {
 }
 exec <"\$(port stdin)" >"\$(port stdout)" 2>"\$(port stderr)" 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+# File systems are loaded when they are mounted; what is behind a device file is not.
+modprobe loop
 mount -t tmpfs -o mode=755 tmpfs /mnt
 mount -t tmpfs -o mode=700 tmpfs /root
 cd /src
@@ -381,20 +383,8 @@ mv $run/status.new $run/status
 GUEST
 }
 
-# QEMU opens its output streams anew: a file would be truncated and overwritten.
-through_pipes() {
-    local out err out_pid err_pid status=0
-    exec {out}> >(exec cat)
-    out_pid=$!
-    exec {err}> >(exec cat >&2)
-    err_pid=$!
-    "$@" 1>&"$out" 2>&"$err" || status=$?
-    exec {out}>&- {err}>&-
-    wait "$out_pid" "$err_pid"
-    return "$status"
-}
-
-# vm RUN_DIRECTORY: boot, run, and wait for the end of the VM.
+# vm RUN_DIRECTORY: become the VM. Started as a job, it is one process that can be signalled,
+# which takes QEMU with it.
 vm() {
     local run=$1 kernel accelerator console foreground=()
     # In the background, where timeout can stop the whole group, a terminal cannot be read.
@@ -406,7 +396,8 @@ vm() {
     console+=" -device virtio-serial-pci -device virtconsole,chardev=kernel-log"
     # virtiofs is not used: it needs a daemon that many machines lack or have too old.
     # -snapshot: the image is not written, so that runs neither see nor disturb each other.
-    PATH=$VNG_DIR/bin:$PATH timeout "${foreground[@]}" --kill-after=10 "$VM_TIMEOUT" vng \
+    export PATH=$VNG_DIR/bin:$PATH
+    exec timeout "${foreground[@]}" --kill-after=10 "$VM_TIMEOUT" vng \
         --run "$kernel" "${accelerator[@]}" --memory "$VM_MEMORY" \
         --busybox "$KERNEL_DIR/busybox" --force-9p \
         --root-disk "$ROOT_IMAGE" --root-fstype ext4 --rw --rwdir "/src=$SOURCE_DIR" \
@@ -414,19 +405,37 @@ vm() {
         --user root -- sh "/src/${run#"$SOURCE_DIR/"}/guest.sh"
 }
 
+# Wait for a job, also when a signal comes; the signal ends the job.
+wait_for() {
+    local status=0
+    # shellcheck disable=SC2064  # the job is known now
+    trap "kill -TERM $1 2>/dev/null || true" INT TERM HUP
+    while kill -0 "$1" 2>/dev/null; do
+        status=0
+        wait "$1" || status=$?
+    done
+    trap - INT TERM HUP
+    return "$status"
+}
+
 run() {
     (($#)) || die "run: no command given"
     ((EUID == 0)) || die "run: root is needed"
     locked prepare
-    local directory vm_status=0 status
+    local directory vm_status=0 status out err out_pid err_pid
     directory=$(mktemp -d "$CACHE/run.XXXXXX")
     command_line vm "$@" >"$directory/command.sh"
     guest_script "$directory" "$@" >"$directory/guest.sh"
-    if [[ -t 0 ]]; then
-        through_pipes vm "$directory" || vm_status=$?
-    else
-        through_pipes vm "$directory" </dev/null || vm_status=$?
-    fi
+    [[ -t 0 ]] || exec </dev/null
+    # QEMU opens its output streams anew: a file would be truncated and overwritten.
+    exec {out}> >(exec cat)
+    out_pid=$!
+    exec {err}> >(exec cat >&2)
+    err_pid=$!
+    vm "$directory" <&0 1>&"$out" 2>&"$err" &
+    wait_for $! || vm_status=$?
+    exec {out}>&- {err}>&-
+    wait "$out_pid" "$err_pid"
     if [[ -s $directory/status ]]; then
         status=$(<"$directory/status")
         rm -rf "$directory"
