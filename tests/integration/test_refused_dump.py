@@ -110,7 +110,7 @@ def test_bound_socket(scenario: MakeScenario, placement: Placement) -> None:
 
 def hold_anonymous(task: Task) -> Check:
     """A file in a tree that was cloned and never attached."""
-    import ctypes  # noqa: PLC0415  (the fd that it leaves open does no harm here)
+    import ctypes  # the fd of libffi that it leaves open does no harm here
 
     libc = ctypes.CDLL(None)
     libc.syscall.restype = ctypes.c_long
