@@ -317,15 +317,18 @@ native() {
 }
 
 has_all_for_plugin() {
-    local version
-    command -v criu cc protoc make >/dev/null || return 1
+    local version command
+    for command in criu cc make python3; do
+        command -v "$command" >/dev/null || return 1
+    done
     version=$(criu --version | awk '/^Version:/ { print $2 }')
     printf '4.1\n%s\n' "$version" | sort --check=quiet --version-sort || return 1
     python3 -c '
 import os, sys, sysconfig
-import cffi, google.protobuf, setuptools
+import cffi
 header = os.path.join(sysconfig.get_path("include"), "Python.h")
-sys.exit(sys.version_info < (3, 11) or not os.path.exists(header))' 2>/dev/null
+shared = sysconfig.get_config_var("Py_ENABLE_SHARED")
+sys.exit(sys.version_info < (3, 11) or not shared or not os.path.exists(header))' 2>/dev/null
 }
 
 auto() {
