@@ -204,6 +204,12 @@ def _check_source(
     """The restore will open the path beneath the source: it must be this very file."""
     if facts.nlink == 0:
         raise DetachedError("it is deleted: deleted files on detached mounts cannot be dumped yet")
+    source = mount.record.bind_source
+    assert source is not None
+    if path != paths.ROOT and kernel.is_there(
+        mount.root, path, source.mnt_id, facts, owner=not maps_known
+    ):
+        return
     try:
         found = paths.facts_at(mount.root, path)
     except OSError as error:

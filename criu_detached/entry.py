@@ -7,6 +7,7 @@ An error becomes a log line here, and nowhere else.
 from __future__ import annotations
 
 import errno
+import gc
 import sys
 
 from _criu_detached_embed import ffi, lib
@@ -15,7 +16,6 @@ from criu_detached import log
 from criu_detached.dump import Dump
 from criu_detached.errors import DetachedError, quote
 from criu_detached.host import Host
-from criu_detached.kernel import FileFacts
 from criu_detached.restore import Restore
 
 TYPE_CHECKING = False
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 # enum dump_answer
 _LEAVE, _EXTERNAL, _REFUSE = 0, 1, -1
+
+# A short life without cycles: collections would only walk the records again and again.
+gc.disable()
 
 _host = Host(ffi, lib)
 log.set_writer(_host.log)
@@ -63,7 +66,7 @@ def dump_link(fd: int, link: Any, facts: Any) -> int:
     """Return _LEAVE, _EXTERNAL or _REFUSE for a file whose link CRIU has read."""
     text: bytes = ffi.string(link)
     try:
-        return _EXTERNAL if _the_dump().link_read(fd, text, FileFacts(facts)) else _LEAVE
+        return _EXTERNAL if _the_dump().link_read(fd, text, facts) else _LEAVE
     except DetachedError as error:
         return _refuse(facts, text, error)
 
@@ -72,7 +75,7 @@ def dump_link(fd: int, link: Any, facts: Any) -> int:
 def dump_ext_file(fd: int, file_id: int, facts: Any) -> int:
     """Return 0 when a device was recorded, -ENOTSUP when it is not on a detached mount."""
     try:
-        recorded = _the_dump().ext_file(fd, file_id, FileFacts(facts))
+        recorded = _the_dump().ext_file(fd, file_id, facts)
         return 0 if recorded else -errno.ENOTSUP
     except DetachedError as error:
         return _refuse(facts, b"device", error)

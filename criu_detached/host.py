@@ -55,6 +55,19 @@ class Host:
         """A new fd of one that was given."""
         return self._fd(self._criu.inherit_fd_get(key), "CRIU's inherited fds (get)")
 
+    def known_mount_add(
+        self, mnt_id: int, key: bytes | None, shared: int, keeps_inodes: bool
+    ) -> None:
+        """Tell the fast path of a mount (plugin/known_files.h)."""
+        text = self._ffi.NULL if key is None else key
+        if self._lib.known_mount_add(mnt_id, text, shared, keeps_inodes):
+            raise DetachedError("no memory for the mounts of the restored tasks")
+
+    def known_files_load(self, data: bytes) -> bool:
+        """Give the fast path the record file; False when its files are not sound."""
+        self._data = self._ffi.from_buffer("uint8_t[]", data)  # it must stay in place
+        return bool(self._lib.known_files_load(self._data, len(data)) >= 0)
+
     def shared_alloc(self, count: int) -> None:
         """Make memory that all tasks share, with a lock and a number for each mount."""
         if self._lib.shared_alloc(count):

@@ -95,6 +95,29 @@ def fstat(fd: int) -> FileFacts:
     return FileFacts(_facts)
 
 
+AT_SYMLINK_NOFOLLOW = 0x100  # linux/fcntl.h
+
+
+def is_there(root: int, path: bytes, mnt_id: int, facts: FileFacts, owner: bool) -> bool:
+    """Tell, with one statx(2), whether a path leads to a file without leaving a mount.
+
+    For paths that the kernel gave itself: they hold no symlink and no "..".
+
+    Args:
+        root: fd of a directory of the mount.
+        path: from there.
+        mnt_id: id of the mount.
+        facts: of the file: device and inode must be the same.
+        owner: compare the owner and group too.
+    """
+    if lib.sys_statx(root, path, AT_SYMLINK_NOFOLLOW, _facts) < 0:
+        return False
+    found = _facts
+    if found.ino != facts.ino or found.dev != facts.dev or found.mnt_id != mnt_id:
+        return False
+    return not owner or (found.uid == facts.uid and found.gid == facts.gid)
+
+
 def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileFacts:
     """Facts of a path that stays beneath a directory; the last component is not followed.
 

@@ -23,7 +23,7 @@ from criu_detached.records import (
     Mount,
     Trailer,
 )
-from criu_detached.wire import Message, WireError, decode, encode
+from criu_detached.wire import Message, WireError, decode, encode, varint
 
 NAME = "criu-detached.img"
 
@@ -36,9 +36,25 @@ MAX_ENTRY = 64 << 10  # bytes; a path is at most 4096
 _MAGICS = IMG_COMMON_MAGIC.to_bytes(4, "little") + OWN_MAGIC.to_bytes(4, "little")
 
 
-def _framed(entry: Entry) -> bytes:
-    payload = encode(entry)
+# Which field of Entry holds a record, as its tag on the wire.
+_ENTRY_TAGS = {kind: tag for _, kind, tag in Entry._tags}
+
+
+def _framed(record: Message) -> bytes:
+    """The record as the one field of an Entry, which is written here for speed."""
+    payload = encode(record)
+    payload = _ENTRY_TAGS[type(record)] + varint(len(payload)) + payload
     return len(payload).to_bytes(4, "little") + payload
+
+
+# An encoded trailer but for its two numbers, which every append fills in anew.
+_EMPTY_TRAILER = _framed(Trailer())
+_TRAILER_HEAD, _TRAILER_TAG = _EMPTY_TRAILER[:-9], _EMPTY_TRAILER[-5:-4]
+
+
+def _trailer(entries: int, crc: int) -> bytes:
+    numbers = entries.to_bytes(4, "little"), crc.to_bytes(4, "little")
+    return _TRAILER_HEAD + numbers[0] + _TRAILER_TAG + numbers[1]
 
 
 class RecordWriter:
@@ -62,24 +78,24 @@ class RecordWriter:
             self._fd = os.open(NAME, flags, 0o600, dir_fd=image_dir)
         except OSError as error:
             raise DetachedError(f"can't create {NAME} in the image directory: {error}") from error
-        self._append(_MAGICS, Entry(header=header))
+        self._append(_MAGICS, header)
 
     def mount(self, record: Mount) -> None:
         """Append a mount; raises DetachedError when it cannot be written."""
-        self._append(b"", Entry(mount=record))
+        self._append(b"", record)
 
     def file(self, record: File) -> None:
         """Append a file; raises DetachedError when it cannot be written."""
-        self._append(b"", Entry(file=record))
+        self._append(b"", record)
 
     def ext_file(self, record: ExtFile) -> None:
         """Append an EXT file; raises DetachedError when it cannot be written."""
-        self._append(b"", Entry(ext_file=record))
+        self._append(b"", record)
 
-    def _append(self, before: bytes, entry: Entry) -> None:
-        new = before + _framed(entry)
+    def _append(self, before: bytes, record: Message) -> None:
+        new = before + _framed(record)
         crc = crc32(new, self._crc)
-        trailer = _framed(Entry(trailer=Trailer(entries=self._entries + 1, crc32=crc)))
+        trailer = _trailer(self._entries + 1, crc)
         if len(new) > MAX_ENTRY or self._end + len(new) + len(trailer) > MAX_FILE:
             raise DetachedError(f"{NAME} would grow over its limits: too many files")
         try:
@@ -94,28 +110,50 @@ class RecordWriter:
 
 
 class Records:
-    """All records of an image directory, checked."""
+    """All records of an image directory, checked.
 
-    def __init__(self) -> None:
-        self.header = Header()
+    The files are decoded when one is asked for: plugin/known_files.c reads them from
+    ``data`` by itself, for speed.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """Take a record file apart; raises WireError or DetachedError when it is bad."""
+        self.data = data
         self.mounts: dict[int, Mount] = {}
-        self.files: dict[tuple[int, int], File] = {}
         self.ext_files: dict[int, ExtFile] = {}
+        self._file_entries: list[bytes] = []
+        self._files: dict[tuple[int, int], File] | None = None
+        entries = _payloads(data)
+        self.header = _checked_header(data, entries)
+        for payload in entries[1:-1]:
+            if payload[:1] == _ENTRY_TAGS[File]:
+                self._file_entries.append(payload)
+            else:
+                self._add(decode(Entry, payload).content())
 
-    def add(self, record: Message | None) -> None:
-        """Take one record in; raises WireError when it does not fit the others."""
+    @property
+    def files(self) -> dict[tuple[int, int], File]:
+        """The files by mount id and inode.
+
+        Raises:
+            WireError: they are damaged, or do not fit the mounts.
+        """
+        if self._files is None:
+            files: dict[tuple[int, int], File] = {}
+            for payload in self._file_entries:
+                file = decode(Entry, payload).content()
+                if not isinstance(file, File) or file.mnt_id not in self.mounts:
+                    raise WireError("a file is on a mount that is not there")
+                if files.setdefault((file.mnt_id, file.ino), file) is not file:
+                    raise WireError(f"inode {file.ino} of mount {file.mnt_id} is there twice")
+            self._files = files
+        return self._files
+
+    def _add(self, record: Message | None) -> None:
         if isinstance(record, Mount):
             if self.mounts.setdefault(record.mnt_id, record) is not record:
                 raise WireError(f"mount {record.mnt_id} is there twice")
-        elif isinstance(record, File):
-            if record.mnt_id not in self.mounts:
-                raise WireError(f"a file is on mount {record.mnt_id}, which is not there")
-            key = (record.mnt_id, record.ino)
-            if self.files.setdefault(key, record) is not record:
-                raise WireError(f"inode {record.ino} of mount {record.mnt_id} is there twice")
         elif isinstance(record, ExtFile):
-            if (record.mnt_id, record.ino) not in self.files:
-                raise WireError(f"external file {record.id:#x} is on a file that is not there")
             if self.ext_files.setdefault(record.id, record) is not record:
                 raise WireError(f"external file {record.id:#x} is there twice")
         else:
@@ -132,11 +170,16 @@ def read_records(image_dir: int) -> Records:
         DetachedError: it is missing, cut, changed, too large, or of another version.
     """
     try:
-        return _parse(_read(image_dir))
+        return Records(_read(image_dir))
     except WireError as error:
-        raise DetachedError(
-            f"{NAME} is damaged ({error}): restore from an undamaged copy of the images"
-        ) from error
+        raise damaged(error) from error
+
+
+def damaged(error: WireError) -> DetachedError:
+    """Say of a record file that it is damaged."""
+    return DetachedError(
+        f"{NAME} is damaged ({error}): restore from an undamaged copy of the images"
+    )
 
 
 def _read(image_dir: int) -> bytes:
@@ -164,46 +207,40 @@ def _read(image_dir: int) -> bytes:
         os.close(fd)
 
 
-def _entries(data: bytes) -> list[tuple[int, Entry]]:
-    """Return each entry with its offset; the framing alone is checked."""
-    entries = []
-    at = len(_MAGICS)
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4], "little")
-        if size > MAX_ENTRY:
-            raise WireError(f"an entry of {size} bytes is over the limit of {MAX_ENTRY}")
-        if size > len(data) - at - 4:
-            raise WireError("the last entry is cut off")
-        entries.append((at, decode(Entry, data[at + 4 : at + 4 + size])))
-        at += 4 + size
-    return entries
-
-
-def _parse(data: bytes) -> Records:
+def _payloads(data: bytes) -> list[bytes]:
+    """Return each entry's message; the framing alone is checked."""
     if data[: len(_MAGICS)] != _MAGICS:
         raise WireError("it does not start with the magic numbers of a record file")
-    entries = _entries(data)
-    if not entries or not isinstance(trailer := entries[-1][1].content(), Trailer):
+    payloads = []
+    at = len(_MAGICS)
+    end = len(data)
+    while at < end:
+        size = int.from_bytes(data[at : at + 4], "little")
+        at += 4 + size
+        if size > MAX_ENTRY:
+            raise WireError(f"an entry of {size} bytes is over the limit of {MAX_ENTRY}")
+        if at > end:
+            raise WireError("the last entry is cut off")
+        payloads.append(data[at - size : at])
+    return payloads
+
+
+def _checked_header(data: bytes, entries: list[bytes]) -> Header:
+    """Return the header of a file whose version is known and whose trailer is right."""
+    if len(entries) < 2 or not isinstance(
+        trailer := decode(Entry, entries[-1]).content(), Trailer
+    ):
         raise WireError("its end is missing")
-    _check_version(entries[0][1])
-    if trailer.entries != len(entries) - 1:
-        raise WireError(f"it holds {len(entries) - 1} entries instead of {trailer.entries}")
-    if trailer.crc32 != crc32(data[: entries[-1][0]]):
-        raise WireError("its checksum is wrong")
-    records = Records()
-    first = entries[0][1].header
-    assert first is not None  # _check_version
-    records.header = first
-    for _, entry in entries[1:-1]:
-        records.add(entry.content())
-    return records
-
-
-def _check_version(first: Entry) -> None:
-    if first.header is None:
+    header = decode(Entry, entries[0]).content()
+    if not isinstance(header, Header):
         raise WireError("its header is missing")
-    if first.header.format != FORMAT:
+    if header.format != FORMAT:
         raise DetachedError(
-            f"{NAME} has format {first.header.format}, this plugin reads format {FORMAT}:"
+            f"{NAME} has format {header.format}, this plugin reads format {FORMAT}:"
             " restore with the version of criu-detached that dumped it"
         )
+    if trailer.entries != len(entries) - 1:
+        raise WireError(f"it holds {len(entries) - 1} entries instead of {trailer.entries}")
+    if trailer.crc32 != crc32(data[: -4 - len(entries[-1])]):
+        raise WireError("its checksum is wrong")
+    return header

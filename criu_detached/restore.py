@@ -17,9 +17,10 @@ from criu_detached import kernel, log, paths
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.kernel import FileFacts
 from criu_detached.realise import check_mount, id_map_text, realise, type_name
-from criu_detached.recordfile import Records, read_records
+from criu_detached.recordfile import Records, damaged, read_records
 from criu_detached.records import ExtFile, File, Mount
 from criu_detached.superblock import boot_id
+from criu_detached.wire import WireError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,23 +47,26 @@ class Restore:
             DetachedError: the records are bad, or a bind source is.
         """
         self._host = host
-        records = read_records(host.image_dir())
-        _check(records)
-        self._mounts = records.mounts
-        self._ext_files = records.ext_files
-        self._files = {
-            b"ile[%x:%x]" % (file.mnt_id, file.ino): file for file in records.files.values()
-        }
-        self._same_boot = records.header.boot_id == boot_id()
-        self._in_tasks = {
-            mount.mnt_id: index
-            for index, mount in enumerate(
-                mount for mount in records.mounts.values() if _is_in_namespace(mount)
-            )
-        }
-        host.shared_alloc(len(self._in_tasks))
+        self._records = read_records(host.image_dir())
+        self._mounts = self._records.mounts
+        for mount in self._mounts.values():
+            check_mount(mount)
+        self._same_boot = self._records.header.boot_id == boot_id()
+        inside = [mount.mnt_id for mount in self._mounts.values() if _is_in_namespace(mount)]
+        self._in_tasks = {mnt_id: index for index, mnt_id in enumerate(inside)}
+        host.shared_alloc(len(inside))
+        self._index_files()
         self._realise_outside()
         host.inherit_fd_add(_open_proc(), _PROC_KEY)
+
+    def _index_files(self) -> None:
+        """Hand the file records to the fast path, which says whether they are sound."""
+        for mount in self._mounts.values():
+            index = self._in_tasks.get(mount.mnt_id, -1)
+            key = _mount_key(mount) if index < 0 else None
+            self._host.known_mount_add(mount.mnt_id, key, index, self._keeps_inodes(mount.mnt_id))
+        if not self._host.known_files_load(self._records.data):
+            _refuse_files(self._records)
 
     def _realise_outside(self) -> None:
         """Realise what comes from the host, while its namespace is at hand."""
@@ -95,7 +99,7 @@ class Restore:
         Raises:
             DetachedError: there is no such record, or another file is there now.
         """
-        file = self._files.get(name)
+        file = self._records.files.get(_file_key(name))
         if file is None:
             raise DetachedError(f"no record of {quote(name)}: are the images complete?")
         tree = self._tree_fd(file.mnt_id)
@@ -169,7 +173,7 @@ class Restore:
             fd = self._open_root(tree, file, flags)
             found = kernel.fstat(fd)
         else:
-            fd, found = kernel.open_beneath(tree, file.path, flags & ~os.O_NOCTTY)
+            fd, found = kernel.open_beneath(tree, file.path, flags)
         if (found.dev, found.ino, found.rdev) != (here.dev, here.ino, here.rdev):
             os.close(fd)
             raise DetachedError(f"{quote(file.path)} was replaced while it was restored")
@@ -199,15 +203,15 @@ class Restore:
                 f" {os.major(found.rdev)}:{os.minor(found.rdev)}, it was"
                 f" {os.major(file.rdev)}:{os.minor(file.rdev)}"
             )
-        if self._keeps_inodes(file) and found.ino != file.ino:
+        if self._keeps_inodes(file.mnt_id) and found.ino != file.ino:
             raise DetachedError(
                 f"{quote(file.path)} on mount {file.mnt_id} is another file (inode {found.ino}),"
                 f" it was inode {file.ino}"
             )
 
-    def _keeps_inodes(self, file: File) -> bool:
+    def _keeps_inodes(self, mnt_id: int) -> bool:
         """The superblock is the very one that was dumped: see realise."""
-        return self._same_boot and file.mnt_id not in self._in_tasks
+        return self._same_boot and mnt_id not in self._in_tasks
 
 
 def _open_no_follow(proc: int, tree: int, file: File, flags: int) -> int:
@@ -228,14 +232,26 @@ def _is_in_namespace(mount: Mount) -> bool:
     return mount.bind_source is not None and bool(mount.bind_source.in_namespace)
 
 
-def _check(records: Records) -> None:
-    for mount in records.mounts.values():
-        check_mount(mount)
-    for file in records.files.values():
-        if file.path != paths.ROOT and (
-            b"\0" in file.path or {b"", b".", b".."} & set(file.path.split(b"/"))
-        ):
-            raise DetachedError(f"a file record has the invalid path {quote(file.path)}")
+def _file_key(name: bytes) -> tuple[int, int]:
+    """Mount id and inode of an external key less its first character."""
+    try:
+        mnt_id, ino = name.removeprefix(b"ile[").removesuffix(b"]").split(b":")
+        return int(mnt_id, 16), int(ino, 16)
+    except ValueError:
+        return -1, -1
+
+
+def _refuse_files(records: Records) -> None:
+    """Say what is wrong with the file records."""
+    try:
+        for file in records.files.values():
+            if file.path != paths.ROOT and (
+                b"\0" in file.path or {b"", b".", b".."} & set(file.path.split(b"/"))
+            ):
+                raise DetachedError(f"a file record has the invalid path {quote(file.path)}")
+    except WireError as error:
+        raise damaged(error) from error
+    raise damaged(WireError("its file records are invalid"))
 
 
 def _user_namespace(mount: Mount) -> int:

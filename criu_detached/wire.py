@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is slow to import
     from typing import Any, ClassVar
 
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 # Kinds of field: how the value is written, and its default.
 UINT = "uint"
@@ -34,12 +34,25 @@ class Message:
     """A record. Subclasses list their fields as (number, name, kind or message class)."""
 
     FIELDS: ClassVar[tuple[tuple[int, str, Any], ...]] = ()
+    # Derived from FIELDS, for speed: a dump writes a record for every file.
+    _defaults: ClassVar[dict[str, Any]] = {}
+    _lists: ClassVar[tuple[str, ...]] = ()
+    _tags: ClassVar[tuple[tuple[str, Any, bytes], ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls._defaults = {name: _DEFAULTS.get(kind) for _, name, kind in cls.FIELDS}
+        cls._lists = tuple(name for _, name, kind in cls.FIELDS if kind is BYTES_LIST)
+        cls._tags = tuple(
+            (name, kind, varint(number << 3 | _expected_wire(kind)))
+            for number, name, kind in cls.FIELDS
+        )
 
     def __init__(self, **values: Any) -> None:
-        self.__dict__.update(values)
-        for _, name, kind in self.FIELDS:
-            if name not in values:
-                self.__dict__[name] = _default(kind)
+        mine = self.__dict__
+        mine.update(self._defaults)
+        mine.update(values)
+        for name in self._lists:
+            mine[name] = list(mine[name])
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.__dict__ == other.__dict__
@@ -51,15 +64,11 @@ class Message:
         return f"{type(self).__name__}({fields})"
 
 
-def _default(kind: Any) -> Any:
-    if kind is UINT or kind is FIXED:
-        return 0
-    if kind is BYTES:
-        return b""
-    return [] if kind is BYTES_LIST else None
+_DEFAULTS = {UINT: 0, FIXED: 0, BYTES: b"", BYTES_LIST: ()}
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Return a number of at most 64 bits as protobuf's varint."""
     if value < 0x80:
         return bytes((value,))
     out = bytearray()
@@ -70,30 +79,30 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _delimited(number: int, payload: bytes) -> bytes:
-    return _varint(number << 3 | LENGTH) + _varint(len(payload)) + payload
-
-
 def encode(message: Message) -> bytes:
     """Return the message in protobuf's wire format; proto3 defaults are left out.
 
     FIXED fields are always written, so that their message has one size.
     """
     values = message.__dict__
-    parts = []
-    for number, name, kind in message.FIELDS:
+    out = b""
+    for name, kind, tag in message._tags:
         value = values[name]
         if kind is FIXED:
-            parts.append(_varint(number << 3 | FIXED32) + value.to_bytes(4, "little"))
-        elif kind is BYTES_LIST:
-            parts.extend(_delimited(number, item) for item in value)
-        elif value is None or value == 0 or value == b"":
+            out += tag + value.to_bytes(4, "little")
+        elif not value:  # a message is true
             continue
         elif kind is UINT:
-            parts.append(_varint(number << 3 | VARINT) + _varint(value))
+            out += tag + varint(value)
+        elif kind is BYTES:
+            out += tag + varint(len(value)) + value
+        elif kind is BYTES_LIST:
+            for item in value:
+                out += tag + varint(len(item)) + item
         else:
-            parts.append(_delimited(number, value if kind is BYTES else encode(value)))
-    return b"".join(parts)
+            payload = encode(value)
+            out += tag + varint(len(payload)) + payload
+    return out
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
@@ -113,12 +122,12 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _read_field(data: bytes, at: int, wire: int) -> tuple[int | bytes, int]:
-    if wire == VARINT:
+    if wire == _VARINT:
         return _read_varint(data, at)
-    if wire == LENGTH:
+    if wire == _LENGTH:
         size, at = _read_varint(data, at)
-    elif wire in (FIXED32, FIXED64):
-        size = 4 if wire == FIXED32 else 8
+    elif wire in (_FIXED32, _FIXED64):
+        size = 4 if wire == _FIXED32 else 8
     else:
         raise WireError(f"wire type {wire} is unknown")
     if size > len(data) - at:
@@ -127,7 +136,7 @@ def _read_field(data: bytes, at: int, wire: int) -> tuple[int | bytes, int]:
 
 
 def _expected_wire(kind: Any) -> int:
-    return VARINT if kind is UINT else FIXED32 if kind is FIXED else LENGTH
+    return _VARINT if kind is UINT else _FIXED32 if kind is FIXED else _LENGTH
 
 
 def decode(cls: type[Any], data: bytes) -> Any:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent
 PACKAGE = SOURCE.parent / "criu_detached"
-CFLAGS = ["-O2", "-g", "-fPIC", "-shared", "-fvisibility=hidden"]
+CFLAGS = ["-O2", "-g", "-fPIC", "-fvisibility=hidden"]
 STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 LAUNCHER = """#!{python} -I
@@ -45,17 +45,18 @@ def compiler() -> list[str]:
 
 
 def cc(output: Path, sources: list[Path], *options: str) -> None:
-    """Compile and link a shared object.
+    """Compile and link a shared object; an object file where the output is named so.
 
     Args:
         output: the file to write.
-        sources: C files.
+        sources: C and object files.
         options: further compiler options.
 
     Raises:
         BuildError: the compiler is absent or failed.
     """
-    command = [*compiler(), *CFLAGS, f"-I{SOURCE}", *map(str, sources), "-o", str(output), *options]
+    kind = "-c" if output.suffix == ".o" else "-shared"
+    command = [*compiler(), *CFLAGS, kind, f"-I{SOURCE}", *map(str, sources), "-o", str(output), *options]
     try:
         subprocess.run(command, check=True)
     except FileNotFoundError as error:
@@ -125,7 +126,10 @@ def build_embedded(output: Path, lib: Path, scratch: Path) -> None:
 
     source = scratch / "embed.c"
     builder(import_paths(lib), sys.executable).emit_c_code(str(source))
-    cc(output, [source], f"-I{python_headers()}", *libpython(), "-Wl,-z,nodelete", "-pthread")
+    known = scratch / "known_files.o"
+    cc(known, [SOURCE / "known_files.c"], *STRICT)
+    sources = [source, known]
+    cc(output, sources, f"-I{python_headers()}", *libpython(), "-Wl,-z,nodelete", "-pthread")
 
 
 def build_package(target: Path, scratch: Path) -> None:

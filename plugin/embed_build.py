@@ -34,8 +34,10 @@ struct file_facts {
 struct criu_host *the_host(void);
 """
 
-# Shared between the restored tasks: one entry a mount that is realised in a task.
-SHARED_CDEF = """
+# The part of known_files.h that Python sees.
+KNOWN_FILES_CDEF = """
+int known_mount_add(uint32_t mnt_id, const char *key, int shared, int keeps_inodes);
+int known_files_load(const uint8_t *data, size_t size);
 int shared_alloc(unsigned int count);
 void shared_lock(unsigned int index);
 void shared_unlock(unsigned int index);
@@ -53,11 +55,9 @@ int restore_ext_file(int id);
 
 SOURCE = r"""
 #include <dlfcn.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include "host.h"
+#include "known_files.h"
 
 static struct criu_host host;
 
@@ -67,49 +67,6 @@ ENTRY_POINT_PROTOTYPES
 static struct criu_host *the_host(void)
 {
 	return &host;
-}
-
-/* Mapped before CRIU forks the tasks, so that all of them see one copy. */
-static struct shared {
-	pthread_mutex_t lock;
-	int value;
-} *shared;
-
-static int shared_alloc(unsigned int count)
-{
-	pthread_mutexattr_t attr;
-
-	shared = mmap(NULL, (count + 1) * sizeof(*shared), PROT_READ | PROT_WRITE,
-		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (shared == MAP_FAILED)
-		return -1;
-	pthread_mutexattr_init(&attr);
-	pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
-	for (unsigned int i = 0; i < count; i++) {
-		pthread_mutex_init(&shared[i].lock, &attr);
-		shared[i].value = -1;
-	}
-	return 0;
-}
-
-static void shared_lock(unsigned int index)
-{
-	pthread_mutex_lock(&shared[index].lock);
-}
-
-static void shared_unlock(unsigned int index)
-{
-	pthread_mutex_unlock(&shared[index].lock);
-}
-
-static int shared_get(unsigned int index)
-{
-	return shared[index].value;
-}
-
-static void shared_set(unsigned int index, int value)
-{
-	shared[index].value = value;
 }
 
 static int complain(const char *what, const char *why)
@@ -174,6 +131,14 @@ static int start_interpreter(void)
 	return 0;
 }
 
+/* The entry point for every file of a restore. */
+static int open_known(const char *name, int flags)
+{
+	int fd = known_file_open(name, flags, &host);
+
+	return fd >= 0 ? fd : restore_open(name, flags);
+}
+
 __attribute__((visibility("default"))) int
 criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 {
@@ -188,7 +153,7 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 		.dump_link = dump_link,
 		.dump_ext_file = dump_ext_file,
 		.restore_init = restore_init,
-		.restore_open = restore_open,
+		.restore_open = open_known,
 		.restore_ext_file = restore_ext_file,
 	};
 	return 0;
@@ -207,7 +172,7 @@ def builder(paths: list[str], executable: str) -> FFI:
         A cffi builder; ``emit_c_code`` writes the module's C source.
     """
     ffi = FFI()
-    ffi.cdef(HOST_CDEF + SHARED_CDEF)
+    ffi.cdef(HOST_CDEF + KNOWN_FILES_CDEF)
     ffi.embedding_api(ENTRY_POINTS)
     wide = ", ".join(f'L"{path}"' for path in paths)
     defines = f'#define PYTHON_PATHS {wide}\n#define PYTHON_EXECUTABLE L"{executable}"\n'

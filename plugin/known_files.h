@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef CRIU_DETACHED_KNOWN_FILES_H
+#define CRIU_DETACHED_KNOWN_FILES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "host.h"
+
+/**
+ * known_mount_add - say how a task gets at a mount
+ * @mnt_id: as in the records
+ * @key: of the tree fd among CRIU's inherited fds; NULL when a task realises the mount
+ * @shared: else the entry that holds the tree fd's id in CRIU's fd store, or -1
+ * @keeps_inodes: the superblock is the dumped one, so inodes must be the same
+ *
+ * Return: 0, or -1 without memory.
+ */
+int known_mount_add(uint32_t mnt_id, const char *key, int shared, int keeps_inodes);
+
+/**
+ * known_files_load - index the File entries of a record file
+ * @data: the file, its checksum verified; it must stay in place
+ * @size: in bytes
+ *
+ * Return: how many there are, or -1 when anything about them is wrong: a damaged
+ * message, a path that could leave its mount, a mount that was not added, a name
+ * that is there twice. The caller tells the user what exactly.
+ */
+int known_files_load(const uint8_t *data, size_t size);
+
+/**
+ * known_file_open - open a file of the records in a task
+ * @name: external key less its first character
+ * @flags: of open(2)
+ * @host: CRIU
+ *
+ * Return: the fd, or -1 when it takes more thought than this: the slow path in Python
+ * then opens the file or says why not.
+ */
+int known_file_open(const char *name, int flags, const struct criu_host *host);
+
+/* Shared between the restored tasks: for each mount a lock and the fd store's id. */
+int shared_alloc(unsigned int count);
+void shared_lock(unsigned int index);
+void shared_unlock(unsigned int index);
+int shared_get(unsigned int index);
+void shared_set(unsigned int index, int value);
+
+#endif
