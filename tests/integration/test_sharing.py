@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 from .conftest import MakeScenario
 from .harness import look
@@ -53,3 +54,41 @@ def test_mounts(scenario: MakeScenario, placement: Placement) -> None:
     first, second, third, again = (files[fd].mnt_id for fd in sorted(files) if fd > 2)
     assert first == again
     assert len({first, second, third}) == 3
+
+
+def hold_in_flight(task: Task) -> Check:
+    """A file that was sent over a socket, closed, and not received yet."""
+    one, other = socket.socketpair()
+    fd = os.open(task.path("file"), os.O_RDONLY)
+    os.lseek(fd, 4, os.SEEK_SET)
+    socket.send_fds(one, [b"file"], [fd])
+    os.close(fd)
+    task.detach()
+
+    def check() -> str:
+        _, received, _, _ = socket.recv_fds(other, 10, 1)
+        return os.read(received[0], 2).decode()
+
+    return check
+
+
+def test_in_flight(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement).start(hold_in_flight).cycle()
+    assert held.ask() == "45"
+
+
+def hold_hard_links(task: Task) -> Check:
+    """Both names of one file, which CRIU keeps apart by inode only."""
+    os.link(task.path("file"), task.path("second"))
+    fds = [os.open(task.path(name), os.O_RDONLY) for name in ("file", "second")]
+    os.read(fds[1], 3)
+    task.detach()
+    return lambda: [[os.read(fd, 2).decode(), os.fstat(fd).st_nlink] for fd in fds]
+
+
+def test_hard_links(scenario: MakeScenario) -> None:
+    """They lead to the same file again; under which name is not told apart."""
+    held = scenario(Placement.HOST).start(hold_hard_links)
+    held.dump().succeeded()
+    held.restore().succeeded()
+    assert held.ask() == [["01", 2], ["34", 2]]
