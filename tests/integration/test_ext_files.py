@@ -53,6 +53,7 @@ def hold_devices(task: Task) -> Check:
     return check
 
 
+@pytest.mark.detached  # CRIU itself can't dump them
 def test_devices(scenario: MakeScenario, placement: Placement, loop: int) -> None:
     def populate(source: Path) -> None:
         populate_tree(source)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from .conftest import MakeScenario
 from .harness.agent import Check, Task
 from .harness.placement import CONTENT
@@ -17,6 +19,7 @@ def hold_file(task: Task) -> Check:
     return lambda: os.pread(fd, 100, 0).decode()
 
 
+@pytest.mark.detached
 def test_restore_without_plugin(scenario: MakeScenario, tmp_path: Path) -> None:
     """CRIU looks at its inventory only when it has a plugin directory; it may be an empty one."""
     held = scenario().start(hold_file)
@@ -35,6 +38,7 @@ def test_plugin_not_needed(scenario: MakeScenario, tmp_path: Path) -> None:
     assert held.ask() == CONTENT
 
 
+@pytest.mark.detached
 def test_stale_records(scenario: MakeScenario) -> None:
     """Records of an earlier dump into the same directory are no part of the next one."""
     first = scenario().start(hold_file)
