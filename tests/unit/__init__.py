@@ -1,0 +1,1 @@
+"""Tests of one module each, against the built package; a few need root and say so."""

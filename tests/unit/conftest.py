@@ -1,0 +1,50 @@
+"""The built package is tested, for it alone has the ``_kernel`` module."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = Path(os.environ.get("CRIU_DETACHED_PLUGINS") or ROOT / "plugins")
+LIB = PLUGINS / "criu_detached" / "lib"
+
+if not LIB.is_dir():
+    raise pytest.UsageError(f"{LIB} is missing: run make plugin first")
+sys.path.insert(0, str(LIB))
+
+from . import support  # noqa: E402  (needs the path)
+
+
+@pytest.fixture(scope="session")
+def lib() -> Path:
+    """The directory that CRIU's Python imports the package from."""
+    return LIB
+
+
+@pytest.fixture(scope="session")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """proto/criu_detached.proto as the protobuf package has it."""
+    return support.compile_schema(ROOT / "proto", tmp_path_factory.mktemp("schema"))
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    """An fd of an empty directory, as CRIU's image directory is given."""
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of one page."""
+    path = tmp_path / "tmpfs"
+    path.mkdir()
+    with support.mounted(path, "-t", "tmpfs", "-o", "size=4k", "small"):
+        yield path

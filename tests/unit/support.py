@@ -1,0 +1,132 @@
+"""What several unit tests need."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from criu_detached import mountinfo
+from criu_detached.errors import DetachedError
+from criu_detached.host import Host
+
+
+def compile_schema(source: Path, output: Path) -> ModuleType:
+    """Compile the schema with protoc and import what it made."""
+    if not shutil.which("protoc"):
+        pytest.skip("needs protoc")
+    command = ["protoc", f"--proto_path={source}", f"--python_out={output}", "criu_detached.proto"]
+    subprocess.run(command, check=True)
+    spec = importlib.util.spec_from_file_location("schema", output / "criu_detached_pb2.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def mounted(path: Path, *arguments: str) -> Iterator[None]:
+    """Mount something at a path for a while; the test is skipped where that is not allowed."""
+    made = subprocess.run(["mount", *arguments, path], check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"can't mount: {made.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def mount_of(path: Path) -> mountinfo.MountInfo:
+    """The attached mount that a path is on."""
+    with_id = {mount.mnt_id: mount for mount in mountinfo.read_mountinfo()}
+    fd = os.open(path, os.O_PATH)
+    try:
+        text = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    finally:
+        os.close(fd)
+    return with_id[int(text.split("mnt_id:")[1].split()[0])]
+
+
+def open_fds() -> dict[int, str]:
+    """This process's fds, and where they lead."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the fd of the listing itself
+    return found
+
+
+class StandInHost(Host):
+    """CRIU as a restore sees it, in one process: it keeps fds and shared numbers."""
+
+    def __init__(self, image_dir: int = -1, root: Path = Path("/")) -> None:
+        self.directory = image_dir
+        self.root = root
+        self.lines: list[tuple[int, str]] = []
+        self.inherited: dict[bytes, int] = {}
+        self.stored: list[int] = []
+        self.numbers: list[int] = []
+        self.locked: set[int] = set()
+        self.mount_known: Callable[[int], int] = lambda mnt_id: 0
+
+    def close(self) -> None:
+        """Let go of all fds that were given."""
+        for fd in [*self.inherited.values(), *self.stored]:
+            os.close(fd)
+
+    def log(self, level: int, text: str) -> None:
+        self.lines.append((level, text))
+
+    def image_dir(self) -> int:
+        return self.directory
+
+    def dumps_mount_namespace(self) -> bool:
+        return False
+
+    def need_plugin(self) -> int:
+        return 0
+
+    def mntns_root(self, mnt_id: int) -> int:
+        fd = os.open(self.root, os.O_PATH)
+        self.stored.append(fd)  # CRIU's own, closed in the end
+        return fd
+
+    def fdstore_add(self, fd: int) -> int:
+        self.stored.append(os.dup(fd))
+        return len(self.stored) - 1
+
+    def fdstore_get(self, number: int) -> int:
+        return os.dup(self.stored[number])
+
+    def inherit_fd_add(self, fd: int, key: bytes) -> None:
+        self.inherited[key] = fd
+
+    def inherit_fd_get(self, key: bytes) -> int:
+        if key not in self.inherited:
+            raise DetachedError("no such inherited fd")
+        return os.dup(self.inherited[key])
+
+    def shared_alloc(self, count: int) -> None:
+        self.numbers = [-1] * count
+
+    def shared_lock(self, index: int) -> None:
+        assert index not in self.locked
+        self.locked.add(index)
+
+    def shared_unlock(self, index: int) -> None:
+        self.locked.remove(index)
+
+    def shared_get(self, index: int) -> int:
+        return self.numbers[index]
+
+    def shared_set(self, index: int, value: int) -> None:
+        self.numbers[index] = value
