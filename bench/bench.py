@@ -89,7 +89,7 @@ LOADED = Side(attached=True, plugin=True)
 DETACHED = Side(attached=False, plugin=True)
 
 CASES = (
-    Case("plugin loaded, nothing detached", NOTHING, LOADED, 1, 1, 60),
+    Case("plugin loaded, nothing detached", NOTHING, LOADED, 1, 1, 300),
     Case("one detached file", NOTHING, DETACHED, 1, 1, 30),
     Case("1,000 detached files", NOTHING, DETACHED, 1, 1000, 10),
     Case("10,000 detached files", NOTHING, DETACHED, 1, 10000, 5),
