@@ -132,12 +132,25 @@ def _is_attached(fd: int, mnt_id: int) -> bool:
 def _is_anonymous(fd: int) -> bool:
     """From Linux 6.15 open_tree clones anonymous mounts, and still no detached ones.
 
-    Before, an anonymous mount is taken for a detached one.
+    It does so in the mount namespace that the anonymous mount was made in alone
+    (check_anonymous_mnt, fs/namespace.c), so each namespace with a process is tried.
+    Before 6.15 an anonymous mount is taken for a detached one.
     """
     try:
         os.close(kernel.clone_mount(fd))
+        return True
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EPERM):
-            return False
-        raise
-    return True
+        if error.errno not in (errno.EINVAL, errno.EPERM):
+            raise
+    return any(_clones_beside(pids[0], fd) for _, pids in mountinfo.namespaces() if pids)
+
+
+def _clones_beside(pid: int, fd: int) -> bool:
+    try:
+        ns_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return kernel.can_clone_in_ns(ns_fd, fd)
+    finally:
+        os.close(ns_fd)

@@ -143,8 +143,7 @@ def _no_source(path: bytes, kind: Kind) -> str:
     what = f"the file {quote(path)}"
     if kind.statmount:
         what = (
-            f"{quote(kind.statmount.mnt_root)} of this"
-            f" {quote(kind.statmount.fs_type)} filesystem"
+            f"{quote(kind.statmount.mnt_root)} of this {quote(kind.statmount.fs_type)} filesystem"
         )
     return (
         f"no attached mount shows {what} where criu runs or in the dumped namespaces:"

@@ -148,9 +148,7 @@ class Dump:
             if kernel.unix_peer_path(int(name)).endswith(b"streamer-capture.sock"):
                 raise DetachedError("--stream cannot carry detached-mount records: dump without it")
 
-    def _record_file(
-        self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount
-    ) -> None:
+    def _record_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> None:
         path = paths.from_link(link)
         known = self._files.get((facts.mnt_id, facts.ino))
         if known is not None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 
 
-
 class DetachedError(Exception):
     """A file or mount that cannot be dumped or restored faithfully.
 

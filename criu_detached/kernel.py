@@ -330,6 +330,11 @@ def unix_peer_path(fd: int) -> bytes:
     return ffi.string(buf) if lib.sys_peer_path(fd, buf, 256) == 0 else b""
 
 
+def can_clone_in_ns(ns_fd: int, fd: int) -> bool:
+    """Tell whether the mount of an open file could be cloned from within a mount namespace."""
+    return lib.sys_clone_mount_in_ns(ns_fd, fd) == 0
+
+
 def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
     """Make a user namespace with the given maps, for MOUNT_ATTR_IDMAP.
 

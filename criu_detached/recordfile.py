@@ -227,9 +227,7 @@ def _payloads(data: bytes) -> list[bytes]:
 
 def _checked_header(data: bytes, entries: list[bytes]) -> Header:
     """Return the header of a file whose version is known and whose trailer is right."""
-    if len(entries) < 2 or not isinstance(
-        trailer := decode(Entry, entries[-1]).content(), Trailer
-    ):
+    if len(entries) < 2 or not isinstance(trailer := decode(Entry, entries[-1]).content(), Trailer):
         raise WireError("its end is missing")
     header = decode(Entry, entries[0]).content()
     if not isinstance(header, Header):

@@ -118,7 +118,7 @@ class Restore:
         Raises:
             DetachedError: another file is there now, or it cannot be opened.
         """
-        record = self._ext_files.get(file_id)
+        record = self._records.ext_files.get(file_id)
         if record is None:
             return None
         fd = self.open(b"ile[%x:%x]" % (record.mnt_id, record.ino), record.flags)

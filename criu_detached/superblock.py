@@ -65,7 +65,7 @@ def is_same(one: Superblock, other: Superblock, same_boot: bool) -> bool:
 
 
 def _fsid_is_device(superblock: Superblock) -> bool:
-    """huge_encode_dev(s_dev), as simple_statfs and xfs_fs_statfs fill f_fsid (include/linux/kdev_t.h)."""
+    """Tell whether f_fsid is huge_encode_dev(s_dev) (simple_statfs, xfs_fs_statfs)."""
     major, minor = os.major(superblock.dev), os.minor(superblock.dev)
     encoded = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
     return superblock.fsid == encoded

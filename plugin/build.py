@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Build the plugin into a directory that ``criu dump --lib DIR`` can be given.
 
-    DIR/criu_detached.so                 the shim: all that CRIU itself loads
-    DIR/criu_detached/embed.so           Python inside CRIU, opened by the shim on need
-    DIR/criu_detached/lib/criu_detached  the Python package, compiled, with _kernel
-    DIR/criu_detached/criu-detached      the command line tool
+DIR/criu_detached.so                 the shim: all that CRIU itself loads
+DIR/criu_detached/embed.so           Python inside CRIU, opened by the shim on need
+DIR/criu_detached/lib/criu_detached  the Python package, compiled, with _kernel
+DIR/criu_detached/criu-detached      the command line tool
 """
 
 from __future__ import annotations
@@ -56,7 +56,16 @@ def cc(output: Path, sources: list[Path], *options: str) -> None:
         BuildError: the compiler is absent or failed.
     """
     kind = "-c" if output.suffix == ".o" else "-shared"
-    command = [*compiler(), *CFLAGS, kind, f"-I{SOURCE}", *map(str, sources), "-o", str(output), *options]
+    command = [
+        *compiler(),
+        *CFLAGS,
+        kind,
+        f"-I{SOURCE}",
+        *map(str, sources),
+        "-o",
+        str(output),
+        *options,
+    ]
     try:
         subprocess.run(command, check=True)
     except FileNotFoundError as error:

@@ -127,7 +127,8 @@ static void __attribute__((format(printf, 2, 3))) say(int level, const char *for
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
 	if (criu.print_on_level)
-		criu.print_on_level(level, "%s%s: %s\n", level_prefix[level], "criu-detached", text);
+		criu.print_on_level(level, "%s%s: %s\n", level_prefix[level], "criu-detached",
+				    text);
 	else
 		fprintf(stderr, "%scriu-detached: %s\n", level_prefix[level], text);
 }
@@ -217,7 +218,8 @@ static int start_python(void)
 	}
 	module = dlopen(path, RTLD_NOW | RTLD_NODELETE);
 	if (!module) {
-		say(LOG_ERROR, "can't load the plugin's Python part (%s); build it again", dlerror());
+		say(LOG_ERROR, "can't load the plugin's Python part (%s); build it again",
+		    dlerror());
 		return -1;
 	}
 	start = (criu_detached_start_t *)dlsym(module, "criu_detached_start");
@@ -448,11 +450,25 @@ static int steered_openat_2(int dirfd, const char *path, int flags)
 	return is_key_name(path) ? open_key_name(path, flags) : openat(dirfd, path, flags);
 }
 
+/*
+ * restore_fs (criu/cr-restore.c) opens the task's root and working directory, its very
+ * last files, and changes to each: after that no tree fd is needed.
+ */
+static int steered_fchdir(int fd)
+{
+	python.settle();
+	return fchdir(fd);
+}
+
 static const struct steering restore_steering[] = {
 	{ "openat", steered_openat },
 	{ "openat64", steered_openat },
 	{ "__openat_2", steered_openat_2 },
 	{ "__openat64_2", steered_openat_2 },
+};
+
+static const struct steering settle_steering[] = {
+	{ "fchdir", steered_fchdir },
 };
 
 /*
@@ -518,7 +534,8 @@ static int restore_init(const char *missing)
 	if (!images_need_plugin())
 		return 0;
 	if (missing) {
-		say(LOG_ERROR, "the images need the plugin, but this CRIU has no function %s", missing);
+		say(LOG_ERROR, "the images need the plugin, but this CRIU has no function %s",
+		    missing);
 		return -1;
 	}
 	if (STEER(restore_steering) <= 0) {
@@ -529,6 +546,7 @@ static int restore_init(const char *missing)
 		unsteer_main_program(); /* CRIU unloads a plugin whose init fails */
 		return -1;
 	}
+	python.may_keep_fds(STEER(settle_steering) > 0);
 	ready = true;
 	return 0;
 }
@@ -536,6 +554,8 @@ static int restore_init(const char *missing)
 static int plugin_init(int stage)
 {
 	const char *missing = resolve_criu();
+
+	unsteer_main_program(); /* of an earlier stage whose exit was not called */
 
 	ready = false;
 	live_key[0] = '\0';

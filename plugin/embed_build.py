@@ -55,8 +55,11 @@ int restore_ext_file(int id);
 
 SOURCE = r"""
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #include "known_files.h"
 
 static struct criu_host host;
@@ -116,14 +119,54 @@ static PyStatus isolate(PyConfig *config)
 	return PyConfig_SetString(config, &config->executable, PYTHON_EXECUTABLE);
 }
 
+/*
+ * Python does not start where a standard fd is a directory, as it may be when criu was
+ * started with closed ones: while Python looks, /dev/null is there instead.
+ */
+struct hidden {
+	int saved; /* -1: nothing was hidden */
+	int fd_flags;
+};
+
+static struct hidden hide_directory(int fd)
+{
+	struct hidden hidden = { -1, fcntl(fd, F_GETFD) };
+	struct stat st;
+	int null;
+
+	if (fstat(fd, &st) || !S_ISDIR(st.st_mode))
+		return hidden;
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null < 0)
+		return hidden;
+	hidden.saved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	if (hidden.saved >= 0)
+		dup3(null, fd, O_CLOEXEC);
+	close(null);
+	return hidden;
+}
+
+static void show_directory(int fd, struct hidden hidden)
+{
+	if (hidden.saved < 0)
+		return;
+	dup3(hidden.saved, fd, hidden.fd_flags & FD_CLOEXEC ? O_CLOEXEC : 0);
+	close(hidden.saved);
+}
+
 static int start_interpreter(void)
 {
+	struct hidden hidden[3];
 	PyConfig config;
 	PyStatus status = isolate(&config);
 
+	for (int fd = 0; fd < 3; fd++)
+		hidden[fd] = hide_directory(fd);
 	if (!PyStatus_Exception(status))
 		status = Py_InitializeFromConfig(&config);
 	PyConfig_Clear(&config);
+	for (int fd = 0; fd < 3; fd++)
+		show_directory(fd, hidden[fd]);
 	if (PyStatus_Exception(status))
 		return complain(status.func, status.err_msg);
 	/* cffi's entry points take the lock themselves. */
@@ -155,6 +198,8 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 		.restore_init = restore_init,
 		.restore_open = open_known,
 		.restore_ext_file = restore_ext_file,
+		.may_keep_fds = known_files_may_keep,
+		.settle = known_files_settle,
 	};
 	return 0;
 }

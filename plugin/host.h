@@ -10,20 +10,21 @@
 #ifndef CRIU_DETACHED_HOST_H
 #define CRIU_DETACHED_HOST_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* CRIU's functions, resolved in the main program (criu/ of CRIU 4.1 to 4.3). */
 struct criu_host {
 	void (*log)(int level, const char *text);
-	int (*image_dir)(void);			    /* criu_get_image_dir: not ours to close */
-	int (*mount_known)(int mnt_id);		    /* lookup_mnt_id() != NULL */
-	int (*dumps_mount_namespace)(void);	    /* root_ns_mask & CLONE_NEWNS */
-	int (*mntns_root)(int mnt_id);		    /* mntns_get_root_by_mnt_id: not ours to close */
-	int (*need_plugin)(void);		    /* add_inventory_plugin(our name) */
-	int (*fdstore_add)(int fd);		    /* its id, or -1 */
-	int (*fdstore_get)(int id);		    /* a new fd, or -1 */
+	int (*image_dir)(void);		    /* criu_get_image_dir: not ours to close */
+	int (*mount_known)(int mnt_id);	    /* lookup_mnt_id() != NULL */
+	int (*dumps_mount_namespace)(void); /* root_ns_mask & CLONE_NEWNS */
+	int (*mntns_root)(int mnt_id);	    /* mntns_get_root_by_mnt_id: not ours to close */
+	int (*need_plugin)(void);	    /* add_inventory_plugin(our name) */
+	int (*fdstore_add)(int fd);	    /* its id, or -1 */
+	int (*fdstore_get)(int id);	    /* a new fd, or -1 */
 	int (*inherit_fd_add)(int fd, const char *key); /* CRIU owns fd afterwards */
-	int (*inherit_fd_get)(const char *key);	    /* a new fd, or -1 */
+	int (*inherit_fd_get)(const char *key);		/* a new fd, or -1 */
 };
 
 /* What statx(2) says of a file that CRIU is about to dump. */
@@ -51,6 +52,8 @@ struct embedded {
 	int (*restore_init)(void);
 	int (*restore_open)(const char *name, int flags);
 	int (*restore_ext_file)(int id);
+	void (*may_keep_fds)(bool allowed); /* known_files_may_keep */
+	void (*settle)(void);		    /* known_files_settle */
 };
 
 /*

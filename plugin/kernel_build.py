@@ -43,6 +43,7 @@ int sys_fs_uuid(int fd, unsigned char *uuid);
 int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id);
 int sys_mount_ns_id(int ns_fd, uint64_t *ns_id);
 int sys_peer_path(int fd, char *path, size_t size);
+int sys_clone_mount_in_ns(int ns_fd, int fd);
 int sys_userns(const char *uid_map, const char *gid_map);
 """
 
@@ -317,6 +318,33 @@ static int write_file(pid_t pid, const char *name, const char *text)
 	return err;
 }
 
+/*
+ * A child that sends no SIGCHLD when it ends: CRIU's handler of that signal takes every
+ * child that ends for a task that was lost (sigchld_handler, criu/parasite-syscall.c).
+ */
+static pid_t lone_child(unsigned long flags)
+{
+	return syscall(SYS_clone, flags, 0, 0, 0, 0);
+}
+
+/* Asked in a child: setns(2) would change this process's root and directory. */
+static int sys_clone_mount_in_ns(int ns_fd, int fd)
+{
+	int status;
+	pid_t pid = lone_child(0);
+
+	if (pid < 0)
+		return -errno;
+	if (pid == 0) {
+		if (setns(ns_fd, CLONE_NEWNS))
+			_exit(errno);
+		_exit(sys_open_tree(fd, "", AT_EMPTY_PATH | 1 /* OPEN_TREE_CLONE */) < 0 ? errno : 0);
+	}
+	if (waitpid(pid, &status, __WALL) != pid || !WIFEXITED(status))
+		return -ECHILD;
+	return -WEXITSTATUS(status);
+}
+
 /* A user namespace with the given maps lives as long as an fd of it: a child lends it. */
 static int sys_userns(const char *uid_map, const char *gid_map)
 {
@@ -324,7 +352,7 @@ static int sys_userns(const char *uid_map, const char *gid_map)
 	pid_t pid;
 	int fd = -1, err;
 
-	pid = syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+	pid = lone_child(CLONE_NEWUSER);
 	if (pid < 0)
 		return -errno;
 	if (pid == 0)
@@ -339,7 +367,7 @@ static int sys_userns(const char *uid_map, const char *gid_map)
 		err = fd < 0 ? -errno : 0;
 	}
 	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
+	waitpid(pid, NULL, __WALL);
 	return err ? err : fd;
 }
 """

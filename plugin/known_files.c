@@ -303,6 +303,63 @@ static int tree_fd(const struct known_mount *mount, const struct criu_host *host
 	return id < 0 ? -1 : host->fdstore_get(id);
 }
 
+/*
+ * Fetching the tree fd costs more than opening a file, so where there are many files one
+ * tree fd is kept from file to file until known_files_settle. It must be in nobody's way:
+ * its number is above those that the task will have and above CRIU's service fds, which
+ * end at a multiple of 128 (choose_service_fd_base, criu/servicefd.c).
+ */
+#define MANY_FILES 64
+
+static struct {
+	const struct known_mount *mount; /* NULL: none is kept */
+	pid_t pid;			 /* a forked task does not have it */
+	int fd;
+	uint64_t id; /* the mount's, to know the fd again */
+} kept;
+
+static bool may_keep;
+
+void known_files_may_keep(bool allowed)
+{
+	may_keep = allowed && nr_files >= MANY_FILES;
+}
+
+static uint64_t mount_id_of(int fd)
+{
+	struct statx stx;
+
+	return statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &stx) ? 0 : stx.stx_mnt_id;
+}
+
+void known_files_settle(void)
+{
+	if (kept.mount && kept.pid == getpid() && mount_id_of(kept.fd) == kept.id)
+		close(kept.fd);
+	kept.mount = NULL;
+}
+
+static int kept_tree(const struct known_mount *mount, const struct criu_host *host)
+{
+	int tree, fd;
+
+	if (kept.mount == mount && kept.pid == getpid())
+		return kept.fd;
+	known_files_settle();
+	tree = tree_fd(mount, host);
+	if (tree < 0)
+		return -1;
+	fd = fcntl(tree, F_DUPFD_CLOEXEC, (host->image_dir() | 127) + 1);
+	close(tree);
+	if (fd < 0)
+		return -1;
+	kept.mount = mount;
+	kept.pid = getpid();
+	kept.fd = fd;
+	kept.id = mount_id_of(fd);
+	return fd;
+}
+
 static bool as_recorded(const struct known_file *file, const struct statx *found)
 {
 	return (found->stx_mode & S_IFMT) == (file->mode & S_IFMT) &&
@@ -321,11 +378,11 @@ struct open_how_ver0 {
  * Look first, for opening a device or a FIFO that someone put in the file's place may
  * have an effect; then see that what was looked at is what was opened.
  */
-static int open_in(int tree, const struct known_file *file, int flags)
+static int open_in(int tree, const struct known_file *file, int flags, uint64_t mount_id)
 {
 	struct open_how_ver0 how = { .flags = (unsigned int)flags | O_CLOEXEC,
 				     .resolve = STAY_BENEATH };
-	const unsigned int mask = STATX_TYPE | STATX_INO;
+	const unsigned int mask = STATX_TYPE | STATX_INO | STATX_MNT_ID;
 	struct statx before, after;
 	char path[PATH_MAX];
 	int fd;
@@ -334,11 +391,13 @@ static int open_in(int tree, const struct known_file *file, int flags)
 	path[file->path_size] = '\0';
 	if (statx(tree, path, AT_SYMLINK_NOFOLLOW, mask, &before) || !as_recorded(file, &before))
 		return -1;
+	if (mount_id && before.stx_mnt_id != mount_id)
+		return -1; /* CRIU took the number of the kept fd for something else */
 	fd = syscall(NR_openat2, tree, path, &how, sizeof(how));
 	if (fd < 0)
 		return -1;
 	if (!statx(fd, "", AT_EMPTY_PATH, mask, &after) && after.stx_ino == before.stx_ino &&
-	    after.stx_dev_major == before.stx_dev_major &&
+	    after.stx_mnt_id == before.stx_mnt_id && after.stx_dev_major == before.stx_dev_major &&
 	    after.stx_dev_minor == before.stx_dev_minor && as_recorded(file, &after))
 		return fd;
 	close(fd);
@@ -353,10 +412,12 @@ int known_file_open(const char *name, int flags, const struct criu_host *host)
 	/* A mount of one file has no name to open beneath its root. */
 	if (!file || (file->path_size == 1 && *file->path == '.' && !S_ISDIR(file->mode)))
 		return -1;
+	if (may_keep && (tree = kept_tree(file->mount, host)) >= 0)
+		return open_in(tree, file, flags, kept.id);
 	tree = tree_fd(file->mount, host);
 	if (tree < 0)
 		return -1;
-	fd = open_in(tree, file, flags);
+	fd = open_in(tree, file, flags, 0);
 	close(tree);
 	return fd;
 }

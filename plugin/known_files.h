@@ -2,6 +2,7 @@
 #ifndef CRIU_DETACHED_KNOWN_FILES_H
 #define CRIU_DETACHED_KNOWN_FILES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -39,6 +40,15 @@ int known_files_load(const uint8_t *data, size_t size);
  * then opens the file or says why not.
  */
 int known_file_open(const char *name, int flags, const struct criu_host *host);
+
+/**
+ * known_files_may_keep - allow a tree fd to be kept between files
+ * @allowed: known_files_settle will be called in every task after its last file
+ */
+void known_files_may_keep(bool allowed);
+
+/** known_files_settle - close the tree fd that was kept in this task, if any */
+void known_files_settle(void);
 
 /* Shared between the restored tasks: for each mount a lock and the fd store's id. */
 int shared_alloc(unsigned int count);

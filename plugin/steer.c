@@ -154,8 +154,8 @@ static int rebind(const struct main_program *prog, const ElfW(Rela) * rela,
 int steer_main_program(const struct steering *wanted, size_t count)
 {
 	struct main_program prog = { 0 };
+	size_t before = nr_slots;
 
-	unsteer_main_program();
 	dl_iterate_phdr(note_main_program, &prog);
 	if (!prog.symtab || !prog.strtab) {
 		errno = ENOEXEC; /* a static criu has no slots to rebind */
@@ -172,7 +172,7 @@ int steer_main_program(const struct steering *wanted, size_t count)
 			}
 		}
 	}
-	return (int)nr_slots;
+	return (int)(nr_slots - before);
 }
 
 void unsteer_main_program(void)

@@ -18,7 +18,7 @@ struct steering {
  * Rebinds every JUMP_SLOT and GLOB_DAT slot of the main program that imports one of
  * the names. Libraries, and the plugin itself, keep calling libc.
  *
- * Return: how many slots were rebound, or -1 with errno set; then none is.
+ * Return: how many slots this call rebound, or -1 with errno set; then none is.
  */
 int steer_main_program(const struct steering *wanted, size_t count);
 
