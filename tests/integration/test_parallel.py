@@ -9,7 +9,7 @@ from .harness import look
 from .harness.agent import Check, Task
 from .harness.placement import Bind, Placement
 
-PROCESSES = 20
+PROCESSES = 10
 
 
 def hold_in_many(task: Task) -> Check:

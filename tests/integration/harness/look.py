@@ -95,12 +95,15 @@ def _is_detached(pid: int, fd: int, attached: set[int]) -> bool:
 
 
 def mount_of(pid: int, fd: int) -> kernel.MountAnswer | None:
-    """What statmount says of an fd's mount; None before Linux 7.0 and for pipes and the like."""
+    """What statmount says of an fd's mount.
+
+    None before Linux 7.0 and for pipes and the like (EINVAL), and for anonymous mounts (ENOENT).
+    """
     handle = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH)
     try:
         return kernel.statmount_by_fd(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
             raise
         return None
     finally:
