@@ -48,3 +48,17 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     with support.mounted(path, "-t", "tmpfs", "-o", "size=4k", "small"):
         yield path
+
+
+@pytest.fixture(scope="session")
+def known_files_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """plugin/known_files.c, compiled."""
+    return support.compile_known_files(ROOT / "plugin", tmp_path_factory.mktemp("known_files"))
+
+
+@pytest.fixture
+def known_files(
+    known_files_library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> support.KnownFiles:
+    """plugin/known_files.c, with no mounts and no files."""
+    return support.KnownFiles(known_files_library, tmp_path_factory.mktemp("copy"))

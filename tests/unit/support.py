@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -65,11 +66,65 @@ def open_fds() -> dict[int, str]:
     return found
 
 
+# plugin/known_files.c with a CRIU that has one tree fd only.
+KNOWN_FILES_TEST = """
+#include <unistd.h>
+#include "known_files.h"
+static int tree = -1;
+static int image_dir(void) { return 3; }
+static int fdstore_get(int id) { (void)id; return dup(tree); }
+static int inherit_fd_get(const char *key) { (void)key; return dup(tree); }
+static const struct criu_host host = {
+	.image_dir = image_dir, .fdstore_get = fdstore_get, .inherit_fd_get = inherit_fd_get,
+};
+int test_open(int fd, const char *name, int flags)
+{
+	tree = fd;
+	return known_file_open(name, flags, &host);
+}
+"""
+
+
+def compile_known_files(plugin: Path, output: Path) -> Path:
+    """Compile the C part of the restore as a library of its own."""
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler")
+    test, library = output / "test.c", output / "known_files.so"
+    test.write_text(KNOWN_FILES_TEST)
+    command = ["cc", "-O1", "-g", "-shared", "-fPIC", f"-I{plugin}", "-pthread", "-o", str(library)]
+    subprocess.run([*command, str(plugin / "known_files.c"), str(test)], check=True)
+    return library
+
+
+class KnownFiles:
+    """The C part of the restore. It has static data, so each object loads a copy of its own."""
+
+    def __init__(self, library: Path, scratch: Path) -> None:
+        copy = scratch / f"known_files_{len(list(scratch.glob('known_files_*')))}.so"
+        shutil.copyfile(library, copy)
+        self._lib = ctypes.CDLL(str(copy))
+        self._data: object = None
+
+    def mount_add(self, mnt_id: int, key: bytes | None, shared: int, keeps_inodes: bool) -> None:
+        """known_mount_add()."""
+        assert self._lib.known_mount_add(ctypes.c_uint32(mnt_id), key, shared, keeps_inodes) == 0
+
+    def load(self, data: bytes) -> int:
+        """known_files_load(), of a buffer that ends where the data does."""
+        self._data = ctypes.create_string_buffer(data, len(data))  # it must stay in place
+        return int(self._lib.known_files_load(self._data, ctypes.c_size_t(len(data))))
+
+    def open(self, tree: int, name: bytes, flags: int) -> int:
+        """known_file_open(), with a tree fd for every mount."""
+        return int(self._lib.test_open(tree, name, flags))
+
+
 class StandInHost(Host):
     """CRIU as a restore sees it, in one process: it keeps fds and shared numbers."""
 
-    def __init__(self, image_dir: int = -1, root: Path = Path("/")) -> None:
+    def __init__(self, image_dir: int, known_files: KnownFiles, root: Path = Path("/")) -> None:
         self.directory = image_dir
+        self.known_files = known_files
         self.root = root
         self.lines: list[tuple[int, str]] = []
         self.inherited: dict[bytes, int] = {}
@@ -114,6 +169,14 @@ class StandInHost(Host):
         if key not in self.inherited:
             raise DetachedError("no such inherited fd")
         return os.dup(self.inherited[key])
+
+    def known_mount_add(
+        self, mnt_id: int, key: bytes | None, shared: int, keeps_inodes: bool
+    ) -> None:
+        self.known_files.mount_add(mnt_id, key, shared, keeps_inodes)
+
+    def known_files_load(self, data: bytes) -> bool:
+        return self.known_files.load(data) >= 0
 
     def shared_alloc(self, count: int) -> None:
         self.numbers = [-1] * count

@@ -1,0 +1,252 @@
+"""From a mount record to a tree fd, or a refusal that names what is wrong."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from criu_detached import kernel, realise
+from criu_detached.errors import DetachedError
+from criu_detached.records import BIND_SOURCE, BindSource, Mount, Superblock
+
+from . import support
+
+
+def good(**changes: object) -> Mount:
+    """A record that a dump could write, with something changed."""
+    mount = Mount(
+        mnt_id=300,
+        origin=BIND_SOURCE,
+        root=b"/tree",
+        root_type=stat.S_IFDIR,
+        attr=kernel.MOUNT_ATTR_NOSUID,
+        superblock=Superblock(fs_type=b"tmpfs", magic=0x01021994),
+        bind_source=BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"tree"),
+    )
+    for name, value in changes.items():
+        setattr(mount, name, value)
+    return mount
+
+
+def test_good_record() -> None:
+    realise.check_mount(good())
+
+
+@pytest.mark.parametrize("origin", [0, 2, 99, (1 << 64) - 1])
+def test_unknown_origin(origin: int) -> None:
+    with pytest.raises(DetachedError, match=f"mount 300 has the unknown origin {origin}:"):
+        realise.check_mount(good(origin=origin))
+
+
+@pytest.mark.parametrize("field", ["bind_source", "superblock"])
+def test_part_is_missing(field: str) -> None:
+    with pytest.raises(DetachedError, match="mount 300"):
+        realise.check_mount(good(**{field: None}))
+
+
+@pytest.mark.parametrize(
+    "attr", [0x8, kernel.MOUNT_ATTR_IDMAP, 0x100, 1 << 22, 1 << 63, (1 << 64) - 1]
+)
+def test_attributes(attr: int) -> None:
+    known = attr == kernel.MOUNT_ATTR_NOEXEC
+    if known:
+        realise.check_mount(good(attr=attr))
+        return
+    with pytest.raises(DetachedError, match=f"unknown attributes {attr:#x}"):
+        realise.check_mount(good(attr=attr))
+
+
+@pytest.mark.parametrize("field", ["mountpoint", "path"])
+@pytest.mark.parametrize("path", [b"..", b"/../etc", b"a/..", b"a\0b", b"/a/../../b"])
+def test_paths_that_leave(field: str, path: bytes) -> None:
+    names = {"mountpoint": b"/mnt", "path": b"tree", field: path}
+    with pytest.raises(DetachedError, match="mount 300 has the invalid path") as error:
+        realise.check_mount(good(bind_source=BindSource(mnt_id=30, **names)))
+    assert "\0" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [([], b""), ([b"0 1000 1"], b"0 1000 1\n"), ([b"0 1000 1", b"1 5 9"], b"0 1000 1\n1 5 9\n")],
+)
+def test_id_map_text(lines: list[bytes], text: bytes) -> None:
+    assert realise.id_map_text(lines) == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"0 1", b"0 1 2 3", b"a 1 2", b"-1 1 2", b"0 0 4294967296", b"0 0x1 1", "0 1 ²".encode()],
+)
+def test_invalid_id_map(line: bytes) -> None:
+    with pytest.raises(DetachedError, match="id-map line"):
+        realise.id_map_text([b"0 1 2", line])
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, 0])
+def test_type_name(kind: int) -> None:
+    assert realise.type_name(kind | 0o644).startswith("a ")
+
+
+class Ground:
+    """A tmpfs that is the namespace: a record's mountpoint is reached from its root."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "mnt" / "tree").mkdir(parents=True)
+        (path / "mnt" / "tree" / "file").write_text("content")
+        status = path.stat()
+        fd = os.open(path, os.O_PATH)
+        magic = kernel.fstatfs(fd).magic
+        os.close(fd)
+        self.superblock = Superblock(
+            fs_type=b"tmpfs",
+            magic=magic,
+            dev=status.st_dev,
+            fsid=os.statvfs(path).f_fsid,
+        )
+
+    def realise(self, mount: Mount, *, same_boot: bool = True) -> int:
+        """Realise a mount from here."""
+        root = os.open(self.path, os.O_PATH)
+        try:
+            return realise.realise(mount, root, same_boot, -1)
+        finally:
+            os.close(root)
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Ground:
+    """Where mounts may be cloned."""
+    made = Ground(tmp_path)
+    fd = os.open(tmp_path, os.O_PATH)
+    try:
+        os.close(kernel.clone_mount(fd))
+    except PermissionError:
+        pytest.skip("needs CAP_SYS_ADMIN")
+    finally:
+        os.close(fd)
+    return made
+
+
+def test_realised(ground: Ground) -> None:
+    """Its root is the recorded one, it has its attributes, and no one sees it."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    tree = ground.realise(good(superblock=ground.superblock))
+    try:
+        assert os.listdir(f"/proc/self/fd/{tree}") == ["file"]
+        flags = kernel.fstatfs(tree).flags
+        assert flags & os.ST_NOSUID
+        assert not flags & (os.ST_NODEV | os.ST_NOEXEC | os.ST_RDONLY)
+        assert flags & os.ST_RELATIME
+        assert not os.get_inheritable(tree)
+    finally:
+        os.close(tree)
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+
+
+@pytest.mark.parametrize(
+    ("attr", "status"),
+    [
+        (0, os.ST_RELATIME),
+        (kernel.MOUNT_ATTR_RDONLY, os.ST_RDONLY | os.ST_RELATIME),
+        (kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOATIME, os.ST_NODEV | os.ST_NOATIME),
+        (kernel.MOUNT_ATTR_STRICTATIME, 0),
+        (kernel.MOUNT_ATTR_NODIRATIME, os.ST_NODIRATIME | os.ST_RELATIME),
+        (kernel.MOUNT_ATTR_NOEXEC, os.ST_NOEXEC | os.ST_RELATIME),
+        (kernel.MOUNT_ATTR_NOSYMFOLLOW, 0x2000 | os.ST_RELATIME),
+    ],
+)
+def test_attributes_are_the_records_alone(ground: Ground, attr: int, status: int) -> None:
+    """Whatever the source has: it may have been mounted anew since."""
+    source = ground.path / "mnt"
+    with support.mounted(source, "--bind", "-o", "nosuid,nodev,noexec,ro", str(source)):
+        tree = ground.realise(good(superblock=ground.superblock, attr=attr))
+    found = kernel.fstatfs(tree).flags
+    os.close(tree)
+    assert found & ~0x20 == status  # ST_VALID
+
+
+def test_mount_of_a_file(ground: Ground) -> None:
+    source = BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"tree/file")
+    record = good(superblock=ground.superblock, bind_source=source, root_type=stat.S_IFREG)
+    tree = ground.realise(record)
+    assert Path(f"/proc/self/fd/{tree}").read_text() == "content"
+    os.close(tree)
+
+
+Change = Callable[[Ground, Mount], None]
+
+
+def remove_source(ground: Ground, record: Mount) -> None:
+    (ground.path / "mnt").rename(ground.path / "elsewhere")
+
+
+def remove_root(ground: Ground, record: Mount) -> None:
+    (ground.path / "mnt" / "tree").rename(ground.path / "mnt" / "elsewhere")
+
+
+def replace_mountpoint(ground: Ground, record: Mount) -> None:
+    remove_source(ground, record)
+    (ground.path / "mnt").symlink_to("elsewhere")
+
+
+def replace_root_by_link(ground: Ground, record: Mount) -> None:
+    remove_root(ground, record)
+    (ground.path / "mnt" / "tree").symlink_to("elsewhere")
+
+
+def replace_root_by_file(ground: Ground, record: Mount) -> None:
+    remove_root(ground, record)
+    (ground.path / "mnt" / "tree").touch()
+
+
+def other_type(ground: Ground, record: Mount) -> None:
+    record.superblock = Superblock(fs_type=b"ext4", magic=0xEF53)
+
+
+def other_device(ground: Ground, record: Mount) -> None:
+    record.superblock = Superblock(
+        fs_type=b"tmpfs", magic=ground.superblock.magic, dev=5, fsid=ground.superblock.fsid ^ 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (remove_source, "cannot be opened .No such file"),
+        (remove_root, "cannot be opened .No such file"),
+        (replace_mountpoint, "cannot be opened .Not a directory"),
+        (replace_root_by_link, "a symlink, it was a directory"),
+        (replace_root_by_file, "a regular file, it was a directory"),
+        (other_type, "another filesystem .*ext4"),
+        (other_device, "another tmpfs filesystem than at the dump"),
+    ],
+)
+def test_changed_source(ground: Ground, change: Change, why: str) -> None:
+    record = good(superblock=ground.superblock)
+    change(ground, record)
+    before = support.open_fds()
+    with pytest.raises(DetachedError, match=f"bind source /mnt/tree.*{why}") as error:
+        ground.realise(record)
+    assert len(str(error.value).splitlines()) == 1
+    assert support.open_fds() == before
+
+
+def test_other_device_in_a_namespace_that_is_made_anew(ground: Ground) -> None:
+    record = good(superblock=ground.superblock)
+    other_device(ground, record)
+    assert record.bind_source is not None
+    record.bind_source.in_namespace = 1
+    os.close(ground.realise(record))
+
+
+def test_attribute_field_that_is_none(ground: Ground) -> None:
+    """Every bit is known, but there is no such mode of access times."""
+    before = support.open_fds()
+    with pytest.raises(DetachedError, match="can't give the clone of /mnt/tree the attributes"):
+        ground.realise(good(superblock=ground.superblock, attr=kernel.MOUNT_ATTR__ATIME))
+    assert support.open_fds() == before

@@ -1,0 +1,364 @@
+"""A restore with a stand-in for CRIU: what is recorded is opened, all else is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from criu_detached import kernel, log
+from criu_detached.errors import DetachedError
+from criu_detached.recordfile import NAME, RecordWriter
+from criu_detached.records import (
+    BIND_SOURCE,
+    FORMAT,
+    BindSource,
+    ExtFile,
+    File,
+    Handle,
+    Header,
+    Mount,
+    Superblock,
+)
+from criu_detached.restore import Restore
+from criu_detached.superblock import boot_id, superblock_of
+
+from . import support
+from .support import KnownFiles, StandInHost
+
+MNT_ID = 300
+
+
+class Ground:
+    """A bind source with files in it, an image directory, and CRIU."""
+
+    def __init__(self, path: Path, known_files: KnownFiles) -> None:
+        self.path = path
+        self.tree = path / "source" / "tree"
+        (self.tree / "dir").mkdir(parents=True)
+        (self.tree / "file").write_text("content")
+        (self.tree / "link").symlink_to("file")
+        os.mkfifo(self.tree / "fifo")
+        (path / "images").mkdir()
+        self.images = os.open(path / "images", os.O_RDONLY | os.O_DIRECTORY)
+        self.host = StandInHost(self.images, known_files, root=path)
+        self.records: list[File | ExtFile] = []
+        self.header = Header(format=FORMAT, boot_id=boot_id())
+        self.mount = self.mount_record(self.tree, in_namespace=False)
+
+    def close(self) -> None:
+        self.host.close()
+        os.close(self.images)
+
+    def mount_record(self, root: Path, *, in_namespace: bool) -> Mount:
+        """A mount whose root is here; the stand-in's namespace has the ground for its root."""
+        attached = support.mount_of(root)
+        at = self.path if in_namespace else Path(os.fsdecode(attached.mountpoint))
+        fd = os.open(root, os.O_PATH)
+        superblock = superblock_of(fd, attached.fs_type)
+        os.close(fd)
+        return Mount(
+            mnt_id=MNT_ID,
+            origin=BIND_SOURCE,
+            root=b"/tree",
+            root_type=stat.S_IFMT(root.stat().st_mode),
+            superblock=superblock,
+            bind_source=BindSource(
+                mnt_id=attached.mnt_id,
+                in_namespace=int(in_namespace),
+                mountpoint=b"/" if in_namespace else attached.mountpoint,
+                path=os.fsencode(root.relative_to(at)),
+            ),
+        )
+
+    def file(self, name: str, **changes: object) -> bytes:
+        """Record a file, with something changed; returns the name that CRIU opens it by."""
+        found = (self.tree / name).lstat()
+        record = File(
+            mnt_id=MNT_ID,
+            ino=found.st_ino,
+            dev=found.st_dev,
+            mode=found.st_mode,
+            rdev=found.st_rdev,
+            path=name.encode(),
+        )
+        for field, value in changes.items():
+            setattr(record, field, value)
+        self.records.append(record)
+        return b"ile[%x:%x]" % (record.mnt_id, record.ino)
+
+    def restore(self) -> Restore:
+        """Write the records and start a restore."""
+        writer = RecordWriter(self.images, self.header)
+        writer.mount(self.mount)
+        for record in self.records:
+            (writer.file if isinstance(record, File) else writer.ext_file)(record)  # type: ignore[arg-type]
+        return Restore(self.host)
+
+    def open(self, name: bytes, flags: int = os.O_RDONLY) -> int:
+        """Open a file as a task would, and see that no other fd is left open in it."""
+        restore = self.restore()
+        before = set(support.open_fds()) | set(self.host.stored)
+        try:
+            fd = restore.open(name, flags)
+        except DetachedError:
+            assert set(support.open_fds()) <= before | set(self.host.stored)
+            assert not self.host.locked
+            raise
+        assert set(support.open_fds()) - before - set(self.host.stored) == {fd}
+        assert not self.host.locked
+        return fd
+
+
+@pytest.fixture
+def ground(tmp_path: Path, known_files: KnownFiles) -> Iterator[Ground]:
+    """Where mounts may be cloned."""
+    made = Ground(tmp_path, known_files)
+    fd = os.open(tmp_path, os.O_PATH)
+    try:
+        os.close(kernel.clone_mount(fd))
+    except PermissionError:
+        pytest.skip("needs CAP_SYS_ADMIN")
+    finally:
+        os.close(fd)
+    log.set_writer(made.host.log)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["outside", "inside"])
+def placed(ground: Ground, request: pytest.FixtureRequest) -> Ground:
+    """The bind source is the host's, or in a restored namespace."""
+    ground.mount = ground.mount_record(ground.tree, in_namespace=request.param == "inside")
+    return ground
+
+
+def refused(ground: Ground, *parts: str) -> None:
+    """The restore does not start, and says why in one line."""
+    with pytest.raises(DetachedError) as error:
+        ground.restore()
+    text = str(error.value)
+    assert len(text.splitlines()) == 1
+    assert text.isprintable()
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("file", os.O_RDONLY),
+        ("file", os.O_RDWR | os.O_APPEND),
+        ("file", os.O_PATH),
+        ("dir", os.O_RDONLY | os.O_DIRECTORY),
+        (".", os.O_RDONLY),
+        ("link", os.O_PATH | os.O_NOFOLLOW),
+        ("fifo", os.O_RDWR | os.O_NONBLOCK),
+    ],
+)
+def test_open(placed: Ground, name: str, flags: int) -> None:
+    key = placed.file(name)
+    fd = placed.open(key, flags)
+    assert os.path.samestat(os.fstat(fd), (placed.tree / name).lstat())
+    assert kernel.fstat(fd).mnt_id != support.mount_of(placed.tree).mnt_id
+    os.close(fd)
+
+
+def test_mount_is_realised_once(placed: Ground) -> None:
+    names = [placed.file("file"), placed.file("dir"), placed.file("fifo")]
+    restore = placed.restore()
+    fds = [restore.open(name, os.O_PATH) for name in names]
+    assert len({kernel.fstat(fd).mnt_id for fd in fds}) == 1
+    for fd in fds:
+        os.close(fd)
+
+
+def test_nothing_is_attached(placed: Ground) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    os.close(placed.open(placed.file("file")))
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "flags", [os.O_RDONLY, os.O_RDWR | os.O_APPEND, os.O_PATH, os.O_RDWR | os.O_NOFOLLOW]
+)
+def test_mount_of_one_file(ground: Ground, flags: int) -> None:
+    root = ground.tree / "file"
+    ground.mount = ground.mount_record(root, in_namespace=False)
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        kind, data = kernel.name_to_handle(fd)
+    except OSError:
+        pytest.skip("no handles here")
+    finally:
+        os.close(fd)
+    key = ground.file("file", path=b".", handle=Handle(type=kind, bytes=data))
+    fd = ground.open(key, flags)
+    assert os.path.samestat(os.fstat(fd), root.stat())
+    os.close(fd)
+
+
+def test_mount_of_one_file_without_handle(ground: Ground) -> None:
+    ground.mount = ground.mount_record(ground.tree / "file", in_namespace=False)
+    key = ground.file("file", path=b".")
+    with pytest.raises(DetachedError, match="without handle"):
+        ground.open(key, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def test_device_that_was_left_to_plugins(ground: Ground) -> None:
+    """With its flags and its position."""
+    ground.file("file")
+    inode = (ground.tree / "file").stat().st_ino
+    ground.records.append(
+        ExtFile(id=7, flags=os.O_RDWR | os.O_APPEND, pos=3, mnt_id=MNT_ID, ino=inode)
+    )
+    restore = ground.restore()
+    assert restore.ext_file(8) is None
+    fd = restore.ext_file(7)
+    assert fd is not None
+    assert os.read(fd, 100) == b"tent"
+    assert kernel.fstat(fd).ino == inode
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "path", [b"..", b"../file", b"a/../b", b"", b"/file", b"a//b", b"a/", b"./a", b"a\0b"]
+)
+def test_hostile_file_path(placed: Ground, path: bytes) -> None:
+    placed.file("file", path=path)
+    refused(placed, "path")
+
+
+def test_file_on_an_unknown_mount(ground: Ground) -> None:
+    ground.file("file", mnt_id=MNT_ID + 1)
+    refused(ground, NAME, "mount")
+
+
+def test_file_twice(ground: Ground) -> None:
+    ground.file("file")
+    ground.file("file")
+    refused(ground, NAME, "twice")
+
+
+Change = Callable[[Mount], None]
+
+
+def unknown_attribute(mount: Mount) -> None:
+    mount.attr = 1 << 40
+
+
+def unknown_origin(mount: Mount) -> None:
+    mount.origin = 77
+
+
+def no_source(mount: Mount) -> None:
+    mount.bind_source = None
+
+
+def leaves_source(mount: Mount) -> None:
+    assert mount.bind_source is not None
+    mount.bind_source.path += b"/../.."
+
+
+def leaves_namespace(mount: Mount) -> None:
+    assert mount.bind_source is not None
+    mount.bind_source.mountpoint += b"/.."
+
+
+def zero_byte(mount: Mount) -> None:
+    assert mount.bind_source is not None
+    mount.bind_source.path += b"\0x"
+
+
+def other_filesystem(mount: Mount) -> None:
+    mount.superblock = Superblock(fs_type=b"nonsense\n", magic=1)
+
+
+def bad_id_map(mount: Mount) -> None:
+    mount.uid_map = [b"0 0 1\n1 1 1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (unknown_attribute, "unknown attributes"),
+        (unknown_origin, "unknown origin 77"),
+        (no_source, "origin"),
+        (leaves_source, "invalid path"),
+        (leaves_namespace, "invalid path"),
+        (zero_byte, "invalid path"),
+        (other_filesystem, "another filesystem"),
+        (bad_id_map, "id-map"),
+    ],
+)
+def test_hostile_mount(ground: Ground, change: Change, why: str) -> None:
+    ground.file("file")
+    change(ground.mount)
+    refused(ground, why)
+
+
+def test_hostile_path_that_is_absolute(ground: Ground) -> None:
+    assert ground.mount.bind_source is not None
+    ground.mount.bind_source.path = b"/etc"
+    refused(ground, "cannot be opened")
+
+
+@pytest.mark.parametrize("name", [b"ile[0:0]", b"ile[]", b"ile[x:y]", b"ile[12c:", b"ile[\n"])
+def test_file_without_record(ground: Ground, name: bytes) -> None:
+    ground.file("file")
+    with pytest.raises(DetachedError, match="no record of ile") as error:
+        ground.open(name)
+    assert str(error.value).isprintable()
+
+
+def test_other_file_type_is_there(placed: Ground) -> None:
+    key = placed.file("fifo", mode=stat.S_IFREG | 0o644)
+    with pytest.raises(DetachedError, match="fifo on mount 300 is a FIFO, it was a regular file"):
+        placed.open(key, os.O_RDWR)
+
+
+def test_other_device_is_there(placed: Ground) -> None:
+    key = placed.file("file", rdev=os.makedev(8, 1))
+    with pytest.raises(DetachedError, match="is device 0:0, it was 8:1"):
+        placed.open(key)
+
+
+def test_other_inode_is_there(ground: Ground) -> None:
+    key = ground.file("file", ino=(ground.tree / "file").stat().st_ino + (1 << 40))
+    with pytest.raises(DetachedError, match="file on mount 300 is another file"):
+        ground.open(key)
+
+
+def test_other_inode_after_a_boot(ground: Ground) -> None:
+    """A filesystem need not keep its inode numbers then."""
+    ground.header.boot_id = b"other"
+    assert ground.mount.superblock is not None
+    ground.mount.superblock.dev = 0
+    os.close(ground.open(ground.file("file", ino=5)))
+
+
+def test_file_is_gone(placed: Ground) -> None:
+    key = placed.file("file")
+    (placed.tree / "file").unlink()
+    with pytest.raises(DetachedError, match="can't open file on mount 300: No such file"):
+        placed.open(key)
+
+
+def test_source_in_the_namespace_is_gone(ground: Ground) -> None:
+    """That shows when the first task needs it; the next one does not wait for it."""
+    ground.mount = ground.mount_record(ground.tree, in_namespace=True)
+    key = ground.file("file")
+    restore = ground.restore()
+    ground.tree.rename(ground.path / "moved")
+    for _ in range(2):
+        with pytest.raises(DetachedError, match=r"bind source .*cannot be opened"):
+            restore.open(key, os.O_RDONLY)
+        assert not ground.host.locked
+
+
+def test_no_records(ground: Ground) -> None:
+    with pytest.raises(DetachedError, match=f"{NAME} is missing"):
+        Restore(ground.host)
