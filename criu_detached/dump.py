@@ -18,7 +18,7 @@ from criu_detached.describe import DetachedMount, describe_mount
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.kernel import FileFacts
 from criu_detached.recordfile import RecordWriter
-from criu_detached.records import ExtFile, File, Handle, Header
+from criu_detached.records import FORMAT, ExtFile, File, Handle, Header
 from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
 
@@ -61,11 +61,7 @@ class Dump:
         mount = self._mount_of(fd, link, facts)
         if mount is None:
             return False
-        known = self._files.get((facts.mnt_id, facts.ino))
-        if known is not None and known.path == paths.from_link(link) and known.dev == facts.dev:
-            _refuse_nameless(fd, known)
-            return True
-        _refuse_types(link, facts)
+        _refuse_types(facts)
         self._record_file(fd, link, facts, mount)
         return True
 
@@ -116,8 +112,8 @@ class Dump:
         if kind.name != classify.DETACHED:
             log.info(f"mount {facts.mnt_id} is {kind.name}: left to CRIU")
             return None
-        _refuse_deleted(fd, link, facts)
-        _refuse_types(link, facts)
+        _refuse_deleted(facts)
+        _refuse_types(facts)
         mount = describe_mount(fd, paths.from_link(link), facts, kind, self._finder)
         self._open_records().mount(mount.record)
         source = mount.record.bind_source
@@ -133,8 +129,6 @@ class Dump:
         if self._writer is None:
             self._refuse_stream()
             release = os.fsencode(os.uname().release)
-            from criu_detached.records import FORMAT
-
             header = Header(format=FORMAT, boot_id=boot_id(), machine=release)
             self._writer = RecordWriter(self._host.image_dir(), header)
             if self._host.need_plugin():
@@ -149,47 +143,61 @@ class Dump:
                 raise DetachedError("--stream cannot carry detached-mount records: dump without it")
 
     def _record_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> None:
+        """Write a file's record, once; every further fd of it is only compared."""
         path = paths.from_link(link)
-        known = self._files.get((facts.mnt_id, facts.ino))
-        if known is not None:
-            self._refuse_other_file(known, path, facts)
+        key = (facts.mnt_id, facts.ino)
+        known = self._files.get(key)
+        if known is None:
+            _check_source(mount, path, link, facts, self._classifier.by_fd)
+            record = _file_record(fd, path, facts)
+            self._open_records().file(record)
+            self._files[key] = record
             return
-        _check_source(mount, path, link, facts, self._classifier.by_fd)
-        record = File(
-            mnt_id=facts.mnt_id,
-            ino=facts.ino,
-            dev=facts.dev,
-            mode=facts.mode,
-            path=path,
-            rdev=facts.rdev,
-            handle=_handle_of_root(fd, path, facts),
-        )
+        if known.path != path or known.dev != facts.dev:
+            _refuse_other_file(known, path, facts)
+        if path == paths.ROOT:
+            _refuse_nameless(fd, known)
+
+
+def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
+    record = File(
+        mnt_id=facts.mnt_id,
+        ino=facts.ino,
+        dev=facts.dev,
+        mode=facts.mode,
+        path=path,
+        rdev=facts.rdev,
+    )
+    if path == paths.ROOT:
+        record.handle = _handle_of_root(fd, facts)
         _refuse_nameless(fd, record)
-        self._open_records().file(record)
-        self._files[facts.mnt_id, facts.ino] = record
-
-    @staticmethod
-    def _refuse_other_file(known: File, path: bytes, facts: FileFacts) -> None:
-        """CRIU names external files by mount and inode: two files of one name are mixed up."""
-        if known.dev != facts.dev or (known.path != path and facts.nlink < 2):
-            raise DetachedError(
-                f"inode {facts.ino} of its mount is another file too, {quote(known.path)}"
-                " (the filesystem repeats inode numbers): close one of them"
-            )
+    return record
 
 
-def _refuse_deleted(fd: int, link: bytes, facts: FileFacts) -> None:
+def _refuse_other_file(known: File, path: bytes, facts: FileFacts) -> None:
+    """CRIU names external files by mount and inode: two files of one name are mixed up."""
+    if known.dev != facts.dev or (known.path != path and facts.nlink < 2):
+        raise DetachedError(
+            f"inode {facts.ino} of its mount is another file too, {quote(known.path)}"
+            " (the filesystem repeats inode numbers): close one of them"
+        )
+
+
+def _refuse_deleted(facts: FileFacts) -> None:
     if facts.nlink == 0:
         raise DetachedError("it is deleted: deleted files on detached mounts cannot be dumped yet")
 
 
-def _refuse_types(link: bytes, facts: FileFacts) -> None:
-    if stat.S_ISSOCK(facts.mode):
+def _refuse_types(facts: FileFacts) -> None:
+    mode = facts.mode
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISSOCK(mode):
         raise DetachedError(
             "it is a bound unix socket: CRIU would restore it at the same path of another mount;"
             " close the socket before the dump"
         )
-    if stat.S_ISCHR(facts.mode) and os.major(facts.rdev) != _MEM_MAJOR:
+    if stat.S_ISCHR(mode) and os.major(facts.rdev) != _MEM_MAJOR:
         raise DetachedError(
             f"it is a terminal or a device that CRIU restores by path"
             f" ({os.major(facts.rdev)}:{os.minor(facts.rdev)}): close it before the dump"
@@ -200,8 +208,7 @@ def _check_source(
     mount: DetachedMount, path: bytes, link: bytes, facts: FileFacts, maps_known: bool
 ) -> None:
     """The restore will open the path beneath the source: it must be this very file."""
-    if facts.nlink == 0:
-        raise DetachedError("it is deleted: deleted files on detached mounts cannot be dumped yet")
+    _refuse_deleted(facts)
     source = mount.record.bind_source
     assert source is not None
     if path != paths.ROOT and kernel.is_there(
@@ -233,10 +240,8 @@ def _not_in_source(mount: DetachedMount, path: bytes, link: bytes, number: int) 
     return f"{where}, its path in the bind source, is another file: was it renamed or replaced?"
 
 
-def _handle_of_root(fd: int, path: bytes, facts: FileFacts) -> Handle | None:
+def _handle_of_root(fd: int, facts: FileFacts) -> Handle | None:
     """A file that is its mount's root has no name to open it by; see restore._open_root."""
-    if path != paths.ROOT or stat.S_ISDIR(facts.mode):
-        return None
     if not stat.S_ISREG(facts.mode):
         return None
     try:
@@ -249,8 +254,7 @@ def _handle_of_root(fd: int, path: bytes, facts: FileFacts) -> Handle | None:
 def _refuse_nameless(fd: int, file: File) -> None:
     """See _handle_of_root: without a handle there is no way that keeps O_NOFOLLOW."""
     if (
-        file.path == paths.ROOT
-        and not stat.S_ISDIR(file.mode)
+        not stat.S_ISDIR(file.mode)
         and file.handle is None
         and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOFOLLOW
     ):

@@ -67,15 +67,23 @@ class Message:
 _DEFAULTS = {UINT: 0, FIXED: 0, BYTES: b"", BYTES_LIST: ()}
 
 
+# Modes, devices, mount ids and lengths repeat from file to file.
+_SHORT: dict[int, bytes] = {}
+
+
 def varint(value: int) -> bytes:
     """Return a number of at most 64 bits as protobuf's varint."""
-    if value < 0x80:
-        return bytes((value,))
+    known = _SHORT.get(value)
+    if known is not None:
+        return known
     out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
+    rest = value
+    while rest >= 0x80:
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    out.append(rest)
+    if value < 1 << 16:
+        _SHORT[value] = bytes(out)
     return bytes(out)
 
 
