@@ -236,13 +236,13 @@ def check_parts(lib: Path) -> Line:
     if missing:
         return Line(FAIL, "plugin", f"{lib} lacks {', '.join(missing)}: {REBUILD}")
     own = lib / "criu_detached" / "lib"
-    baked = baked_paths(lib)
-    if not any(path.exists() and path.samefile(own) for path in baked):
-        there = str(baked[0]) if baked else "nowhere"
+    imported = [path for path in baked_paths(lib) if path.parts[-2:] == own.parts[-2:]]
+    if not any(path.exists() and path.samefile(own) for path in imported):
+        where = ", ".join(map(str, imported)) or "nowhere"
         return Line(
             FAIL,
             "plugin",
-            f"{lib} imports its Python part from {there}: a built plugin cannot be moved,"
+            f"{lib} imports its Python part from {where}: a built plugin cannot be moved,"
             f" {REBUILD}",
         )
     if DEFAULT_LIB.exists() and lib.exists() and lib.samefile(DEFAULT_LIB):
@@ -405,23 +405,30 @@ def judge(report: dict[str, Any]) -> str:
             f" distribution has it, or {REBUILD}"
         )
     if dump["status"]:
-        return f"criu took the plugin in, but the dump failed ({_reason(dump)}): see criu check"
+        return f"criu took the plugin in, but the dump failed ({_reason(dump)}): {_advice(dump)}"
     if restore is None:
         return f"the plugin did not record the file on a detached mount: {REBUILD}"
     if restore["status"]:
-        return f"the dump worked, but the restore failed ({_reason(restore)}): see criu check"
+        return f"the dump worked, but the restore failed ({_reason(restore)}): {_advice(restore)}"
     if not report["restored"]:
         return f"criu restored the process without its file: {REBUILD}"
     return ""
 
 
+def _advice(run: dict[str, Any]) -> str:
+    """Return what to do about a run that failed: it is the plugin's fault, or CRIU's."""
+    reason = _reason(run)
+    own = "criu-detached" in reason or not reason.startswith("Error")
+    return REBUILD if own else "see criu check, and whether the same fails without the plugin"
+
+
 def _reason(run: dict[str, Any]) -> str:
-    """Return the line of a criu run that tells most: the plugin's own, else CRIU's first error."""
+    """Return the line of a criu run that tells most."""
     # CRIU raises its own limit first, and goes on where it may not.
     lines = [line for line in run["log"].splitlines() if "RLIMIT_NOFILE" not in line]
     for pattern in (
+        r"^[\w.]+Error: .*",  # of Python, before the package can write to CRIU's log
         r"(?:Error|Warn) +criu-detached: .*",
-        r"\w+Error: .*",  # of Python, before it reaches CRIU's log
         r"Error \(.*",
     ):
         for line in lines:

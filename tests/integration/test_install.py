@@ -1,0 +1,132 @@
+"""``make install``: CRIU finds the plugin by itself, and ``make uninstall`` takes it away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import MakeScenario
+from .harness import kernel
+from .harness.agent import Check, Task
+from .harness.placement import CONTENT, Placement
+
+pytestmark = pytest.mark.detached
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DEFAULT = Path("/usr/lib/criu")
+
+
+def make(target: str, **variables: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run make as a user does."""
+    settings = [f"{name}={value}" for name, value in variables.items()]
+    command = ["make", "--silent", "-C", str(CHECKOUT), target, *settings]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installation into a DESTDIR, as for a package."""
+    destdir = tmp_path_factory.mktemp("install") / "dest"
+    done = make("install", DESTDIR=destdir, PREFIX="/usr")
+    assert done.returncode == 0, done.stdout
+    return destdir
+
+
+@pytest.fixture
+def default_dir(tmp_path: Path) -> Iterator[Path]:
+    """CRIU's default plugin directory, empty and this test's own."""
+    kernel.mount("plugins", DEFAULT, "tmpfs", 0, "mode=755")
+    yield DEFAULT
+    kernel.umount2(DEFAULT, kernel.MNT_DETACH)
+
+
+def hold_file(task: Task) -> Check:
+    """One file."""
+    fd = os.open(task.path("file"), os.O_RDWR)
+    task.detach()
+    return lambda: os.pread(fd, 100, 0).decode()
+
+
+def listing(directory: Path) -> set[str]:
+    """All that is in a directory."""
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
+
+
+def test_destdir(staged: Path) -> None:
+    """Whatever is built in is a path of the installed system."""
+    assert {path.name for path in (staged / "usr").iterdir()} == {"bin", "lib"}
+    lib = staged / "usr/lib/criu"
+    assert {path.name for path in lib.iterdir()} == {"criu_detached", "criu_detached.so"}
+    embedded = (lib / "criu_detached/embed.so").read_bytes()
+    assert str(DEFAULT / "criu_detached/lib").encode("utf-32-le") in embedded
+    assert str(staged).encode("utf-32-le") not in embedded
+    assert str(staged) not in (lib / "criu_detached/criu-detached").read_text()
+    command = os.readlink(staged / "usr/bin/criu-detached")
+    assert command == str(DEFAULT / "criu_detached/criu-detached")
+    assert not [path for path in lib.rglob("*") if path.stat().st_mode & 0o022]
+
+
+def test_criu_finds_it(scenario: MakeScenario, staged: Path, default_dir: Path) -> None:
+    """No --lib: the packaged files, where the package puts them."""
+    kernel.bind(staged / "usr/lib/criu", default_dir)
+    try:
+        held = scenario(Placement.HOST).start(hold_file)
+        held.cycle(plugin=False)
+        assert held.ask() == CONTENT
+        command = [str(default_dir / "criu_detached/criu-detached"), "check"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "criu finds it by itself" in done.stdout
+    finally:
+        kernel.umount2(default_dir, kernel.MNT_DETACH)
+
+
+def test_in_place(scenario: MakeScenario, default_dir: Path, tmp_path: Path) -> None:
+    """Installed for real, beside a file of another, and uninstalled."""
+    (default_dir / "README").write_text("not ours\n")
+    prefix = tmp_path / "prefix"
+    done = make("install", PREFIX=prefix)
+    assert done.returncode == 0, done.stdout
+    installed = listing(default_dir)
+
+    held = scenario(Placement.HOST).start(hold_file)
+    held.cycle(plugin=False)
+    assert held.ask() == CONTENT
+
+    # An update that fails leaves what is there.
+    failed = subprocess.run(
+        ["make", "--silent", "-C", str(CHECKOUT), "install", f"PREFIX={prefix}"],
+        env={**os.environ, "CC": "false"},
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode != 0 and "the C compiler failed" in failed.stderr
+    assert listing(default_dir) == installed
+
+    for _ in range(2):
+        done = make("uninstall", PREFIX=prefix)
+        assert done.returncode == 0, done.stdout
+        assert listing(default_dir) == {"README"}
+        assert listing(prefix) == {"bin"}
+    held.dump(plugin=False).failed("Can't lookup mount")
+
+
+def test_writable_directory(default_dir: Path, tmp_path: Path) -> None:
+    default_dir.chmod(0o777)
+    done = make("install", PREFIX=tmp_path / "prefix")
+    assert done.returncode != 0
+    assert f"{DEFAULT} is writable by everyone" in done.stdout
+    assert not listing(default_dir) and not (tmp_path / "prefix").exists()
+
+
+def test_uninstall_from_destdir(staged: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "dest"
+    shutil.copytree(staged, copy, symlinks=True)
+    done = make("uninstall", DESTDIR=copy, PREFIX="/usr")
+    assert done.returncode == 0, done.stdout
+    assert listing(copy) == {"usr", "usr/bin", "usr/lib"}
