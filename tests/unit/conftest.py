@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = Path(os.environ.get("CRIU_DETACHED_PLUGINS") or ROOT / "plugins")
@@ -17,6 +18,14 @@ LIB = PLUGINS / "criu_detached" / "lib"
 if not LIB.is_dir():
     raise pytest.UsageError(f"{LIB} is missing: run make plugin first")
 sys.path.insert(0, str(LIB))
+
+# Emulated processors are slow; the fixtures that are given to properties are not changed by them.
+settings.register_profile(
+    "ground",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("ground")
 
 from . import support  # noqa: E402  (needs the path)
 

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from criu_detached.recordfile import NAME, RecordWriter
@@ -20,8 +20,6 @@ from .support import KnownFiles
 MNT_ID = 300
 REGULAR = stat.S_IFREG | 0o644
 MAGICS = b"\x19\x43\x56\x54" + b"1MTD"
-
-one_library = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def framed(*payloads: bytes) -> bytes:
@@ -109,7 +107,6 @@ def sound(payload: bytes) -> bool:
     )
 
 
-@one_library
 @given(data=st.data())
 def test_changed_entries(known: KnownFiles, data: st.DataObject) -> None:
     """What is changed in an entry is seen by C as by Python, and nothing is read past its end."""
@@ -132,7 +129,6 @@ def test_changed_entries(known: KnownFiles, data: st.DataObject) -> None:
         assert count <= 0
 
 
-@one_library
 @given(data=st.binary(max_size=200))
 def test_any_bytes(known: KnownFiles, data: bytes) -> None:
     known.load(data)

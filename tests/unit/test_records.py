@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from criu_detached import records
@@ -18,9 +18,6 @@ CLASSES: dict[str, type[Message]] = {
     for name, value in vars(records).items()
     if isinstance(value, type) and issubclass(value, Message) and value is not Message
 }
-
-# The schema is compiled once and never changed.
-once_compiled = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # What of a kind's numbers every type that the schema has for it can hold; see test_widths.
 WIDTHS = {"bool": 1, "int32": 31, "uint32": 32, "fixed32": 32, "enum": 31, "uint64": 64}
@@ -110,7 +107,6 @@ def as_protobuf(schema: ModuleType, message: Message) -> Any:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@once_compiled
 @given(data=st.data())
 def test_protobuf_reads_ours(schema: ModuleType, name: str, data: st.DataObject) -> None:
     message = data.draw(messages(getattr(schema, name).DESCRIPTOR))
@@ -120,7 +116,6 @@ def test_protobuf_reads_ours(schema: ModuleType, name: str, data: st.DataObject)
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@once_compiled
 @given(data=st.data())
 def test_ours_reads_protobuf(schema: ModuleType, name: str, data: st.DataObject) -> None:
     message = data.draw(messages(getattr(schema, name).DESCRIPTOR))
