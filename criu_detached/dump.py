@@ -115,9 +115,18 @@ class Dump:
         _refuse_deleted(facts)
         _refuse_types(facts)
         mount = describe_mount(fd, paths.from_link(link), facts, kind, self._finder)
-        self._open_records().mount(mount.record)
         source = mount.record.bind_source
         assert source is not None
+        if (
+            source.in_namespace
+            and self._finder.several_namespaces()
+            and not kernel.has_namespace_walk()
+        ):
+            raise DetachedError(
+                "several mount namespaces are dumped, and this kernel does not tell which one the"
+                " bind source is in: Linux 6.12 or newer does"
+            )
+        self._open_records().mount(mount.record)
         log.info(
             f"mount {facts.mnt_id} is detached; its root {quote(mount.record.root)} is shown by"
             f" mount {source.mnt_id} at {quote(source.mountpoint)}"

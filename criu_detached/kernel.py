@@ -264,6 +264,14 @@ def mount_in_ns(mnt_id: int, ns_id: int) -> bool:
     return True
 
 
+def has_namespace_walk() -> bool:
+    """Tell whether the kernel can list mount namespaces (Linux 6.12)."""
+    try:
+        return bool(list(mount_namespaces()))
+    except OSError:
+        return False
+
+
 def mount_namespaces() -> Iterator[int]:
     """Yield the ids of all mount namespaces that this one may see, processes or not.
 
@@ -272,27 +280,65 @@ def mount_namespaces() -> Iterator[int]:
     Raises:
         OSError: ENOTTY before 6.12.
     """
-    found = ffi.new("uint64_t *")
     own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _checked(lib.sys_mount_ns_id(own, found), "NS_MNT_GET_INFO")
-        yield int(found[0])
-        yield from _namespaces_from(own, 0)
-        yield from _namespaces_from(own, 1)
+        for ns_fd, ns_id in _namespaces(own):
+            os.close(ns_fd)
+            yield ns_id
     finally:
         os.close(own)
 
 
-def _namespaces_from(start: int, backwards: int) -> Iterator[int]:
+def open_namespace_of(fd: int, own_ns_fd: int) -> int:
+    """Find the mount namespace that the mount of an open file is attached in.
+
+    Args:
+        fd: the file.
+        own_ns_fd: the mount namespace of this process.
+
+    Returns:
+        An fd of it, the caller's.
+
+    Raises:
+        OSError: ENOENT when it is in none; ENOTTY before Linux 6.12.
+    """
+    mount = mnt_id_unique(fd)
+    for ns_fd, ns_id in _namespaces(own_ns_fd):
+        if mount_in_ns(mount, ns_id):
+            return ns_fd
+        os.close(ns_fd)
+    raise OSError(errno.ENOENT, "the mount is in no mount namespace")
+
+
+def _namespaces(own_ns_fd: int) -> Iterator[tuple[int, int]]:
+    """Yield an fd, the caller's, and the id of every mount namespace; the own one first."""
     found = ffi.new("uint64_t *")
-    fd = os.dup(start)
-    while True:
-        result = lib.sys_next_mount_ns(fd, backwards, found)
-        os.close(fd)
-        if result == -errno.ENOENT:
-            return
-        fd = _checked(result, "NS_MNT_GET_NEXT")
-        yield int(found[0])
+    _checked(lib.sys_mount_ns_id(own_ns_fd, found), "NS_MNT_GET_INFO")
+    yield os.dup(own_ns_fd), int(found[0])
+    for backwards in (0, 1):
+        fd = os.dup(own_ns_fd)
+        try:
+            while (following := lib.sys_next_mount_ns(fd, backwards, found)) != -errno.ENOENT:
+                _checked(following, "NS_MNT_GET_NEXT")
+                os.close(fd)
+                fd = following
+                yield os.dup(fd), int(found[0])
+        finally:
+            os.close(fd)
+
+
+def clone_mount_visiting(ns_fd: int, own_ns_fd: int, fd: int) -> int:
+    """As clone_mount, for a mount of another mount namespace, which is entered for it.
+
+    Args:
+        ns_fd: that namespace.
+        own_ns_fd: where to come back to.
+        fd: the root of the clone.
+
+    Raises:
+        OSError: EINVAL when this task shares its root and directory with another (setns(2)).
+    """
+    return _checked(lib.sys_clone_mount_visiting(ns_fd, own_ns_fd, fd), "setns or open_tree")
 
 
 AT_HANDLE_FID = 0x200  # linux/fcntl.h, Linux 6.5: an id that need not be opened again

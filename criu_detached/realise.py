@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
@@ -11,6 +10,10 @@ from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import BIND_SOURCE, BindSource, Mount
 from criu_detached.superblock import is_same, superblock_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _KNOWN_ATTR = (
     kernel.MOUNT_ATTR_RDONLY
@@ -56,7 +59,13 @@ def check_mount(mount: Mount) -> None:
             raise DetachedError(f"mount {mount.mnt_id} has the invalid path {quote(name)}")
 
 
-def realise(mount: Mount, namespace_root: int, same_boot: bool, userns_fd: int) -> int:
+def realise(
+    mount: Mount,
+    namespace_root: int,
+    same_boot: bool,
+    userns_fd: int,
+    clone: Callable[[int], int] = kernel.clone_mount,
+) -> int:
     """Clone a mount from its bind source and give it its attributes.
 
     Args:
@@ -64,6 +73,7 @@ def realise(mount: Mount, namespace_root: int, same_boot: bool, userns_fd: int) 
         namespace_root: fd of the root that the source's mountpoint is reached from.
         same_boot: the dump was made on this very boot of the system.
         userns_fd: a user namespace with the mount's id-maps, or -1.
+        clone: makes the tree fd from an fd of the source's directory.
 
     Returns:
         The tree fd, the caller's. Files opened beneath it keep the mount when it is
@@ -78,7 +88,7 @@ def realise(mount: Mount, namespace_root: int, same_boot: bool, userns_fd: int) 
     root = _open_source(source, namespace_root, where)
     try:
         _check_source(mount, root, where, same_boot)
-        return _clone(mount, root, where, userns_fd)
+        return _clone(mount, root, where, userns_fd, clone)
     finally:
         os.close(root)
 
@@ -119,14 +129,11 @@ def _check_source(mount: Mount, root: int, where: str, same_boot: bool) -> None:
         )
 
 
-def _clone(mount: Mount, root: int, where: str, userns_fd: int) -> int:
+def _clone(mount: Mount, root: int, where: str, userns_fd: int, clone: Callable[[int], int]) -> int:
     try:
-        tree = kernel.clone_mount(root)
+        tree = clone(root)
     except OSError as error:
-        hint = " (it is in another mount namespace)" if error.errno == errno.EINVAL else ""
-        raise DetachedError(
-            f"can't clone the bind source {where}: {reason(error.errno or 0)}{hint}"
-        ) from error
+        raise DetachedError(f"can't clone the bind source {where}: {error}") from error
     attr_set = mount.attr
     if userns_fd >= 0:
         attr_set |= kernel.MOUNT_ATTR_IDMAP

@@ -10,6 +10,7 @@ the one that is returned, and the filesystem may be hostile.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -149,7 +150,7 @@ class Restore:
         userns = self._host.inherit_fd_get(_userns_key(mount)) if mount.uid_map else -1
         try:
             root = self._host.mntns_root(mount.bind_source.mnt_id)
-            tree = realise(mount, root, self._same_boot, userns)
+            tree = realise(mount, root, self._same_boot, userns, self._clone_inside)
         finally:
             if userns >= 0:
                 os.close(userns)
@@ -159,6 +160,27 @@ class Restore:
             os.close(tree)
             raise
         return tree
+
+    def _clone_inside(self, fd: int) -> int:
+        """Clone a mount of a restored namespace, which may be another than this task's."""
+        try:
+            return kernel.clone_mount(fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        proc = self._host.inherit_fd_get(_PROC_KEY)
+        try:
+            own = os.open(b"self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        finally:
+            os.close(proc)
+        try:
+            other = kernel.open_namespace_of(fd, own)
+            try:
+                return kernel.clone_mount_visiting(other, own, fd)
+            finally:
+                os.close(other)
+        finally:
+            os.close(own)
 
     def _open_in(self, tree: int, file: File, flags: int) -> int:
         """Open a file beneath its mount's root, in two steps.

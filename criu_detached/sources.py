@@ -76,6 +76,10 @@ class SourceFinder:
                 else:
                     os.close(fd)
 
+    def several_namespaces(self) -> bool:
+        """Tell whether more than one mount namespace is dumped."""
+        return len(self._dumped_namespaces()) > 1
+
     def _all(self) -> list[tuple[int, MountInfo, bool]]:
         if self._mounts is None:
             here = [(0, info, False) for info in mountinfo.read_mountinfo()]
@@ -83,14 +87,17 @@ class SourceFinder:
         return self._mounts
 
     def _dumped(self) -> Iterator[tuple[int, MountInfo, bool]]:
+        for mounts in self._dumped_namespaces():
+            yield from ((pid, info, True) for pid, info in mounts)
+
+    def _dumped_namespaces(self) -> list[list[tuple[int, MountInfo]]]:
+        """The mounts of each dumped namespace. CRIU knows those, and its own."""
         if not self._dumps_namespace:
-            return
-        for inode, pids in mountinfo.namespaces():
-            if inode == os.stat("/proc/self/ns/mnt").st_ino:
-                continue
-            mounts = mountinfo.mounts_of_namespace(pids)
-            if mounts and self._mount_known(mounts[0][1].mnt_id):
-                yield from ((pid, info, True) for pid, info in mounts)
+            return []
+        own = os.stat("/proc/self/ns/mnt").st_ino
+        others = [pids for inode, pids in mountinfo.namespaces() if inode != own]
+        found = [mountinfo.mounts_of_namespace(pids) for pids in others]
+        return [mounts for mounts in found if mounts and self._mount_known(mounts[0][1].mnt_id)]
 
 
 def _open_mount(pid: int, info: MountInfo) -> int:

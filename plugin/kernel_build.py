@@ -44,6 +44,7 @@ int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id);
 int sys_mount_ns_id(int ns_fd, uint64_t *ns_id);
 int sys_peer_path(int fd, char *path, size_t size);
 int sys_clone_mount_in_ns(int ns_fd, int fd);
+int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd);
 int sys_userns(const char *uid_map, const char *gid_map);
 """
 
@@ -343,6 +344,32 @@ static int sys_clone_mount_in_ns(int ns_fd, int fd)
 	if (waitpid(pid, &status, __WALL) != pid || !WIFEXITED(status))
 		return -ECHILD;
 	return -WEXITSTATUS(status);
+}
+
+/*
+ * As CRIU enters the namespace of a unix socket (prep_unix_sk_cwd, criu/sk-unix.c):
+ * setns(2) changes root and directory to the root of the namespace, so both are put back.
+ */
+static int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd)
+{
+	int root = open("/", O_PATH | O_CLOEXEC), cwd = open(".", O_PATH | O_CLOEXEC);
+	int tree = -1, err = 0;
+
+	if (root < 0 || cwd < 0 || setns(ns_fd, CLONE_NEWNS)) {
+		err = -errno;
+		goto out;
+	}
+	tree = sys_open_tree(fd, "", AT_EMPTY_PATH | O_CLOEXEC | 1 /* OPEN_TREE_CLONE */);
+	if (setns(own_ns_fd, CLONE_NEWNS) || fchdir(root) || chroot(".") || fchdir(cwd))
+		err = -errno;
+out:
+	if (root >= 0)
+		close(root);
+	if (cwd >= 0)
+		close(cwd);
+	if (err && tree >= 0)
+		close(tree);
+	return err ? err : tree;
 }
 
 /* A user namespace with the given maps lives as long as an fd of it: a child lends it. */
