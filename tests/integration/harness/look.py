@@ -62,8 +62,13 @@ def is_running(pid: int) -> bool:
 
 def mount_table(pid: int | str = "self") -> list[str]:
     """A namespace's mountinfo without the ids, which a restored namespace has anew."""
-    lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
-    return sorted(" ".join(line.split(" ")[3:]) for line in lines)
+    return sorted(" ".join(line.split(" ")[3:]) for line in _mountinfo(pid))
+
+
+def _mountinfo(pid: int | str) -> list[str]:
+    """The lines of mountinfo; names may hold what Python takes for line ends, save newline."""
+    text = Path(f"/proc/{pid}/mountinfo").read_bytes().decode(errors="surrogateescape")
+    return text.rstrip("\n").split("\n")
 
 
 def attached_ids() -> set[int]:
@@ -74,8 +79,7 @@ def attached_ids() -> set[int]:
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace not in namespaces:
-                lines = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
-                seen.update(int(line.split(" ", 1)[0]) for line in lines)
+                seen.update(int(line.split(" ", 1)[0]) for line in _mountinfo(pid))
                 namespaces.add(namespace)
         except OSError:
             continue  # a process that ended
