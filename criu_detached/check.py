@@ -418,6 +418,8 @@ def judge(report: dict[str, Any]) -> str:
 def _advice(run: dict[str, Any]) -> str:
     """Return what to do about a run that failed: it is the plugin's fault, or CRIU's."""
     reason = _reason(run)
+    if "defect of the plugin" in reason:  # entry.py
+        return "name the kernel and the CRIU above, too"
     own = "criu-detached" in reason or not reason.startswith("Error")
     return REBUILD if own else "see criu check, and whether the same fails without the plugin"
 

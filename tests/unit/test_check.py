@@ -300,6 +300,10 @@ def test_trial_good() -> None:
             {"dump": run(1, READY, "ModuleNotFoundError: No module named 'criu_detached.dump'")},
             "No module named 'criu_detached.dump'",
         ),
+        (
+            {"dump": run(1, READY, "Error criu-detached: OSError: x; a defect of the plugin")},
+            "name the kernel",
+        ),
         ({"recorded": False, "restore": None}, "did not record"),
         (
             {"restore": run(1, "Error criu-detached: can't restore")},
