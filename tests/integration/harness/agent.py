@@ -99,9 +99,11 @@ def _attempt(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     """The answer that is reported for a piece of work, and what it returned."""
     try:
         value = work()
+        answer = {"value": None if callable(value) else value}
+        json.dumps(answer)
     except BaseException:
         return {"error": traceback.format_exc()}, None
-    return {"value": None if callable(value) else value}, value
+    return answer, value
 
 
 def main(config: dict[str, Any]) -> None:
