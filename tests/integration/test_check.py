@@ -41,7 +41,8 @@ def move_built_in_path(parts: Path, old: str, new: str) -> None:
     """Let a copied plugin import from itself."""
     was, now = (f"{lib}/criu_detached/lib".encode("utf-32-le") for lib in (old, new))
     data = (parts / "embed.so").read_bytes()
-    assert data.count(was) == 1 and len(now) <= len(was)
+    assert len(now) <= len(was), f"the plugin must lie at a longer path than {new}, not at {old}"
+    assert data.count(was) == 1
     (parts / "embed.so").write_bytes(data.replace(was, now.ljust(len(was), b"\0")))
     launcher = parts / "criu-detached"
     launcher.write_text(launcher.read_text().replace(old, new))
