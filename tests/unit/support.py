@@ -55,6 +55,17 @@ def mount_of(path: Path) -> mountinfo.MountInfo:
     return with_id[int(text.split("mnt_id:")[1].split()[0])]
 
 
+@contextmanager
+def detached(path: Path, source: Path) -> Iterator[int]:
+    """An O_PATH fd of the root of a lazily unmounted bind mount of a directory or file."""
+    with mounted(path, "--bind", str(source)):
+        fd = os.open(path, os.O_PATH)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def open_fds() -> dict[int, str]:
     """This process's fds, and where they lead."""
     found = {}

@@ -1,0 +1,226 @@
+"""A dump with a stand-in for CRIU: what is recorded, what is left, what is refused."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from criu_detached import kernel, log
+from criu_detached.dump import Dump
+from criu_detached.errors import DetachedError
+from criu_detached.recordfile import NAME, read_records
+from criu_detached.records import BIND_SOURCE, File, Mount
+from criu_detached.superblock import boot_id
+
+from . import support
+from .support import KnownFiles, StandInHost
+
+
+class Ground:
+    """A lazily unmounted bind of a directory, CRIU, and an image directory."""
+
+    def __init__(self, path: Path, known_files: KnownFiles, stack: ExitStack) -> None:
+        self.source = path / "source"
+        (self.source / "dir").mkdir(parents=True)
+        (self.source / "file").write_text("content")
+        (self.source / "link").symlink_to("file")
+        os.mkfifo(self.source / "fifo")
+        for name in ("images", "mnt", "two"):
+            (path / name).mkdir()
+        self.path = path
+        self.stack = stack
+        self.images = os.open(path / "images", os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, self.images)
+        self.host = StandInHost(self.images, known_files)
+        log.set_writer(self.host.log)
+        self.root = self.detach(path / "mnt", self.source)
+        self.dump = Dump(self.host)
+
+    def detach(self, mountpoint: Path, source: Path) -> int:
+        """Another detached mount."""
+        return self.stack.enter_context(support.detached(mountpoint, source))
+
+    def open(self, name: str, flags: int = os.O_PATH | os.O_NOFOLLOW, root: int = -1) -> int:
+        """Open a file on the detached mount."""
+        fd = os.open(name, flags, dir_fd=self.root if root < 0 else root)
+        self.stack.callback(os.close, fd)
+        return fd
+
+    def take(self, fd: int) -> bool:
+        """CRIU reads the link of a file."""
+        return self.dump.link_read(fd, os.readlink(b"/proc/self/fd/%d" % fd), kernel.fstat(fd))
+
+    def refused(self, fd: int, why: str) -> None:
+        """The file is refused with one line."""
+        with pytest.raises(DetachedError, match=why) as error:
+            self.take(fd)
+        assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.fixture
+def ground(tmp_path: Path, known_files: KnownFiles) -> Iterator[Ground]:
+    """The ground, and an end to all that is open on it."""
+    with ExitStack() as stack:
+        yield Ground(tmp_path, known_files, stack)
+
+
+def test_records(ground: Ground) -> None:
+    names = ["file", "dir", "link", "fifo"]
+    fds = [ground.open(name) for name in names]
+    assert all(ground.take(fd) for fd in [*fds, ground.root])
+    records = read_records(ground.images)
+    assert records.header.boot_id == boot_id()
+    facts = kernel.fstat(ground.root)
+    (mount,) = records.mounts.values()
+    attached = support.mount_of(ground.source)
+    assert (mount.mnt_id, mount.origin, mount.root_type) == (
+        facts.mnt_id,
+        BIND_SOURCE,
+        stat.S_IFDIR,
+    )
+    assert (mount.uid_map, mount.gid_map) == ([], [])
+    source = mount.bind_source
+    assert source is not None
+    assert (source.mnt_id, source.in_namespace) == (attached.mnt_id, 0)
+    shown = Path(os.fsdecode(source.mountpoint)) / os.fsdecode(source.path)
+    assert shown == ground.source
+    assert {file.path for file in records.files.values()} == {b".", *map(str.encode, names)}
+    file = records.files[facts.mnt_id, (ground.source / "file").stat().st_ino]
+    found = (ground.source / "file").stat()
+    assert (file.dev, file.mode, file.rdev) == (found.st_dev, found.st_mode, found.st_rdev)
+
+
+def test_file_is_recorded_once(ground: Ground) -> None:
+    for _ in range(3):
+        assert ground.take(ground.open("file"))
+    assert len(read_records(ground.images).files) == 1
+
+
+def test_two_mounts(ground: Ground) -> None:
+    other = ground.detach(ground.path / "two", ground.source / "dir")
+    assert ground.take(ground.root)
+    assert ground.take(other)
+    records = read_records(ground.images)
+    assert len(records.mounts) == 2
+    assert {file.path for file in records.files.values()} == {b"."}
+
+
+def test_mount_of_one_file(ground: Ground) -> None:
+    (ground.path / "single").touch()
+    fd = ground.detach(ground.path / "single", ground.source / "file")
+    assert ground.take(fd)
+    records = read_records(ground.images)
+    mount: Mount
+    file: File
+    (mount,), (file,) = records.mounts.values(), records.files.values()
+    assert mount.root_type == stat.S_IFREG
+    assert file.path == b"."
+    assert mount.bind_source is not None
+    assert mount.bind_source.path.endswith(b"source/file")
+
+
+def test_attributes(ground: Ground) -> None:
+    with support.mounted(ground.path / "two", "--bind", "-o", "ro,noexec", str(ground.source)):
+        fd = ground.open(str(ground.path / "two"))
+    assert ground.take(fd)
+    (mount,) = read_records(ground.images).mounts.values()
+    wanted = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOEXEC
+    other = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
+    assert mount.attr & (wanted | kernel.MOUNT_ATTR_NOSYMFOLLOW) == wanted
+    assert mount.attr & other in (0, other)  # those of the filesystem of the tests
+
+
+def test_what_is_not_detached_is_left(ground: Ground) -> None:
+    """And then there is no record file."""
+    fd = ground.open(str(ground.source / "file"))
+    assert not ground.take(fd)
+    assert not (ground.path / "images" / NAME).exists()
+
+
+def test_deleted(ground: Ground) -> None:
+    fd = ground.open("file", os.O_RDONLY)
+    (ground.source / "file").unlink()
+    ground.refused(fd, "deleted")
+
+
+def test_deleted_name(ground: Ground) -> None:
+    fd = ground.open("file", os.O_RDONLY)
+    os.link(ground.source / "file", ground.source / "second")
+    (ground.source / "file").unlink()
+    assert ground.take(ground.root)
+    ground.refused(fd, "deleted")
+
+
+def test_covered_in_the_source(ground: Ground) -> None:
+    assert ground.take(ground.root)
+    fd = ground.open("dir")
+    with support.mounted(ground.source / "dir", "-t", "tmpfs", "none"):
+        ground.refused(fd, "another mount covers .*source/dir")
+
+
+def test_bound_socket(ground: Ground) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(ground.source / "socket"))
+    ground.refused(ground.open("socket"), "bound unix socket")
+
+
+def test_terminal(ground: Ground) -> None:
+    try:
+        os.mknod(ground.source / "tty", stat.S_IFCHR | 0o666, os.makedev(5, 0))
+    except PermissionError:
+        pytest.skip("may not make device nodes")
+    ground.refused(ground.open("tty"), "terminal or a device .*5:0")
+
+
+def test_no_source(ground: Ground) -> None:
+    with support.mounted(ground.path / "two", "-t", "tmpfs", "none"):
+        fd = ground.open(str(ground.path / "two"))
+    ground.refused(fd, "no attached mount shows")
+    assert not (ground.path / "images" / NAME).exists()
+
+
+def test_images_that_cannot_be_written(ground: Ground) -> None:
+    (ground.path / "images" / NAME).touch()
+    ground.refused(ground.root, f"can't create {NAME}")
+
+
+def test_stream(ground: Ground) -> None:
+    """CRIU is connected to the streamer then."""
+    name = str(ground.path / "streamer-capture.sock")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(name)
+        server.listen()
+        client.connect(name)
+        ground.refused(ground.root, "--stream")
+
+
+def test_device_of_plugins(ground: Ground) -> None:
+    """With what CRIU does not keep of it: flags and position."""
+    fd = ground.open("file", os.O_RDWR | os.O_APPEND)
+    os.lseek(fd, 3, os.SEEK_SET)
+    assert ground.dump.ext_file(fd, 7, kernel.fstat(fd))
+    (record,) = read_records(ground.images).ext_files.values()
+    assert (record.id, record.pos) == (7, 3)
+    assert record.flags & (os.O_ACCMODE | os.O_APPEND) == os.O_RDWR | os.O_APPEND
+    assert record.ino == (ground.source / "file").stat().st_ino
+
+
+def test_device_that_is_not_detached(ground: Ground) -> None:
+    fd = ground.open("/dev/null", os.O_RDWR)
+    assert not ground.dump.ext_file(fd, 7, kernel.fstat(fd))
+
+
+def test_no_fd_stays_open_but_the_records_and_the_roots(ground: Ground) -> None:
+    fd = ground.open("file")
+    before = set(support.open_fds())
+    assert ground.take(fd)
+    first = set(support.open_fds()) - before
+    assert len(first) == 2
+    assert ground.take(ground.open("dir", os.O_RDONLY))
+    assert len(set(support.open_fds()) - before - first) == 1  # the file itself
