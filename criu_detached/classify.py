@@ -42,6 +42,8 @@ _INTERNAL_MAGIC = {
     0x444D4142,  # dma-buf
     0x47414552,  # aio
 }
+_NO_WALK = {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
+
 _HUGETLBFS_MAGIC = 0x958458F6
 
 
@@ -119,8 +121,9 @@ def _is_attached(fd: int, mnt_id: int) -> bool:
         unique = kernel.mnt_id_unique(fd)
         return any(kernel.mount_in_ns(unique, ns_id) for ns_id in kernel.mount_namespaces())
     except OSError as error:
-        # Before Linux 6.8 no unique id, before 6.12 no walk over the namespaces.
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL):
+        # Before Linux 6.8 no unique id, before 6.12 no walk over the namespaces; and from
+        # within a PID namespace it is not allowed (EPERM of NS_MNT_GET_NEXT).
+        if error.errno not in _NO_WALK:
             raise
     for _, pids in mountinfo.namespaces():
         for _, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
