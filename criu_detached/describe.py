@@ -105,10 +105,11 @@ def _record(
 ) -> Mount:
     known = kind.statmount
     base = source.info.root.rstrip(b"/")
+    root_path = base + b"/" + inside if inside != paths.ROOT else base or b"/"
     return Mount(
         mnt_id=facts.mnt_id,
         origin=BIND_SOURCE,
-        root=known.mnt_root if known else base + b"/" + inside if inside != paths.ROOT else base,
+        root=known.mnt_root if known else root_path,
         root_type=stat.S_IFMT(kernel.fstat(root).mode),
         attr=known.mnt_attr & ~kernel.MOUNT_ATTR_IDMAP if known else _attributes(fd, source),
         superblock=superblock_of(root, source.info.fs_type),

@@ -185,7 +185,8 @@ def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
 
 def _refuse_other_file(known: File, path: bytes, facts: FileFacts) -> None:
     """CRIU names external files by mount and inode: two files of one name are mixed up."""
-    if known.dev != facts.dev or (known.path != path and facts.nlink < 2):
+    one_name = facts.nlink < 2 or stat.S_ISDIR(facts.mode)
+    if known.dev != facts.dev or (known.path != path and one_name):
         raise DetachedError(
             f"inode {facts.ino} of its mount is another file too, {quote(known.path)}"
             " (the filesystem repeats inode numbers): close one of them"

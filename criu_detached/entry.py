@@ -13,15 +13,16 @@ import sys
 from _criu_detached_embed import ffi, lib
 
 from criu_detached import log
-from criu_detached.dump import Dump
 from criu_detached.errors import DetachedError, quote
 from criu_detached.host import Host
-from criu_detached.restore import Restore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
+
+    from criu_detached.dump import Dump
+    from criu_detached.restore import Restore
 
 # enum dump_answer
 _LEAVE, _EXTERNAL, _REFUSE = 0, 1, -1
@@ -49,6 +50,8 @@ def _unexpected(
 def _the_dump() -> Dump:
     global _dump
     if _dump is None:
+        from criu_detached.dump import Dump  # a restore does without
+
         _dump = Dump(_host)
     return _dump
 
@@ -85,6 +88,8 @@ def dump_ext_file(fd: int, file_id: int, facts: Any) -> int:
 def restore_init() -> int:
     """Return 0 when all is ready for the tasks."""
     global _restore
+    from criu_detached.restore import Restore  # a dump does without
+
     try:
         _restore = Restore(_host)
     except DetachedError as error:

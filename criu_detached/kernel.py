@@ -341,9 +341,6 @@ def clone_mount_visiting(ns_fd: int, own_ns_fd: int, fd: int) -> int:
     return _checked(lib.sys_clone_mount_visiting(ns_fd, own_ns_fd, fd), "setns or open_tree")
 
 
-AT_HANDLE_FID = 0x200  # linux/fcntl.h, Linux 6.5: an id that need not be opened again
-
-
 def name_to_handle(fd: int, flags: int = 0) -> tuple[int, bytes]:
     """name_to_handle_at(2) of an open file: handle type and bytes.
 

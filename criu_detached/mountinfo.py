@@ -16,7 +16,7 @@ class MountInfo:
     __slots__ = ("dev", "fs_type", "mnt_id", "mountpoint", "options", "root", "super_options")
 
     def __init__(self, line: bytes) -> None:
-        """Take a line of mountinfo apart; raises ValueError when it is none."""
+        """Take a line of mountinfo apart; raises ValueError or IndexError when it is none."""
         fields = line.split(b" ")
         dash = fields.index(b"-", 6)
         major, minor = fields[2].split(b":")
@@ -55,7 +55,8 @@ def read_mountinfo(pid: int | bytes = b"self") -> list[MountInfo]:
             data += piece
     finally:
         os.close(fd)
-    return [MountInfo(line) for line in data.splitlines()]
+    # Not splitlines: a name may hold a carriage return, which the kernel does not escape.
+    return [MountInfo(line) for line in data.split(b"\n") if line]
 
 
 def namespaces() -> Iterator[tuple[int, list[int]]]:

@@ -160,6 +160,11 @@ def id_map_text(lines: list[bytes]) -> bytes:
     """
     for line in lines:
         numbers = line.split()
-        if len(numbers) != 3 or not all(n.isdigit() and int(n) < 1 << 32 for n in numbers):
+        if len(numbers) != 3 or not all(map(_is_id, numbers)):
             raise DetachedError(f"the id-map line {quote(line)} is invalid")
     return b"".join(line + b"\n" for line in lines)
+
+
+def _is_id(text: bytes) -> bool:
+    """Ten digits hold 32 bits; int() refuses thousands of them with another exception."""
+    return text.isdigit() and len(text) <= 10 and int(text) < 1 << 32

@@ -151,13 +151,25 @@ class Records:
 
     def _add(self, record: Message | None) -> None:
         if isinstance(record, Mount):
+            source = record.bind_source
+            _bound(record.mnt_id, 32)
+            _bound(source.mnt_id if source else 0, 31)
             if self.mounts.setdefault(record.mnt_id, record) is not record:
                 raise WireError(f"mount {record.mnt_id} is there twice")
         elif isinstance(record, ExtFile):
+            _bound(record.id, 32)
+            _bound(record.flags, 31)
+            _bound(record.pos, 63)
             if self.ext_files.setdefault(record.id, record) is not record:
                 raise WireError(f"external file {record.id:#x} is there twice")
         else:
             raise WireError("an entry holds no record, or several")
+
+
+def _bound(number: int, bits: int) -> None:
+    """Refuse what the kernel and CRIU keep in fewer bits than a record could."""
+    if number >> bits:
+        raise WireError(f"{number} is larger than {bits} bits")
 
 
 def read_records(image_dir: int) -> Records:
@@ -217,6 +229,8 @@ def _payloads(data: bytes) -> list[bytes]:
     while at < end:
         size = int.from_bytes(data[at : at + 4], "little")
         at += 4 + size
+        if size == 0:
+            raise WireError("an entry is empty")
         if size > MAX_ENTRY:
             raise WireError(f"an entry of {size} bytes is over the limit of {MAX_ENTRY}")
         if at > end:

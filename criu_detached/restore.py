@@ -27,6 +27,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.host import Host
 
+# F_GETFL never returns these: with them an open would change the filesystem.
+_NEVER_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
+
 _PROC_KEY = b"criu-detached-proc"
 
 
@@ -103,6 +106,8 @@ class Restore:
         file = self._records.files.get(_file_key(name))
         if file is None:
             raise DetachedError(f"no record of {quote(name)}: are the images complete?")
+        if flags & _NEVER_OPEN:
+            raise DetachedError(f"{quote(file.path)} has flags {flags:#x}, which no open file has")
         tree = self._tree_fd(file.mnt_id)
         try:
             return self._open_in(tree, file, flags)
@@ -122,6 +127,9 @@ class Restore:
         record = self._records.ext_files.get(file_id)
         if record is None:
             return None
+        file = self._records.files.get((record.mnt_id, record.ino))
+        if file is None or not (stat.S_ISBLK(file.mode) or stat.S_ISCHR(file.mode)):
+            raise DetachedError(f"external file {file_id:#x} is no device: the images are damaged")
         fd = self.open(b"ile[%x:%x]" % (record.mnt_id, record.ino), record.flags)
         _set_position(fd, record)
         return fd
@@ -147,7 +155,7 @@ class Restore:
         """Realise a mount from the restored namespace: this task is the first to need it."""
         mount = self._mounts[mnt_id]
         assert mount.bind_source is not None
-        userns = self._host.inherit_fd_get(_userns_key(mount)) if mount.uid_map else -1
+        userns = self._host.inherit_fd_get(_userns_key(mount)) if _is_id_mapped(mount) else -1
         try:
             root = self._host.mntns_root(mount.bind_source.mnt_id)
             tree = realise(mount, root, self._same_boot, userns, self._clone_inside)
@@ -254,6 +262,10 @@ def _is_in_namespace(mount: Mount) -> bool:
     return mount.bind_source is not None and bool(mount.bind_source.in_namespace)
 
 
+def _is_id_mapped(mount: Mount) -> bool:
+    return bool(mount.uid_map or mount.gid_map)
+
+
 def _file_key(name: bytes) -> tuple[int, int]:
     """Mount id and inode of an external key less its first character."""
     try:
@@ -278,7 +290,7 @@ def _refuse_files(records: Records) -> None:
 
 def _user_namespace(mount: Mount) -> int:
     """A user namespace with the mount's id-maps, or -1; it takes a fork, so not in a task."""
-    if not mount.uid_map and not mount.gid_map:
+    if not _is_id_mapped(mount):
         return -1
     try:
         return kernel.user_namespace(id_map_text(mount.uid_map), id_map_text(mount.gid_map))

@@ -48,11 +48,9 @@ class Message:
         )
 
     def __init__(self, **values: Any) -> None:
-        mine = self.__dict__
-        mine.update(self._defaults)
-        mine.update(values)
+        self.__dict__ = self._defaults | values
         for name in self._lists:
-            mine[name] = list(mine[name])
+            setattr(self, name, list(getattr(self, name)))
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.__dict__ == other.__dict__
@@ -121,12 +119,11 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
         shift += 7
-    if shift > 63 or value >= _MAX_UINT:
-        raise WireError("a number is larger than 64 bits")
-    return value, at
+        if shift > 70 or value >= _MAX_UINT:
+            raise WireError("a number is larger than 64 bits")
+        if byte < 0x80:
+            return value, at
 
 
 def _read_field(data: bytes, at: int, wire: int) -> tuple[int | bytes, int]:

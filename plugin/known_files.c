@@ -409,6 +409,9 @@ int known_file_open(const char *name, int flags, const struct criu_host *host)
 	const struct known_file *file = find_file(name);
 	int tree, fd;
 
+	/* No open file has these flags; Python says so. */
+	if (flags & (O_CREAT | O_EXCL | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY)))
+		return -1;
 	/* A mount of one file has no name to open beneath its root. */
 	if (!file || (file->path_size == 1 && *file->path == '.' && !S_ISDIR(file->mode)))
 		return -1;

@@ -68,8 +68,11 @@ static int note_main_program(struct dl_phdr_info *info, size_t size, void *data)
 		if (ph->p_type == PT_DYNAMIC) {
 			dyn = (const void *)(prog->base + ph->p_vaddr);
 		} else if (ph->p_type == PT_GNU_RELRO) {
-			prog->relro_start = prog->base + ph->p_vaddr;
-			prog->relro_end = prog->relro_start + ph->p_memsz;
+			/* glibc protects whole pages only (_dl_protect_relro) */
+			ElfW(Addr) page = ~((ElfW(Addr))sysconf(_SC_PAGESIZE) - 1);
+
+			prog->relro_start = (prog->base + ph->p_vaddr) & page;
+			prog->relro_end = (prog->base + ph->p_vaddr + ph->p_memsz) & page;
 		}
 	}
 	/* d_ptr is relocated by glibc on all but a few processors: accept both. */

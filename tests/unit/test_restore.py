@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -209,19 +210,35 @@ def test_mount_of_one_file_without_handle(ground: Ground) -> None:
 
 
 def test_device_that_was_left_to_plugins(ground: Ground) -> None:
-    """With its flags and its position."""
-    ground.file("file")
-    inode = (ground.tree / "file").stat().st_ino
-    ground.records.append(
-        ExtFile(id=7, flags=os.O_RDWR | os.O_APPEND, pos=3, mnt_id=MNT_ID, ino=inode)
-    )
+    """It is opened with its flags."""
+    os.mknod(ground.tree / "zero", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    ground.file("zero")
+    inode = (ground.tree / "zero").stat().st_ino
+    ground.records.append(ExtFile(id=7, flags=os.O_RDWR | os.O_APPEND, mnt_id=MNT_ID, ino=inode))
     restore = ground.restore()
     assert restore.ext_file(8) is None
     fd = restore.ext_file(7)
     assert fd is not None
-    assert os.read(fd, 100) == b"tent"
+    assert os.read(fd, 2) == b"\0\0"
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
     assert kernel.fstat(fd).ino == inode
     os.close(fd)
+
+
+def test_external_file_that_is_no_device(ground: Ground) -> None:
+    ground.file("file")
+    inode = (ground.tree / "file").stat().st_ino
+    ground.records.append(ExtFile(id=7, flags=os.O_RDWR, mnt_id=MNT_ID, ino=inode))
+    with pytest.raises(DetachedError, match="no device"):
+        ground.restore().ext_file(7)
+
+
+@pytest.mark.parametrize("flag", [os.O_TRUNC, os.O_CREAT, os.O_EXCL])
+def test_flags_that_change_the_filesystem(ground: Ground, flag: int) -> None:
+    name = ground.file("file")
+    with pytest.raises(DetachedError, match="flags"):
+        ground.restore().open(name, os.O_RDWR | flag)
+    assert (ground.tree / "file").read_bytes() != b""
 
 
 @pytest.mark.parametrize(
