@@ -103,8 +103,12 @@ def _is_internal(fd: int) -> bool:
 
 def _hugetlb_devices() -> set[int]:
     """Devices of the kernel's own hugetlbfs mounts, one for each size of huge page."""
-    devices = set()
-    for name in os.listdir("/sys/kernel/mm/hugepages"):  # hugepages-2048kB
+    devices: set[int] = set()
+    try:
+        names = os.listdir("/sys/kernel/mm/hugepages")  # hugepages-2048kB
+    except OSError:
+        return devices  # no sysfs here
+    for name in names:
         kib = int(name.removeprefix("hugepages-").removesuffix("kB"))
         log2 = (kib << 10).bit_length() - 1
         try:
@@ -154,6 +158,9 @@ def _clones_beside(pid: int, fd: int) -> bool:
     except OSError:
         return False
     try:
-        return kernel.can_clone_in_ns(ns_fd, fd)
+        kernel.rehearse_clone(ns_fd, fd)
+    except OSError:
+        return False
     finally:
         os.close(ns_fd)
+    return True

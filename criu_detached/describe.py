@@ -10,6 +10,7 @@ from criu_detached import kernel, paths, roots
 from criu_detached.classify import Kind
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts
+from criu_detached.realise import mount_attributes, user_namespace
 from criu_detached.records import BIND_SOURCE, BindSource, Mount
 from criu_detached.sources import Source, SourceFinder
 from criu_detached.superblock import superblock_of
@@ -53,10 +54,11 @@ def describe_mount(
     known = kind.statmount
     dev = known.sb_dev if known else facts.dev
     fs_type = known.fs_type if known else None
+    refusal = _no_source(path, kind)
     for source in finder.candidates(dev, fs_type, magic):
         with source:
             inside = _root_in_source(fd, path, facts, kind, source)
-            if inside is None or _other_ids(kind, source):
+            if inside is None or _has_other_ids(kind, source):
                 continue
             try:
                 root = paths.open_at(source.fd, inside)
@@ -64,9 +66,41 @@ def describe_mount(
                 continue  # hidden beneath another mount there, or gone
             if _shows(root, path, facts):
                 record = _record(fd, path, facts, kind, source, inside, root)
-                return DetachedMount(record, root)
+                try:
+                    _rehearse(record, root, source)
+                    return DetachedMount(record, root)
+                except OSError as error:
+                    refusal = (
+                        f"its bind source {quote(source.info.mountpoint)} would not do for the"
+                        f" restore ({error}): is it unbindable, or locked by a user namespace?"
+                    )
             os.close(root)
-    raise DetachedError(_no_source(path, kind))
+    raise DetachedError(refusal)
+
+
+def _rehearse(record: Mount, root: int, source: Source) -> None:
+    """Realise the mount for a trial, while the tasks are still alive; raises OSError.
+
+    It is made in no namespace's tree, and gone at once.
+    """
+    attr_set, attr_clr = mount_attributes(record)
+    userns = user_namespace(record)
+    try:
+        if not source.pid:
+            tree = kernel.clone_mount(root)
+            try:
+                kernel.mount_setattr(tree, attr_set, attr_clr, userns)
+            finally:
+                os.close(tree)
+            return
+        ns_fd = os.open(f"/proc/{source.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            kernel.rehearse_clone(ns_fd, root, attr_set, attr_clr, userns)
+        finally:
+            os.close(ns_fd)
+    finally:
+        if userns >= 0:
+            os.close(userns)
 
 
 def _root_in_source(
@@ -77,13 +111,12 @@ def _root_in_source(
     return roots.find_root(fd, path, facts, source)
 
 
-def _other_ids(kind: Kind, source: Source) -> bool:
+def _has_other_ids(kind: Kind, source: Source) -> bool:
     """A clone keeps the source's id-map, and only a mount without one can be given another."""
     if not kind.statmount:
         return False
-    wanted = kernel.STATMOUNT_MNT_UIDMAP | kernel.STATMOUNT_MNT_GIDMAP
-    found = kernel.statmount_by_fd(source.fd, wanted | kernel.STATMOUNT_MNT_BASIC)
-    return bool(found.uid_map) and found.uid_map != kind.statmount.uid_map
+    maps = kernel.id_maps(source.fd)
+    return maps != ([], []) and maps != (kind.statmount.uid_map, kind.statmount.gid_map)
 
 
 def _shows(root: int, path: bytes, facts: FileFacts) -> bool:
@@ -118,6 +151,7 @@ def _record(
             in_namespace=int(source.in_namespace),
             mountpoint=source.info.mountpoint,
             path=inside,
+            id_mapped=int(known is not None and kernel.id_maps(source.fd) != ([], [])),
         ),
         uid_map=known.uid_map if known else [],
         gid_map=known.gid_map if known else [],

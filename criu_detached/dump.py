@@ -58,10 +58,11 @@ class Dump:
         Raises:
             DetachedError: it cannot be restored faithfully.
         """
+        if _is_terminal(facts):
+            return False
         mount = self._mount_of(fd, link, facts)
         if mount is None:
             return False
-        _refuse_types(facts)
         self._record_file(fd, link, facts, mount)
         return True
 
@@ -84,6 +85,10 @@ class Dump:
         if mount is None:
             return False
         self._record_file(fd, link, facts, mount)
+        log.warn(
+            f"the device {quote(link)} will be opened anew at restore: what its driver keeps for"
+            " the open file is not saved"
+        )
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         position = _position(fd)
         assert self._writer is not None  # _record_file
@@ -113,19 +118,9 @@ class Dump:
             log.info(f"mount {facts.mnt_id} is {kind.name}: left to CRIU")
             return None
         _refuse_deleted(facts)
-        _refuse_types(facts)
         mount = describe_mount(fd, paths.from_link(link), facts, kind, self._finder)
         source = mount.record.bind_source
         assert source is not None
-        if (
-            source.in_namespace
-            and self._finder.several_namespaces()
-            and not kernel.has_namespace_walk()
-        ):
-            raise DetachedError(
-                "several mount namespaces are dumped, and this kernel does not tell which one the"
-                " bind source is in: Linux 6.12 or newer does"
-            )
         self._open_records().mount(mount.record)
         log.info(
             f"mount {facts.mnt_id} is detached; its root {quote(mount.record.root)} is shown by"
@@ -157,13 +152,14 @@ class Dump:
         key = (facts.mnt_id, facts.ino)
         known = self._files.get(key)
         if known is None:
+            _refuse_types(path, facts, mount)
             _check_source(mount, path, link, facts, self._classifier.by_fd)
             record = _file_record(fd, path, facts)
             self._open_records().file(record)
             self._files[key] = record
             return
         if known.path != path or known.dev != facts.dev:
-            _refuse_other_file(known, path, facts)
+            _refuse_other_file(fd, known, facts, mount)
         if path == paths.ROOT:
             _refuse_nameless(fd, known)
 
@@ -183,14 +179,31 @@ def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
     return record
 
 
-def _refuse_other_file(known: File, path: bytes, facts: FileFacts) -> None:
+def _refuse_other_file(fd: int, known: File, facts: FileFacts, mount: DetachedMount) -> None:
     """CRIU names external files by mount and inode: two files of one name are mixed up."""
     one_name = facts.nlink < 2 or stat.S_ISDIR(facts.mode)
-    if known.dev != facts.dev or (known.path != path and one_name):
+    if known.dev != facts.dev or one_name or not _is_hard_link(fd, known, mount):
         raise DetachedError(
             f"inode {facts.ino} of its mount is another file too, {quote(known.path)}"
             " (the filesystem repeats inode numbers): close one of them"
         )
+
+
+def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
+    """Tell whether an open file is one that is known by another path."""
+    superblock = mount.record.superblock
+    assert superblock is not None
+    try:
+        other = paths.open_at(mount.root, known.path)
+    except OSError:
+        return False
+    try:
+        return kernel.name_to_handle(fd) == kernel.name_to_handle(other)
+    except OSError:
+        # No handles: then the inode number must be good for something.
+        return superblock.magic not in kernel.VOLATILE_INODES
+    finally:
+        os.close(other)
 
 
 def _refuse_deleted(facts: FileFacts) -> None:
@@ -198,20 +211,29 @@ def _refuse_deleted(facts: FileFacts) -> None:
         raise DetachedError("it is deleted: deleted files on detached mounts cannot be dumped yet")
 
 
-def _refuse_types(facts: FileFacts) -> None:
-    mode = facts.mode
-    if stat.S_ISREG(mode):
-        return
-    if stat.S_ISSOCK(mode):
+def _is_terminal(facts: FileFacts) -> bool:
+    """Tell terminals and the like: CRIU restores them by other means than their path.
+
+    Where it needs their mount after all, it refuses by itself (dump_one_reg_file).
+    """
+    return stat.S_ISCHR(facts.mode) and os.major(facts.rdev) != _MEM_MAJOR
+
+
+def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
+    """Refuse what would come back as something else."""
+    if stat.S_ISSOCK(facts.mode):
         raise DetachedError(
             "it is a bound unix socket: CRIU would restore it at the same path of another mount;"
             " close the socket before the dump"
         )
-    if stat.S_ISCHR(mode) and os.major(facts.rdev) != _MEM_MAJOR:
-        raise DetachedError(
-            f"it is a terminal or a device that CRIU restores by path"
-            f" ({os.major(facts.rdev)}:{os.minor(facts.rdev)}): close it before the dump"
-        )
+    superblock = mount.record.superblock
+    assert superblock is not None
+    if superblock.magic == kernel.PROC_SUPER_MAGIC:
+        first = paths.join(paths.from_link(mount.record.root), path).split(b"/")[0]
+        if first.isdigit():
+            raise DetachedError(
+                "it shows a process in procfs, which is another one after the restore: close it"
+            )
 
 
 def _check_source(

@@ -59,6 +59,16 @@ REACH_MOUNT = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 # linux/magic.h
 PROC_SUPER_MAGIC = 0x9FA0
+# Filesystems whose inode numbers change while they are mounted, or are made up by a server.
+VOLATILE_INODES = {
+    0x4D44,  # vfat
+    0x2011BAB0,  # exfat
+    0x65735546,  # FUSE
+    0x6969,  # NFS
+    0xFF534D42,  # CIFS
+    0xFE534D42,  # SMB2
+    0x01021997,  # 9p
+}
 
 O_PATH = os.O_PATH | os.O_CLOEXEC
 O_NOFOLLOW = os.O_NOFOLLOW
@@ -232,6 +242,17 @@ def statmount_by_fd(fd: int, mask: int) -> StatMount:
     return StatMount(bytes(ffi.buffer(buf)))
 
 
+def id_maps(fd: int) -> tuple[list[bytes], list[bytes]]:
+    """Uid and gid map of the mount of an open file, empty where it has none.
+
+    Raises:
+        OSError: EINVAL before Linux 7.0.
+    """
+    wanted = STATMOUNT_MNT_BASIC | STATMOUNT_MNT_UIDMAP | STATMOUNT_MNT_GIDMAP
+    found = statmount_by_fd(fd, wanted)
+    return found.uid_map, found.gid_map
+
+
 def has_statmount_by_fd() -> bool:
     """Tell whether the kernel has STATMOUNT_BY_FD, by asking it for the root directory."""
     fd = os.open("/", O_PATH)
@@ -264,14 +285,6 @@ def mount_in_ns(mnt_id: int, ns_id: int) -> bool:
     return True
 
 
-def has_namespace_walk() -> bool:
-    """Tell whether the kernel can list mount namespaces (Linux 6.12)."""
-    try:
-        return bool(list(mount_namespaces()))
-    except OSError:
-        return False
-
-
 def mount_namespaces() -> Iterator[int]:
     """Yield the ids of all mount namespaces that this one may see, processes or not.
 
@@ -287,27 +300,6 @@ def mount_namespaces() -> Iterator[int]:
             yield ns_id
     finally:
         os.close(own)
-
-
-def open_namespace_of(fd: int, own_ns_fd: int) -> int:
-    """Find the mount namespace that the mount of an open file is attached in.
-
-    Args:
-        fd: the file.
-        own_ns_fd: the mount namespace of this process.
-
-    Returns:
-        An fd of it, the caller's.
-
-    Raises:
-        OSError: ENOENT when it is in none; ENOTTY before Linux 6.12.
-    """
-    mount = mnt_id_unique(fd)
-    for ns_fd, ns_id in _namespaces(own_ns_fd):
-        if mount_in_ns(mount, ns_id):
-            return ns_fd
-        os.close(ns_fd)
-    raise OSError(errno.ENOENT, "the mount is in no mount namespace")
 
 
 def _namespaces(own_ns_fd: int) -> Iterator[tuple[int, int]]:
@@ -373,9 +365,16 @@ def unix_peer_path(fd: int) -> bytes:
     return ffi.string(buf) if lib.sys_peer_path(fd, buf, 256) == 0 else b""
 
 
-def can_clone_in_ns(ns_fd: int, fd: int) -> bool:
-    """Tell whether the mount of an open file could be cloned from within a mount namespace."""
-    return lib.sys_clone_mount_in_ns(ns_fd, fd) == 0
+def rehearse_clone(
+    ns_fd: int, fd: int, attr_set: int = 0, attr_clr: int = 0, userns_fd: int = -1
+) -> None:
+    """clone_mount and mount_setattr in another mount namespace, in a child, for a trial.
+
+    Raises:
+        OSError: it would not work there.
+    """
+    result = lib.sys_rehearse_clone(ns_fd, fd, attr_set, attr_clr, userns_fd)
+    _checked(result, "open_tree or mount_setattr")
 
 
 def user_namespace(uid_map: bytes, gid_map: bytes) -> int:

@@ -38,17 +38,18 @@ def unescape(field: bytes) -> bytes:
     return head + b"".join(bytes((int(part[:3], 8),)) + part[3:] for part in parts)
 
 
-def read_mountinfo(pid: int | bytes = b"self") -> list[MountInfo]:
+def read_mountinfo(pid: int | str = "self", proc: int | None = None) -> list[MountInfo]:
     """Return the mounts that a process sees.
 
     Args:
-        pid: its process id, or b"self".
+        pid: its process id, or "self".
+        proc: fd of a procfs; None is the one at /proc.
 
     Raises:
         OSError: the process is gone.
     """
-    name = pid if isinstance(pid, bytes) else b"%d" % pid
-    fd = os.open(b"/proc/" + name + b"/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    name = f"{pid}/mountinfo" if proc is not None else f"/proc/{pid}/mountinfo"
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     try:
         data = b""
         while piece := os.read(fd, 1 << 16):

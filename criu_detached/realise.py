@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached import kernel, paths
+from criu_detached import kernel, log, paths
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import BIND_SOURCE, BindSource, Mount
 from criu_detached.superblock import is_same, superblock_of
@@ -65,7 +65,7 @@ def realise(
     same_boot: bool,
     userns_fd: int,
     clone: Callable[[int], int] = kernel.clone_mount,
-) -> int:
+) -> tuple[int, bool]:
     """Clone a mount from its bind source and give it its attributes.
 
     Args:
@@ -76,7 +76,8 @@ def realise(
         clone: makes the tree fd from an fd of the source's directory.
 
     Returns:
-        The tree fd, the caller's. Files opened beneath it keep the mount when it is
+        The tree fd, the caller's, and whether the superblock is the dumped one, so that
+        inodes are the same. Files opened beneath the tree fd keep the mount when it is
         closed; the mount is then detached.
 
     Raises:
@@ -87,8 +88,9 @@ def realise(
     where = quote(paths.join(source.mountpoint.rstrip(b"/") or b"/", source.path))
     root = _open_source(source, namespace_root, where)
     try:
-        _check_source(mount, root, where, same_boot)
-        return _clone(mount, root, where, userns_fd, clone)
+        same = _check_source(mount, root, where, same_boot)
+        _check_id_map(mount, root, where)
+        return _clone(mount, root, where, userns_fd, clone), same
     finally:
         os.close(root)
 
@@ -107,7 +109,8 @@ def _open_source(source: BindSource, namespace_root: int, where: str) -> int:
         ) from error
 
 
-def _check_source(mount: Mount, root: int, where: str, same_boot: bool) -> None:
+def _check_source(mount: Mount, root: int, where: str, same_boot: bool) -> bool:
+    """Refuse another filesystem; tell whether inode numbers are those of the dump."""
     recorded = mount.superblock
     assert recorded is not None and mount.bind_source is not None  # check_mount
     mode = kernel.fstat(root).mode
@@ -121,12 +124,66 @@ def _check_source(mount: Mount, root: int, where: str, same_boot: bool) -> None:
             f"the bind source {where} is on another filesystem (type {found.magic:#x}), it was on"
             f" {quote(recorded.fs_type)} ({recorded.magic:#x}): mount the right one there"
         )
-    # A restored namespace has its filesystems made anew; the host's are still there.
-    if same_boot and not mount.bind_source.in_namespace and not is_same(recorded, found, True):
+    same = is_same(recorded, found, same_boot)
+    # A restored namespace may have its filesystems made anew; the host's are still there.
+    if not same and same_boot and not mount.bind_source.in_namespace:
         raise DetachedError(
             f"the bind source {where} is on another {quote(recorded.fs_type)} filesystem than at"
             " the dump: mount the right one there"
         )
+    if not same:
+        log.warn(
+            f"the bind source {where} is on another filesystem than at the dump: files are found"
+            " by their paths, and their inodes are not compared"
+        )
+    return same and found.magic not in kernel.VOLATILE_INODES
+
+
+def _check_id_map(mount: Mount, root: int, where: str) -> None:
+    """The clone has the source's id-map: it must be the one that the dump reckoned with."""
+    source = mount.bind_source
+    assert source is not None  # check_mount
+    wanted = (mount.uid_map, mount.gid_map) if source.id_mapped else ([], [])
+    try:
+        found = kernel.id_maps(root)
+    except OSError as error:
+        if source.id_mapped:
+            raise DetachedError(
+                f"the bind source {where} was id-mapped; whether it is, Linux 7.0 or newer tells"
+            ) from error
+        return
+    if found != wanted:
+        raise DetachedError(f"the bind source {where} has another id-map than at the dump")
+
+
+def mount_attributes(mount: Mount) -> tuple[int, int]:
+    """What mount_setattr(2) is to set and to clear on a clone of the source."""
+    attr_set = mount.attr
+    if needs_id_map(mount):
+        attr_set |= kernel.MOUNT_ATTR_IDMAP
+    # The kernel wants the whole field cleared when the access time mode is set.
+    return attr_set, _KNOWN_ATTR & ~mount.attr | kernel.MOUNT_ATTR__ATIME
+
+
+def needs_id_map(mount: Mount) -> bool:
+    """Tell whether a clone of the source is to be given an id-map."""
+    source = mount.bind_source
+    return bool(mount.uid_map or mount.gid_map) and not (source and source.id_mapped)
+
+
+def user_namespace(mount: Mount) -> int:
+    """Make the user namespace for a mount's id-map; it takes a fork, so not in a task.
+
+    Returns:
+        An fd, the caller's; -1 when the mount needs none.
+
+    Raises:
+        DetachedError: the id-map of the record is none.
+        OSError: the kernel refuses it.
+    """
+    if not needs_id_map(mount):
+        return -1
+    return kernel.user_namespace(id_map_text(mount.uid_map), id_map_text(mount.gid_map))
 
 
 def _clone(mount: Mount, root: int, where: str, userns_fd: int, clone: Callable[[int], int]) -> int:
@@ -134,11 +191,9 @@ def _clone(mount: Mount, root: int, where: str, userns_fd: int, clone: Callable[
         tree = clone(root)
     except OSError as error:
         raise DetachedError(f"can't clone the bind source {where}: {error}") from error
-    attr_set = mount.attr
-    if userns_fd >= 0:
-        attr_set |= kernel.MOUNT_ATTR_IDMAP
+    attr_set, attr_clr = mount_attributes(mount)
     try:
-        kernel.mount_setattr(tree, attr_set, _KNOWN_ATTR & ~mount.attr | _ATIME, userns_fd)
+        kernel.mount_setattr(tree, attr_set, attr_clr, userns_fd)
     except OSError as error:
         os.close(tree)
         raise DetachedError(
@@ -146,10 +201,6 @@ def _clone(mount: Mount, root: int, where: str, userns_fd: int, clone: Callable[
             f" {reason(error.errno or 0)}"
         ) from error
     return tree
-
-
-# The kernel wants the whole field cleared when the access time mode is set (mount_setattr(2)).
-_ATIME = kernel.MOUNT_ATTR__ATIME
 
 
 def id_map_text(lines: list[bytes]) -> bytes:

@@ -46,11 +46,13 @@ class BindSource(Message):
         (2, "in_namespace", UINT),
         (3, "mountpoint", BYTES),
         (4, "path", BYTES),
+        (5, "id_mapped", UINT),
     )
     mnt_id: int
     in_namespace: int
     mountpoint: bytes
     path: bytes
+    id_mapped: int
 
 
 class Mount(Message):

@@ -17,7 +17,8 @@ import stat
 from criu_detached import kernel, log, paths
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.kernel import FileFacts
-from criu_detached.realise import check_mount, id_map_text, realise, type_name
+from criu_detached.mountinfo import read_mountinfo
+from criu_detached.realise import check_mount, needs_id_map, realise, type_name, user_namespace
 from criu_detached.recordfile import Records, damaged, read_records
 from criu_detached.records import ExtFile, File, Mount
 from criu_detached.superblock import boot_id
@@ -58,9 +59,10 @@ class Restore:
         self._same_boot = self._records.header.boot_id == boot_id()
         inside = [mount.mnt_id for mount in self._mounts.values() if _is_in_namespace(mount)]
         self._in_tasks = {mnt_id: index for index, mnt_id in enumerate(inside)}
+        self._keeps_inodes: dict[int, bool] = {}
         host.shared_alloc(len(inside))
-        self._index_files()
         self._realise_outside()
+        self._index_files()
         host.inherit_fd_add(_open_proc(), _PROC_KEY)
 
     def _index_files(self) -> None:
@@ -68,7 +70,8 @@ class Restore:
         for mount in self._mounts.values():
             index = self._in_tasks.get(mount.mnt_id, -1)
             key = _mount_key(mount) if index < 0 else None
-            self._host.known_mount_add(mount.mnt_id, key, index, self._keeps_inodes(mount.mnt_id))
+            keeps = self._keeps_inodes.get(mount.mnt_id, False)
+            self._host.known_mount_add(mount.mnt_id, key, index, keeps)
         if not self._host.known_files_load(self._records.data):
             _refuse_files(self._records)
 
@@ -82,9 +85,10 @@ class Restore:
                     if userns >= 0:
                         self._host.inherit_fd_add(userns, _userns_key(mount))
                     continue
-                tree = realise(mount, root, self._same_boot, userns)
+                tree, same = realise(mount, root, self._same_boot, userns)
                 if userns >= 0:
                     os.close(userns)
+                self._keeps_inodes[mount.mnt_id] = same
                 self._host.inherit_fd_add(tree, _mount_key(mount))
                 log.info(f"mount {mount.mnt_id} is realised")
         finally:
@@ -139,31 +143,38 @@ class Restore:
         index = self._in_tasks.get(mnt_id)
         if index is None:
             return self._host.inherit_fd_get(_mount_key(self._mounts[mnt_id]))
-        stored = self._host.shared_get(index)
-        if stored >= 0:
-            return self._host.fdstore_get(stored)
+        if (tree := self._stored_tree(mnt_id, index)) >= 0:
+            return tree
         self._host.shared_lock(index)
         try:
-            stored = self._host.shared_get(index)
-            if stored >= 0:
-                return self._host.fdstore_get(stored)
-            return self._realise_inside(mnt_id, index)
+            tree = self._stored_tree(mnt_id, index)
+            return tree if tree >= 0 else self._realise_inside(mnt_id, index)
         finally:
             self._host.shared_unlock(index)
+
+    def _stored_tree(self, mnt_id: int, index: int) -> int:
+        """A new fd of a tree that some task has realised; -1 when none has."""
+        value = self._host.shared_get(index)
+        if value < 0:
+            return -1
+        # known_files.h: the fd store's id, and in the lowest bit whether inodes are kept
+        self._keeps_inodes[mnt_id] = bool(value & 1)
+        return self._host.fdstore_get(value >> 1)
 
     def _realise_inside(self, mnt_id: int, index: int) -> int:
         """Realise a mount from the restored namespace: this task is the first to need it."""
         mount = self._mounts[mnt_id]
         assert mount.bind_source is not None
-        userns = self._host.inherit_fd_get(_userns_key(mount)) if _is_id_mapped(mount) else -1
+        userns = self._host.inherit_fd_get(_userns_key(mount)) if needs_id_map(mount) else -1
         try:
             root = self._host.mntns_root(mount.bind_source.mnt_id)
-            tree = realise(mount, root, self._same_boot, userns, self._clone_inside)
+            tree, same = realise(mount, root, self._same_boot, userns, self._clone_inside)
         finally:
             if userns >= 0:
                 os.close(userns)
+        self._keeps_inodes[mnt_id] = same
         try:
-            self._host.shared_set(index, self._host.fdstore_add(tree))
+            self._host.shared_set(index, self._host.fdstore_add(tree) << 1 | int(same))
         except DetachedError:
             os.close(tree)
             raise
@@ -177,18 +188,15 @@ class Restore:
             if error.errno != errno.EINVAL:
                 raise
         proc = self._host.inherit_fd_get(_PROC_KEY)
+        own = other = -1
         try:
             own = os.open(b"self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            other = _open_namespace_of(proc, kernel.fstat(fd).mnt_id)
+            return kernel.clone_mount_visiting(other, own, fd)
         finally:
-            os.close(proc)
-        try:
-            other = kernel.open_namespace_of(fd, own)
-            try:
-                return kernel.clone_mount_visiting(other, own, fd)
-            finally:
-                os.close(other)
-        finally:
-            os.close(own)
+            for used in (proc, own, other):
+                if used >= 0:
+                    os.close(used)
 
     def _open_in(self, tree: int, file: File, flags: int) -> int:
         """Open a file beneath its mount's root, in two steps.
@@ -233,15 +241,11 @@ class Restore:
                 f" {os.major(found.rdev)}:{os.minor(found.rdev)}, it was"
                 f" {os.major(file.rdev)}:{os.minor(file.rdev)}"
             )
-        if self._keeps_inodes(file.mnt_id) and found.ino != file.ino:
+        if self._keeps_inodes.get(file.mnt_id) and found.ino != file.ino:
             raise DetachedError(
                 f"{quote(file.path)} on mount {file.mnt_id} is another file (inode {found.ino}),"
                 f" it was inode {file.ino}"
             )
-
-    def _keeps_inodes(self, mnt_id: int) -> bool:
-        """The superblock is the very one that was dumped: see realise."""
-        return self._same_boot and mnt_id not in self._in_tasks
 
 
 def _open_no_follow(proc: int, tree: int, file: File, flags: int) -> int:
@@ -260,10 +264,6 @@ def _open_no_follow(proc: int, tree: int, file: File, flags: int) -> int:
 
 def _is_in_namespace(mount: Mount) -> bool:
     return mount.bind_source is not None and bool(mount.bind_source.in_namespace)
-
-
-def _is_id_mapped(mount: Mount) -> bool:
-    return bool(mount.uid_map or mount.gid_map)
 
 
 def _file_key(name: bytes) -> tuple[int, int]:
@@ -289,15 +289,38 @@ def _refuse_files(records: Records) -> None:
 
 
 def _user_namespace(mount: Mount) -> int:
-    """A user namespace with the mount's id-maps, or -1; it takes a fork, so not in a task."""
-    if not _is_id_mapped(mount):
-        return -1
+    """A user namespace with the mount's id-maps, or -1 when it needs none."""
     try:
-        return kernel.user_namespace(id_map_text(mount.uid_map), id_map_text(mount.gid_map))
+        return user_namespace(mount)
     except OSError as error:
         raise DetachedError(
             f"can't make the id-map of mount {mount.mnt_id}: {reason(error.errno or 0)}"
         ) from error
+
+
+def _open_namespace_of(proc: int, mnt_id: int) -> int:
+    """An fd of the mount namespace that a mount is in: that of a process which sees it.
+
+    A walk over the namespaces (NS_MNT_GET_NEXT) is not allowed within a PID namespace,
+    but the host's procfs shows every process there too.
+    """
+    listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        pids = [name for name in os.listdir(listing) if name.isdigit()]
+    finally:
+        os.close(listing)
+    seen = set()
+    for pid in pids:
+        try:
+            namespace = os.stat(f"{pid}/ns/mnt", dir_fd=proc).st_ino
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            if any(mount.mnt_id == mnt_id for mount in read_mountinfo(pid, proc)):
+                return os.open(f"{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        except OSError:
+            continue  # it ended
+    raise OSError(errno.ENOENT, "the mount is in no mount namespace")
 
 
 def _open_proc() -> int:

@@ -23,8 +23,9 @@ _MANY_DEVICES = {
 class Source:
     """An attached mount, held open: its root can be looked into, and cloned."""
 
-    def __init__(self, info: MountInfo, in_namespace: bool, fd: int) -> None:
+    def __init__(self, info: MountInfo, in_namespace: bool, fd: int, pid: int = 0) -> None:
         self.info = info
+        self.pid = pid  # of a process in its namespace; 0: this one
         self.in_namespace = in_namespace
         self.fd = fd
 
@@ -72,13 +73,9 @@ class SourceFinder:
             fd = _open_mount(pid, info)
             if fd >= 0:
                 if kernel.fstatfs(fd).magic == magic:
-                    yield Source(info, in_namespace, fd)
+                    yield Source(info, in_namespace, fd, pid)
                 else:
                     os.close(fd)
-
-    def several_namespaces(self) -> bool:
-        """Tell whether more than one mount namespace is dumped."""
-        return len(self._dumped_namespaces()) > 1
 
     def _all(self) -> list[tuple[int, MountInfo, bool]]:
         if self._mounts is None:

@@ -210,8 +210,13 @@ static int start_python(void)
 	char path[PATH_MAX];
 	void *module;
 
+	static bool failed;
+
 	if (python_started)
 		return 0;
+	if (failed)
+		return -1; /* the log has the reason already */
+	failed = true;
 	if (embedded_path(path, sizeof(path))) {
 		say(LOG_ERROR, "can't tell where the plugin was loaded from; install it again");
 		return -1;
@@ -230,6 +235,7 @@ static int start_python(void)
 	if (start(&host, &python))
 		return -1;
 	python_started = true;
+	failed = false;
 	return 0;
 }
 
@@ -351,8 +357,12 @@ static int dump_link(int fd, const char *link)
 	}
 	if (known || on_kernel_shmem(&facts) || user_gave_key(&facts))
 		return DUMP_LEAVE;
+	/*
+	 * Without Python, CRIU itself refuses what is detached, and dumps what is not. But a
+	 * socket's path it would restore on another mount.
+	 */
 	if (start_python())
-		return DUMP_REFUSE;
+		return S_ISSOCK(facts.mode) ? DUMP_REFUSE : DUMP_LEAVE;
 
 	int answer = python.dump_link(fd, link, &facts);
 
@@ -421,7 +431,7 @@ static int dump_ext_file(int fd, int id)
 	/* Sockets, anonymous inodes and the like are on no mount that could be detached. */
 	if (!S_ISBLK(facts.mode) && !S_ISCHR(facts.mode))
 		return -ENOTSUP;
-	return start_python() ? -1 : python.dump_ext_file(fd, id, &facts);
+	return start_python() ? -ENOTSUP : python.dump_ext_file(fd, id, &facts);
 }
 
 /* --- restore --- */

@@ -43,7 +43,7 @@ int sys_fs_uuid(int fd, unsigned char *uuid);
 int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id);
 int sys_mount_ns_id(int ns_fd, uint64_t *ns_id);
 int sys_peer_path(int fd, char *path, size_t size);
-int sys_clone_mount_in_ns(int ns_fd, int fd);
+int sys_rehearse_clone(int ns_fd, int fd, uint64_t set, uint64_t clear, int userns_fd);
 int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd);
 int sys_userns(const char *uid_map, const char *gid_map);
 """
@@ -328,10 +328,12 @@ static pid_t lone_child(unsigned long flags)
 	return syscall(SYS_clone, flags, 0, 0, 0, 0);
 }
 
-/* Asked in a child: setns(2) would change this process's root and directory. */
-static int sys_clone_mount_in_ns(int ns_fd, int fd)
+#define OPEN_TREE_CLONE_ 1
+
+/* Tried in a child: setns(2) would change this process's root and directory. */
+static int sys_rehearse_clone(int ns_fd, int fd, uint64_t set, uint64_t clear, int userns_fd)
 {
-	int status;
+	int status, tree;
 	pid_t pid = lone_child(0);
 
 	if (pid < 0)
@@ -339,7 +341,10 @@ static int sys_clone_mount_in_ns(int ns_fd, int fd)
 	if (pid == 0) {
 		if (setns(ns_fd, CLONE_NEWNS))
 			_exit(errno);
-		_exit(sys_open_tree(fd, "", AT_EMPTY_PATH | 1 /* OPEN_TREE_CLONE */) < 0 ? errno : 0);
+		tree = sys_open_tree(fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE_);
+		if (tree < 0)
+			_exit(-tree);
+		_exit(set | clear ? -sys_mount_setattr(tree, set, clear, 0, userns_fd) : 0);
 	}
 	if (waitpid(pid, &status, __WALL) != pid || !WIFEXITED(status))
 		return -ECHILD;
@@ -359,9 +364,10 @@ static int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd)
 		err = -errno;
 		goto out;
 	}
-	tree = sys_open_tree(fd, "", AT_EMPTY_PATH | O_CLOEXEC | 1 /* OPEN_TREE_CLONE */);
+	tree = sys_open_tree(fd, "", AT_EMPTY_PATH | O_CLOEXEC | OPEN_TREE_CLONE_);
+	/* A task must not go on anywhere else. */
 	if (setns(own_ns_fd, CLONE_NEWNS) || fchdir(root) || chroot(".") || fchdir(cwd))
-		err = -errno;
+		_exit(1);
 out:
 	if (root >= 0)
 		close(root);

@@ -300,7 +300,7 @@ static int tree_fd(const struct known_mount *mount, const struct criu_host *host
 	if (mount->key)
 		return host->inherit_fd_get(mount->key);
 	id = shared_get(mount->shared);
-	return id < 0 ? -1 : host->fdstore_get(id);
+	return id < 0 ? -1 : host->fdstore_get(id >> 1);
 }
 
 /*
@@ -360,11 +360,17 @@ static int kept_tree(const struct known_mount *mount, const struct criu_host *ho
 	return fd;
 }
 
+/* For a mount that a task realised, it said so in the lowest bit (known_files.h). */
+static bool keeps_inodes(const struct known_mount *mount)
+{
+	return mount->key ? mount->keeps_inodes : shared_get(mount->shared) & 1;
+}
+
 static bool as_recorded(const struct known_file *file, const struct statx *found)
 {
 	return (found->stx_mode & S_IFMT) == (file->mode & S_IFMT) &&
 	       makedev(found->stx_rdev_major, found->stx_rdev_minor) == file->rdev &&
-	       (!file->mount->keeps_inodes || found->stx_ino == file->ino);
+	       (!keeps_inodes(file->mount) || found->stx_ino == file->ino);
 }
 
 /* linux/openat2.h */

@@ -12,8 +12,10 @@
  * known_mount_add - say how a task gets at a mount
  * @mnt_id: as in the records
  * @key: of the tree fd among CRIU's inherited fds; NULL when a task realises the mount
- * @shared: else the entry that holds the tree fd's id in CRIU's fd store, or -1
- * @keeps_inodes: the superblock is the dumped one, so inodes must be the same
+ * @shared: else the entry that holds -1 until a task has realised the mount, then twice
+ *          the tree fd's id in CRIU's fd store, plus one when inodes are kept
+ * @keeps_inodes: for mounts with a key: the superblock is the dumped one, so inodes must
+ *                be the same
  *
  * Return: 0, or -1 without memory.
  */
