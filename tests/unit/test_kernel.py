@@ -334,33 +334,3 @@ def test_mount_namespaces() -> None:
     finally:
         os.close(root)
     assert not kernel.mount_in_ns((1 << 62) + 1, found[0])
-
-
-def test_namespace_of_a_mount(directory: int) -> None:
-    """It is found among all, and no other stays open."""
-    if not kernel.has_namespace_walk():
-        pytest.skip("the kernel has no walk over mount namespaces")
-    own = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    try:
-        before = set(support.open_fds())
-        found = kernel.open_namespace_of(directory, own)
-        assert set(support.open_fds()) - before == {found}
-        assert os.path.samestat(os.fstat(found), os.fstat(own))
-        os.close(found)
-    finally:
-        os.close(own)
-
-
-def test_namespace_of_a_mount_that_is_in_none() -> None:
-    if not kernel.has_namespace_walk():
-        pytest.skip("the kernel has no walk over mount namespaces")
-    own = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    memory = os.memfd_create("test")
-    try:
-        before = support.open_fds()
-        with pytest.raises(FileNotFoundError, match="no mount namespace"):
-            kernel.open_namespace_of(memory, own)
-        assert support.open_fds() == before
-    finally:
-        os.close(memory)
-        os.close(own)

@@ -96,6 +96,7 @@ class Ground:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.same = False
         (path / "mnt" / "tree").mkdir(parents=True)
         (path / "mnt" / "tree" / "file").write_text("content")
         status = path.stat()
@@ -113,7 +114,8 @@ class Ground:
         """Realise a mount from here."""
         root = os.open(self.path, os.O_PATH)
         try:
-            return realise.realise(mount, root, same_boot, -1)
+            tree, self.same = realise.realise(mount, root, same_boot, -1)
+            return tree
         finally:
             os.close(root)
 
@@ -242,6 +244,7 @@ def test_other_device_in_a_namespace_that_is_made_anew(ground: Ground) -> None:
     assert record.bind_source is not None
     record.bind_source.in_namespace = 1
     os.close(ground.realise(record))
+    assert not ground.same
 
 
 def test_attribute_field_that_is_none(ground: Ground) -> None:

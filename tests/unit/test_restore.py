@@ -354,6 +354,8 @@ def test_other_inode_after_a_boot(ground: Ground) -> None:
     ground.header.boot_id = b"other"
     assert ground.mount.superblock is not None
     ground.mount.superblock.dev = 0
+    ground.mount.superblock.fsid ^= 1
+    ground.mount.superblock.uuid = b""
     os.close(ground.open(ground.file("file", ino=5)))
 
 
