@@ -84,3 +84,21 @@ def test_attached_device(scenario: MakeScenario) -> None:
     plain = held.dump(plugin=False).failed("Can't dump file")
     steered = held.dump(plugin=True).failed("Can't dump file")
     assert len(steered.errors()) == len(plain.errors())
+
+
+def hold_character_device(task: Task) -> Check:
+    """A character device that CRIU does not know, alone on its mount."""
+    char = os.open(task.path("char"), os.O_RDWR)
+    task.detach()
+    return lambda: fcntl.ioctl(char, LOOP_CTL_GET_FREE) >= 0
+
+
+@pytest.mark.detached
+def test_character_device_alone(scenario: MakeScenario, loop: int) -> None:
+    def populate(source: Path) -> None:
+        populate_tree(source)
+        os.mknod(source / "tree" / "char", 0o20666, LOOP_CONTROL)
+
+    held = scenario(populate=populate).start(hold_character_device)
+    held.cycle()
+    assert held.ask() is True

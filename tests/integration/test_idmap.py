@@ -11,7 +11,7 @@ import pytest
 from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import Check, Task
-from .harness.placement import Bind, Placement
+from .harness.placement import Bind, Placement, populate_tree
 
 CLONE_NEWUSER = 0x10000000
 OWNER = 70000
@@ -61,4 +61,24 @@ def test_id_map(scenario: MakeScenario, placement: Placement, userns: int) -> No
     after = look.mount_of(held.pid, 3)
     assert after is not None
     assert (after.uid_map, after.gid_map) == (before.uid_map, before.gid_map)
+    assert held.ask() == [OWNER, OWNER]
+
+
+@pytest.mark.detached
+def test_id_mapped_source(scenario: MakeScenario, placement: Placement, userns: int) -> None:
+    """The source has the very map: a clone of it has it too, and can be given no other."""
+    if not kernel.has_statmount_by_fd():
+        pytest.skip("without STATMOUNT_BY_FD no id-map is restored")
+
+    def mount_mapped(source: Path) -> None:
+        kernel.mount("source", source, "tmpfs")
+        populate_tree(source)
+        tree = kernel.open_tree(-100, str(source), kernel.OPEN_TREE_CLONE)
+        kernel.mount_setattr_idmap(tree, userns)
+        kernel.umount2(source, kernel.MNT_DETACH)
+        kernel.move_mount(tree, source)
+        os.close(tree)
+
+    held = scenario(placement, mount_source=mount_mapped, populate=lambda source: None)
+    held.start(hold_owned).cycle()
     assert held.ask() == [OWNER, OWNER]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,27 @@ def test_left_running(scenario: MakeScenario) -> None:
     assert look.seen(held.pid) == before
     assert held.ask() == CONTENT
     assert Path(held.images / "criu-detached.img").exists()
+
+
+def test_unbindable_source(scenario: MakeScenario) -> None:
+    """A source that cannot be cloned is found out while the process lives."""
+    held = scenario().start(hold_file)
+    subprocess.run(["mount", "--make-unbindable", str(held.ground.source)], check=True)
+    refused(held, "would not do for the restore")
+
+
+def hold_own_status(task: Task) -> Check:
+    """What a procfs shows of the process itself."""
+    fd = os.open(f"{task.points[0]}/self/status", os.O_RDONLY)
+    task.detach()
+    return lambda: os.pread(fd, 5, 0).decode()
+
+
+def test_process_in_procfs(scenario: MakeScenario) -> None:
+    """The restored process is another one, with other inodes in procfs."""
+
+    def mount_proc(source: Path) -> None:
+        kernel.mount("proc", source, "proc")
+
+    held = scenario(mount_source=mount_proc, populate=lambda source: None).start(hold_own_status)
+    refused(held, "process in procfs")

@@ -178,3 +178,16 @@ def test_source_gone_in_namespace(scenario: MakeScenario) -> None:
     held.dump().succeeded()
     shutil.rmtree(held.ground.source / "tree")
     refused(held, "tree")
+
+
+@pytest.mark.parametrize("placement", [Placement.HOST, Placement.NAMESPACE], ids=str)
+def test_replaced(scenario: MakeScenario, placement: Placement) -> None:
+    """Another file of the same size and mode has the name now."""
+    held = scenario(placement).start(hold_file)
+    held.dump().succeeded()
+    file = held.ground.source / "tree" / "file"
+    new = file.with_name("new")
+    new.write_text("X" * file.stat().st_size)
+    new.chmod(file.stat().st_mode & 0o7777)
+    new.rename(file)
+    refused(held, "is another file")
