@@ -97,6 +97,11 @@ class Dump:
         )
         return True
 
+    def flush(self) -> None:
+        """Write what records are still in memory; raises DetachedError."""
+        if self._writer is not None:
+            self._writer.flush()
+
     def _mount_of(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
         """The record of a file's mount, made when it is first met; None: not detached."""
         try:
@@ -134,7 +139,7 @@ class Dump:
             self._refuse_stream()
             release = os.fsencode(os.uname().release)
             header = Header(format=FORMAT, boot_id=boot_id(), machine=release)
-            self._writer = RecordWriter(self._host.image_dir(), header)
+            self._writer = RecordWriter(self._host.image_dir(), header, self._host.flushes())
             if self._host.need_plugin():
                 raise DetachedError("CRIU did not note in its inventory that the plugin is needed")
         return self._writer

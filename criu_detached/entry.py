@@ -85,6 +85,18 @@ def dump_ext_file(fd: int, file_id: int, facts: Any) -> int:
 
 
 @ffi.def_extern(error=-1, onerror=_unexpected)
+def dump_flush() -> int:
+    """Return 0 when every record is in the image directory."""
+    try:
+        if _dump is not None:
+            _dump.flush()
+        return 0
+    except DetachedError as error:
+        log.error(str(error))
+        return -1
+
+
+@ffi.def_extern(error=-1, onerror=_unexpected)
 def restore_init() -> int:
     """Return 0 when all is ready for the tasks."""
     global _restore

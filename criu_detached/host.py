@@ -31,6 +31,10 @@ class Host:
         """Tell whether mount namespaces are dumped."""
         return bool(self._criu.dumps_mount_namespace())
 
+    def flushes(self) -> bool:
+        """Tell whether dump_flush is called before the dump ends."""
+        return bool(self._criu.flushes)
+
     def need_plugin(self) -> int:
         """Note in the inventory that the images need this plugin; non-zero on failure."""
         return int(self._criu.need_plugin())

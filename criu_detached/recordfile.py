@@ -4,8 +4,8 @@
 Layout (docs/image-format.md): two magic numbers as in CRIU's images
 (criu/include/magic.h), then entries of a 32-bit little-endian size and an ``Entry``
 message. The last entry is a trailer with the number of entries and a checksum. Every
-append overwrites the trailer, and writes a new one, in a single write: the file is
-complete at every moment, and a write that fails does so while the dump can fail.
+write overwrites the trailer with the new entries and a new one: the file is complete at
+every moment, and a write that fails does so while the dump can fail.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ OWN_MAGIC = 0x44544D31  # "1MTD"; CRIU's own are coordinates of towns
 
 MAX_FILE = 64 << 20  # bytes; half a million files
 MAX_ENTRY = 64 << 10  # bytes; a path is at most 4096
+
+# A buffered writer still writes its first entries one by one, and never keeps more bytes.
+_WRITE_THROUGH = 64
+_WRITE_SIZE = 1 << 16
 
 _MAGICS = IMG_COMMON_MAGIC.to_bytes(4, "little") + OWN_MAGIC.to_bytes(4, "little")
 
@@ -60,16 +64,20 @@ def _trailer(entries: int, crc: int) -> bytes:
 class RecordWriter:
     """Writes the records of one dump into CRIU's image directory."""
 
-    def __init__(self, image_dir: int, header: Header) -> None:
+    def __init__(self, image_dir: int, header: Header, buffered: bool = False) -> None:
         """Create the file.
 
         Args:
             image_dir: fd of the directory; it stays the caller's.
             header: the first record.
+            buffered: flush will be called at the end, so that not every record of many
+                need be written by itself.
 
         Raises:
             DetachedError: it cannot be written.
         """
+        self._buffered = buffered
+        self._pending = bytearray(_MAGICS)
         self._crc = 0
         self._entries = 0
         self._end = 0
@@ -78,35 +86,49 @@ class RecordWriter:
             self._fd = os.open(NAME, flags, 0o600, dir_fd=image_dir)
         except OSError as error:
             raise DetachedError(f"can't create {NAME} in the image directory: {error}") from error
-        self._append(_MAGICS, header)
+        self._append(header)
 
     def mount(self, record: Mount) -> None:
         """Append a mount; raises DetachedError when it cannot be written."""
-        self._append(b"", record)
+        self._append(record)
 
     def file(self, record: File) -> None:
         """Append a file; raises DetachedError when it cannot be written."""
-        self._append(b"", record)
+        self._append(record)
 
     def ext_file(self, record: ExtFile) -> None:
         """Append an EXT file; raises DetachedError when it cannot be written."""
-        self._append(b"", record)
+        self._append(record)
 
-    def _append(self, before: bytes, record: Message) -> None:
-        new = before + _framed(record)
-        crc = crc32(new, self._crc)
-        trailer = _trailer(self._entries + 1, crc)
-        if len(new) > MAX_ENTRY or self._end + len(new) + len(trailer) > MAX_FILE:
-            raise DetachedError(f"{NAME} would grow over its limits: too many files")
+    def flush(self) -> None:
+        """Write what is pending; raises DetachedError when it cannot be written."""
+        if not self._pending:
+            return
+        crc = crc32(self._pending, self._crc)
+        data = self._pending + _trailer(self._entries, crc)
         try:
-            written = os.pwrite(self._fd, new + trailer, self._end)
+            written = os.pwrite(self._fd, data, self._end)
         except OSError as error:
             raise DetachedError(f"can't write {NAME}: {error}") from error
-        if written != len(new) + len(trailer):
+        if written != len(data):
             raise DetachedError(f"can't write {NAME}: the image directory is full")
-        self._end += len(new)
+        self._end += len(self._pending)
         self._crc = crc
+        self._pending.clear()
+
+    def _append(self, record: Message) -> None:
+        new = _framed(record)
+        size = self._end + len(self._pending) + len(new) + len(_EMPTY_TRAILER)
+        if len(new) > MAX_ENTRY or size > MAX_FILE:
+            raise DetachedError(f"{NAME} would grow over its limits: too many files")
+        self._pending += new
         self._entries += 1
+        if (
+            not self._buffered
+            or self._entries <= _WRITE_THROUGH
+            or len(self._pending) >= _WRITE_SIZE
+        ):
+            self.flush()
 
 
 class Records:

@@ -415,6 +415,31 @@ static ssize_t steered_readlink_chk(const char *path, char *buf, size_t size, si
 	return steered_readlink(path, buf, size);
 }
 
+/*
+ * The inventory is the last image of a dump, written while the tasks are still frozen
+ * (write_img_inventory, cr_dump_tasks): the last moment at which a dump can fail.
+ */
+static int steered_dump_openat(int dirfd, const char *path, int flags, ...)
+{
+	va_list args;
+	mode_t mode;
+
+	va_start(args, flags);
+	mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(args, mode_t) : 0;
+	va_end(args);
+	if (python_started && flags & O_CREAT && !strcmp(path, "inventory.img") &&
+	    python.dump_flush()) {
+		errno = EIO;
+		return -1;
+	}
+	return openat(dirfd, path, flags, mode);
+}
+
+static const struct steering flush_steering[] = {
+	{ "openat", steered_dump_openat },
+	{ "openat64", steered_dump_openat },
+};
+
 static const struct steering dump_steering[] = {
 	{ "readlink", steered_readlink },
 	{ "__readlink_chk", steered_readlink_chk },
@@ -526,6 +551,7 @@ static int dump_init(const char *missing)
 		say(LOG_WARN, "this CRIU does not import readlink: going on without the plugin");
 		return 0;
 	}
+	host.flushes = STEER(flush_steering) > 0;
 	ready = true;
 	say(LOG_DEBUG, "ready to dump");
 	return 0;
@@ -591,8 +617,9 @@ static int plugin_init(int stage)
 
 static void plugin_exit(int stage, int ret)
 {
-	(void)stage;
-	(void)ret;
+	/* Nothing should be left to write here, where it is too late to fail. */
+	if (stage == STAGE_DUMP && !ret && ready && python_started)
+		python.dump_flush();
 	unsteer_main_program();
 	ready = false;
 }

@@ -20,6 +20,7 @@ struct criu_host {
     int (*fdstore_get)(int id);
     int (*inherit_fd_add)(int fd, const char *key);
     int (*inherit_fd_get)(const char *key);
+    int flushes;
 };
 struct file_facts {
     uint64_t dev;
@@ -48,6 +49,7 @@ void shared_set(unsigned int index, int value);
 ENTRY_POINTS = """
 int dump_link(int fd, const char *link, const struct file_facts *facts);
 int dump_ext_file(int fd, int id, const struct file_facts *facts);
+int dump_flush(void);
 int restore_init(void);
 int restore_open(const char *name, int flags);
 int restore_ext_file(int id);
@@ -195,6 +197,7 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 	*entry = (struct embedded){
 		.dump_link = dump_link,
 		.dump_ext_file = dump_ext_file,
+		.dump_flush = dump_flush,
 		.restore_init = restore_init,
 		.restore_open = open_known,
 		.restore_ext_file = restore_ext_file,

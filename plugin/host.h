@@ -25,6 +25,7 @@ struct criu_host {
 	int (*fdstore_get)(int id);	    /* a new fd, or -1 */
 	int (*inherit_fd_add)(int fd, const char *key); /* CRIU owns fd afterwards */
 	int (*inherit_fd_get)(const char *key);		/* a new fd, or -1 */
+	int flushes; /* dump_flush will be called before the dump ends */
 };
 
 /* What statx(2) says of a file that CRIU is about to dump. */
@@ -49,6 +50,7 @@ enum dump_answer {
 struct embedded {
 	int (*dump_link)(int fd, const char *link, const struct file_facts *facts);
 	int (*dump_ext_file)(int fd, int id, const struct file_facts *facts);
+	int (*dump_flush)(void);
 	int (*restore_init)(void);
 	int (*restore_open)(const char *name, int flags);
 	int (*restore_ext_file)(int id);

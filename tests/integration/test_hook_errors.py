@@ -121,3 +121,24 @@ def test_exception_in_restore(
     breaker.mend()
     held.restore().succeeded()
     assert held.ask() == CONTENT
+
+
+def hold_many(task: Task) -> Check:
+    """More files than are recorded one by one."""
+    fds = [os.open(task.path(f"many{n}"), os.O_CREAT | os.O_RDWR, 0o600) for n in range(100)]
+    task.detach()
+    return lambda: len([os.fstat(fd) for fd in fds])
+
+
+def test_last_records_fail(scenario: MakeScenario, breaker: Breaker) -> None:
+    """The end of the record file cannot be written, when all files are dumped already."""
+    held = scenario().start(hold_many)
+    breaker.module(
+        "dump", lambda text: text.replace("self._writer.flush()", "raise DetachedError('full')")
+    )
+    held.dump().failed("criu-detached: full")
+    assert look.is_running(held.pid)
+    assert held.ask() == 100
+    breaker.mend()
+    held.cycle()
+    assert held.ask() == 100

@@ -161,6 +161,9 @@ class StandInHost(Host):
     def need_plugin(self) -> int:
         return 0
 
+    def flushes(self) -> bool:
+        return False
+
     def mntns_root(self, mnt_id: int) -> int:
         fd = os.open(self.root, os.O_PATH)
         self.stored.append(fd)  # CRIU's own, closed in the end

@@ -281,3 +281,23 @@ def test_reading_leaves_no_fd_open(directory: int, tmp_path: Path, written: byte
     (tmp_path / NAME).write_bytes(written[:-1])
     refused(directory)
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_buffered(tmp_path: Path) -> None:
+    """A buffered writer leaves the same file, once it is flushed, as one that is not."""
+    contents = []
+    for buffered in (False, True):
+        directory = tmp_path / str(buffered)
+        directory.mkdir()
+        fd = os.open(directory, os.O_RDONLY)
+        writer = RecordWriter(fd, Header(format=FORMAT), buffered)
+        writer.mount(Mount(mnt_id=1))
+        for ino in range(1, 5000):
+            writer.file(File(mnt_id=1, ino=ino, path=b"file%d" % ino))
+            if ino in (1, 60):
+                assert len(read_records(fd).files) == ino
+        writer.flush()
+        assert len(read_records(fd).files) == 4999
+        contents.append((directory / NAME).read_bytes())
+        os.close(fd)
+    assert contents[0] == contents[1]

@@ -1,0 +1,28 @@
+"""More files than are recorded one by one: none is lost."""
+
+from __future__ import annotations
+
+import os
+
+from .conftest import MakeScenario
+from .harness.agent import Check, Task
+from .harness.placement import Placement
+
+FILES = 300
+
+
+def hold_many(task: Task) -> Check:
+    """Each file has its number in it."""
+    fds = []
+    for number in range(FILES):
+        fd = os.open(task.path(f"many{number}"), os.O_CREAT | os.O_RDWR, 0o600)
+        os.write(fd, b"%d" % number)
+        fds.append(fd)
+    task.detach()
+    return lambda: [int(os.pread(fd, 10, 0)) for fd in fds] == list(range(len(fds)))
+
+
+def test_all_come_back(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement).start(hold_many)
+    held.cycle()
+    assert held.ask() is True
