@@ -100,6 +100,7 @@ class Dump:
     def flush(self) -> None:
         """Write what records are still in memory; raises DetachedError."""
         if self._writer is not None:
+            self._writer.framed(*self._host.take_plain_records())
             self._writer.flush()
 
     def _mount_of(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
@@ -127,6 +128,9 @@ class Dump:
         source = mount.record.bind_source
         assert source is not None
         self._open_records().mount(mount.record)
+        if self._host.flushes():
+            compare_owner = not self._classifier.by_fd
+            self._host.plain_mount_add(facts.mnt_id, mount.root, source.mnt_id, compare_owner)
         log.info(
             f"mount {facts.mnt_id} is detached; its root {quote(mount.record.root)} is shown by"
             f" mount {source.mnt_id} at {quote(source.mountpoint)}"
@@ -155,18 +159,26 @@ class Dump:
         """Write a file's record, once; every further fd of it is only compared."""
         path = paths.from_link(link)
         key = (facts.mnt_id, facts.ino)
-        known = self._files.get(key)
+        known = self._files.get(key) or self._plain_file(key, facts)
         if known is None:
             _refuse_types(path, facts, mount)
             _check_source(mount, path, link, facts, self._classifier.by_fd)
             record = _file_record(fd, path, facts)
             self._open_records().file(record)
             self._files[key] = record
+            self._host.plain_file_note(*key, record.dev, record.path)
             return
         if known.path != path or known.dev != facts.dev:
             _refuse_other_file(fd, known, facts, mount)
         if path == paths.ROOT:
             _refuse_nameless(fd, known)
+
+    def _plain_file(self, key: tuple[int, int], facts: FileFacts) -> File | None:
+        """A file that the fast path (plugin/plain_files.c) has recorded."""
+        found = self._host.plain_file_find(*key)
+        if found is None:
+            return None
+        return File(mnt_id=key[0], ino=key[1], dev=found[0], mode=facts.mode, path=found[1])
 
 
 def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:

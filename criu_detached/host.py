@@ -72,6 +72,31 @@ class Host:
         self._data = self._ffi.from_buffer("uint8_t[]", data)  # it must stay in place
         return bool(self._lib.known_files_load(self._data, len(data)) >= 0)
 
+    def plain_mount_add(
+        self, mnt_id: int, root: int, source_mnt_id: int, compare_owner: bool
+    ) -> None:
+        """Let the fast path take a mount's plain files (plugin/plain_files.h)."""
+        if self._lib.plain_mount_add(mnt_id, root, source_mnt_id, compare_owner):
+            raise DetachedError("no memory for the records")
+
+    def plain_file_note(self, mnt_id: int, ino: int, dev: int, path: bytes) -> None:
+        """Tell the fast path of a file that has a record."""
+        if self._lib.plain_file_note(mnt_id, ino, dev, path):
+            raise DetachedError("no memory for the records")
+
+    def plain_file_find(self, mnt_id: int, ino: int) -> tuple[int, bytes] | None:
+        """Device and path of a file that the fast path has recorded, or was told of."""
+        found = self._lib.plain_file_find(mnt_id, ino)
+        return (int(found.dev), self._ffi.string(found.path)) if found else None
+
+    def take_plain_records(self) -> tuple[bytes, int]:
+        """The records that the fast path has made, framed, and how many; it forgets them."""
+        size, entries = self._ffi.new("size_t *"), self._ffi.new("unsigned int *")
+        data = self._lib.plain_files_pending(size, entries)
+        records = bytes(self._ffi.buffer(data, size[0])) if size[0] else b""
+        self._lib.plain_files_written()
+        return records, int(entries[0])
+
     def shared_alloc(self, count: int) -> None:
         """Make memory that all tasks share, with a lock and a number for each mount."""
         if self._lib.shared_alloc(count):

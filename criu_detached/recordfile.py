@@ -100,6 +100,20 @@ class RecordWriter:
         """Append an EXT file; raises DetachedError when it cannot be written."""
         self._append(record)
 
+    def framed(self, records: bytes, entries: int) -> None:
+        """Append entries that are framed already, for the next flush.
+
+        Args:
+            records: the entries.
+            entries: how many.
+
+        Raises:
+            DetachedError: there are too many.
+        """
+        self._check_size(len(records))
+        self._pending += records
+        self._entries += entries
+
     def flush(self) -> None:
         """Write what is pending; raises DetachedError when it cannot be written."""
         if not self._pending:
@@ -118,9 +132,9 @@ class RecordWriter:
 
     def _append(self, record: Message) -> None:
         new = _framed(record)
-        size = self._end + len(self._pending) + len(new) + len(_EMPTY_TRAILER)
-        if len(new) > MAX_ENTRY or size > MAX_FILE:
-            raise DetachedError(f"{NAME} would grow over its limits: too many files")
+        if len(new) > MAX_ENTRY:
+            raise DetachedError(f"a record of {len(new)} bytes is over the limits of {NAME}")
+        self._check_size(len(new))
         self._pending += new
         self._entries += 1
         if (
@@ -129,6 +143,10 @@ class RecordWriter:
             or len(self._pending) >= _WRITE_SIZE
         ):
             self.flush()
+
+    def _check_size(self, more: int) -> None:
+        if self._end + len(self._pending) + more + len(_EMPTY_TRAILER) > MAX_FILE:
+            raise DetachedError(f"{NAME} would grow over its limit: too many files")
 
 
 class Records:

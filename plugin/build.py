@@ -135,9 +135,10 @@ def build_embedded(output: Path, lib: Path, scratch: Path) -> None:
 
     source = scratch / "embed.c"
     builder(import_paths(lib), sys.executable).emit_c_code(str(source))
-    known = scratch / "known_files.o"
-    cc(known, [SOURCE / "known_files.c"], *STRICT)
-    sources = [source, known]
+    sources = [source]
+    for name in ("known_files", "plain_files"):
+        sources.append(scratch / f"{name}.o")
+        cc(sources[-1], [SOURCE / f"{name}.c"], *STRICT)
     cc(output, sources, f"-I{python_headers()}", *libpython(), "-Wl,-z,nodelete", "-pthread")
 
 

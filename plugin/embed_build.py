@@ -46,6 +46,21 @@ int shared_get(unsigned int index);
 void shared_set(unsigned int index, int value);
 """
 
+# The part of plain_files.h that Python sees.
+PLAIN_FILES_CDEF = """
+struct plain_file {
+    uint64_t ino;
+    uint64_t dev;
+    uint32_t mnt_id;
+    const char *path;
+};
+int plain_mount_add(uint32_t mnt_id, int root, uint32_t source_mnt_id, int compare_owner);
+int plain_file_note(uint32_t mnt_id, uint64_t ino, uint64_t dev, const char *path);
+const struct plain_file *plain_file_find(uint32_t mnt_id, uint64_t ino);
+const uint8_t *plain_files_pending(size_t *size, unsigned int *entries);
+void plain_files_written(void);
+"""
+
 ENTRY_POINTS = """
 int dump_link(int fd, const char *link, const struct file_facts *facts);
 int dump_ext_file(int fd, int id, const struct file_facts *facts);
@@ -63,6 +78,7 @@ SOURCE = r"""
 #include <sys/stat.h>
 #include <unistd.h>
 #include "known_files.h"
+#include "plain_files.h"
 
 static struct criu_host host;
 
@@ -176,6 +192,12 @@ static int start_interpreter(void)
 	return 0;
 }
 
+/* The entry point for every link of a dump. */
+static int dump_plain_link(int fd, const char *link, const struct file_facts *facts)
+{
+	return plain_file_take(link, facts) ? DUMP_EXTERNAL : dump_link(fd, link, facts);
+}
+
 /* The entry point for every file of a restore. */
 static int open_known(const char *name, int flags)
 {
@@ -195,7 +217,7 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 	if (cffi_start_python())
 		return complain("the package", "the reason is on stderr; build the plugin again");
 	*entry = (struct embedded){
-		.dump_link = dump_link,
+		.dump_link = dump_plain_link,
 		.dump_ext_file = dump_ext_file,
 		.dump_flush = dump_flush,
 		.restore_init = restore_init,
@@ -220,7 +242,7 @@ def builder(paths: list[str], executable: str) -> FFI:
         A cffi builder; ``emit_c_code`` writes the module's C source.
     """
     ffi = FFI()
-    ffi.cdef(HOST_CDEF + KNOWN_FILES_CDEF)
+    ffi.cdef(HOST_CDEF + KNOWN_FILES_CDEF + PLAIN_FILES_CDEF)
     ffi.embedding_api(ENTRY_POINTS)
     wide = ", ".join(f'L"{path}"' for path in paths)
     defines = f'#define PYTHON_PATHS {wide}\n#define PYTHON_EXECUTABLE L"{executable}"\n'

@@ -164,6 +164,12 @@ class StandInHost(Host):
     def flushes(self) -> bool:
         return False
 
+    def plain_file_note(self, mnt_id: int, ino: int, dev: int, path: bytes) -> None:
+        pass
+
+    def plain_file_find(self, mnt_id: int, ino: int) -> tuple[int, bytes] | None:
+        return None
+
     def mntns_root(self, mnt_id: int) -> int:
         fd = os.open(self.root, os.O_PATH)
         self.stored.append(fd)  # CRIU's own, closed in the end
