@@ -38,8 +38,8 @@ class Dump:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._classifier = Classifier()
         self._finder = SourceFinder(host.dumps_mount_namespace(), host.mount_known)
+        self._classifier = Classifier(self._finder.dumped_pids)
         self._writer: RecordWriter | None = None
         self._mounts: dict[int, DetachedMount | None] = {}
         self._files: dict[tuple[int, int], File] = {}

@@ -77,6 +77,10 @@ class SourceFinder:
                 else:
                     os.close(fd)
 
+    def dumped_pids(self) -> list[int]:
+        """A process of each dumped mount namespace."""
+        return [mounts[0][0] for mounts in self._dumped_namespaces()]
+
     def _all(self) -> list[tuple[int, MountInfo, bool]]:
         if self._mounts is None:
             here = [(0, info, False) for info in mountinfo.read_mountinfo()]
