@@ -136,10 +136,10 @@ def criu_version() -> str:
 
 
 def kernel_path() -> str:
-    """Which of the two ways the kernel offers to tell a detached mount from others."""
+    """Which way the kernel offers to tell a detached mount from others."""
     if kernel.has_statmount_by_fd():
-        return "detached mounts are told by statmount (STATMOUNT_BY_FD)"
-    return "detached mounts are told by mountinfo (no STATMOUNT_BY_FD before Linux 7.0)"
+        return "detached mounts are told by STATMOUNT_BY_FD"
+    return "detached mounts are told by the fallback (no STATMOUNT_BY_FD before Linux 7.0)"
 
 
 _steps = iter(range(1, 100))
