@@ -415,6 +415,12 @@ static ssize_t steered_readlink_chk(const char *path, char *buf, size_t size, si
 	return steered_readlink(path, buf, size);
 }
 
+/* Only then openat(2) has a fourth argument; O_TMPFILE shares a bit with O_DIRECTORY. */
+static bool needs_mode(int flags)
+{
+	return flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE;
+}
+
 /*
  * The inventory is the last image of a dump, written while the tasks are still frozen
  * (write_img_inventory, cr_dump_tasks): the last moment at which a dump can fail.
@@ -425,7 +431,7 @@ static int steered_dump_openat(int dirfd, const char *path, int flags, ...)
 	mode_t mode;
 
 	va_start(args, flags);
-	mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(args, mode_t) : 0;
+	mode = needs_mode(flags) ? va_arg(args, mode_t) : 0;
 	va_end(args);
 	if (python_started && flags & O_CREAT && !strcmp(path, "inventory.img") &&
 	    python.dump_flush()) {
@@ -484,7 +490,7 @@ static int steered_openat(int dirfd, const char *path, int flags, ...)
 	if (is_key_name(path))
 		return open_key_name(path, flags);
 	va_start(args, flags);
-	mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(args, mode_t) : 0;
+	mode = needs_mode(flags) ? va_arg(args, mode_t) : 0;
 	va_end(args);
 	return openat(dirfd, path, flags, mode);
 }
