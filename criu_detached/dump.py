@@ -98,7 +98,7 @@ class Dump:
         return True
 
     def flush(self) -> None:
-        """Write what records are still in memory; raises DetachedError."""
+        """Write the records of the fast path, which are in memory; raises DetachedError."""
         if self._writer is not None:
             self._writer.framed(*self._host.take_plain_records())
             self._writer.flush()
@@ -143,7 +143,7 @@ class Dump:
             self._refuse_stream()
             release = os.fsencode(os.uname().release)
             header = Header(format=FORMAT, boot_id=boot_id(), machine=release)
-            self._writer = RecordWriter(self._host.image_dir(), header, self._host.flushes())
+            self._writer = RecordWriter(self._host.image_dir(), header)
             if self._host.need_plugin():
                 raise DetachedError("CRIU did not note in its inventory that the plugin is needed")
         return self._writer
@@ -258,12 +258,6 @@ def _check_source(
 ) -> None:
     """The restore will open the path beneath the source: it must be this very file."""
     _refuse_deleted(facts)
-    source = mount.record.bind_source
-    assert source is not None
-    if path != paths.ROOT and kernel.is_there(
-        mount.root, path, source.mnt_id, facts, owner=not maps_known
-    ):
-        return
     try:
         found = paths.facts_at(mount.root, path)
     except OSError as error:

@@ -105,29 +105,6 @@ def fstat(fd: int) -> FileFacts:
     return FileFacts(_facts)
 
 
-AT_SYMLINK_NOFOLLOW = 0x100  # linux/fcntl.h
-
-
-def is_there(root: int, path: bytes, mnt_id: int, facts: FileFacts, owner: bool) -> bool:
-    """Tell, with one statx(2), whether a path leads to a file without leaving a mount.
-
-    For paths that the kernel gave itself: they hold no symlink and no "..".
-
-    Args:
-        root: fd of a directory of the mount.
-        path: from there.
-        mnt_id: id of the mount.
-        facts: of the file: device and inode must be the same.
-        owner: compare the owner and group too.
-    """
-    if lib.sys_statx(root, path, AT_SYMLINK_NOFOLLOW, _facts) < 0:
-        return False
-    found = _facts
-    if found.ino != facts.ino or found.dev != facts.dev or found.mnt_id != mnt_id:
-        return False
-    return not owner or (found.uid == facts.uid and found.gid == facts.gid)
-
-
 def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileFacts:
     """Facts of a path that stays beneath a directory; the last component is not followed.
 
@@ -293,30 +270,28 @@ def mount_namespaces() -> Iterator[int]:
     Raises:
         OSError: ENOTTY before 6.12.
     """
+    found = ffi.new("uint64_t *")
     own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for ns_fd, ns_id in _namespaces(own):
-            os.close(ns_fd)
-            yield ns_id
+        _checked(lib.sys_mount_ns_id(own, found), "NS_MNT_GET_INFO")
+        yield int(found[0])
+        for backwards in (0, 1):
+            yield from _namespaces_from(own, backwards)
     finally:
         os.close(own)
 
 
-def _namespaces(own_ns_fd: int) -> Iterator[tuple[int, int]]:
-    """Yield an fd, the caller's, and the id of every mount namespace; the own one first."""
+def _namespaces_from(start: int, backwards: int) -> Iterator[int]:
     found = ffi.new("uint64_t *")
-    _checked(lib.sys_mount_ns_id(own_ns_fd, found), "NS_MNT_GET_INFO")
-    yield os.dup(own_ns_fd), int(found[0])
-    for backwards in (0, 1):
-        fd = os.dup(own_ns_fd)
-        try:
-            while (following := lib.sys_next_mount_ns(fd, backwards, found)) != -errno.ENOENT:
-                _checked(following, "NS_MNT_GET_NEXT")
-                os.close(fd)
-                fd = following
-                yield os.dup(fd), int(found[0])
-        finally:
+    fd = os.dup(start)
+    try:
+        while (following := lib.sys_next_mount_ns(fd, backwards, found)) != -errno.ENOENT:
+            _checked(following, "NS_MNT_GET_NEXT")
             os.close(fd)
+            fd = following
+            yield int(found[0])
+    finally:
+        os.close(fd)
 
 
 def clone_mount_visiting(ns_fd: int, own_ns_fd: int, fd: int) -> int:

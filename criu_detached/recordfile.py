@@ -33,10 +33,6 @@ OWN_MAGIC = 0x44544D31  # "1MTD"; CRIU's own are coordinates of towns
 MAX_FILE = 64 << 20  # bytes; half a million files
 MAX_ENTRY = 64 << 10  # bytes; a path is at most 4096
 
-# A buffered writer still writes its first entries one by one, and never keeps more bytes.
-_WRITE_THROUGH = 64
-_WRITE_SIZE = 1 << 16
-
 _MAGICS = IMG_COMMON_MAGIC.to_bytes(4, "little") + OWN_MAGIC.to_bytes(4, "little")
 
 
@@ -51,32 +47,22 @@ def _framed(record: Message) -> bytes:
     return len(payload).to_bytes(4, "little") + payload
 
 
-# An encoded trailer but for its two numbers, which every append fills in anew.
-_EMPTY_TRAILER = _framed(Trailer())
-_TRAILER_HEAD, _TRAILER_TAG = _EMPTY_TRAILER[:-9], _EMPTY_TRAILER[-5:-4]
-
-
-def _trailer(entries: int, crc: int) -> bytes:
-    numbers = entries.to_bytes(4, "little"), crc.to_bytes(4, "little")
-    return _TRAILER_HEAD + numbers[0] + _TRAILER_TAG + numbers[1]
+_TRAILER_SIZE = len(_framed(Trailer()))  # whatever its numbers
 
 
 class RecordWriter:
     """Writes the records of one dump into CRIU's image directory."""
 
-    def __init__(self, image_dir: int, header: Header, buffered: bool = False) -> None:
+    def __init__(self, image_dir: int, header: Header) -> None:
         """Create the file.
 
         Args:
             image_dir: fd of the directory; it stays the caller's.
             header: the first record.
-            buffered: flush will be called at the end, so that not every record of many
-                need be written by itself.
 
         Raises:
             DetachedError: it cannot be written.
         """
-        self._buffered = buffered
         self._pending = bytearray(_MAGICS)
         self._crc = 0
         self._entries = 0
@@ -119,7 +105,7 @@ class RecordWriter:
         if not self._pending:
             return
         crc = crc32(self._pending, self._crc)
-        data = self._pending + _trailer(self._entries, crc)
+        data = self._pending + _framed(Trailer(entries=self._entries, crc32=crc))
         try:
             written = os.pwrite(self._fd, data, self._end)
         except OSError as error:
@@ -137,15 +123,10 @@ class RecordWriter:
         self._check_size(len(new))
         self._pending += new
         self._entries += 1
-        if (
-            not self._buffered
-            or self._entries <= _WRITE_THROUGH
-            or len(self._pending) >= _WRITE_SIZE
-        ):
-            self.flush()
+        self.flush()
 
     def _check_size(self, more: int) -> None:
-        if self._end + len(self._pending) + more + len(_EMPTY_TRAILER) > MAX_FILE:
+        if self._end + len(self._pending) + more + _TRAILER_SIZE > MAX_FILE:
             raise DetachedError(f"{NAME} would grow over its limit: too many files")
 
 

@@ -209,7 +209,6 @@ static int start_python(void)
 	criu_detached_start_t *start;
 	char path[PATH_MAX];
 	void *module;
-
 	static bool failed;
 
 	if (python_started)

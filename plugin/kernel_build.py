@@ -30,7 +30,6 @@ int sys_mnt_id_unique(int fd, uint64_t *mnt_id);
 int sys_open_tree(int dirfd, const char *path, unsigned int flags);
 int sys_mount_setattr(int fd, uint64_t set, uint64_t clear, uint64_t propagation, int userns_fd);
 int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
-int sys_statx(int dirfd, const char *path, int flags, struct beneath *out);
 int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct beneath *out);
 int sys_open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve,
                      struct beneath *out);
@@ -164,11 +163,11 @@ static int sys_fstatfs(int fd, uint64_t *out)
 	return 0;
 }
 
-static int sys_statx(int dirfd, const char *path, int flags, struct beneath *out)
+static int sys_fstat(int fd, struct beneath *out)
 {
 	struct statx stx;
 
-	if (statx(dirfd, path, flags, STATX_BASIC_STATS | STATX_MNT_ID, &stx))
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, &stx))
 		return -errno;
 	out->dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
 	out->rdev = makedev(stx.stx_rdev_major, stx.stx_rdev_minor);
@@ -179,11 +178,6 @@ static int sys_statx(int dirfd, const char *path, int flags, struct beneath *out
 	out->uid = stx.stx_uid;
 	out->gid = stx.stx_gid;
 	return 0;
-}
-
-static int sys_fstat(int fd, struct beneath *out)
-{
-	return sys_statx(fd, "", AT_EMPTY_PATH, out);
 }
 
 static int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct beneath *out)

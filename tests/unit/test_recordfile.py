@@ -283,16 +283,23 @@ def test_reading_leaves_no_fd_open(directory: int, tmp_path: Path, written: byte
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-def test_buffered(tmp_path: Path) -> None:
-    """A buffered writer leaves the same file, once it is flushed, as one that is not."""
-    contents = []
-    for buffered in (False, True):
-        directory = tmp_path / str(buffered)
+TRAILER_SIZE = 16  # docs/image-format.md: a trailer with its size in front
+
+
+def test_framed(tmp_path: Path) -> None:
+    """Records that are framed already leave the same file, once it is flushed, as any others."""
+    contents: list[bytes] = []
+    for framed in (False, True):
+        directory = tmp_path / str(framed)
         directory.mkdir()
         fd = os.open(directory, os.O_RDONLY)
-        writer = RecordWriter(fd, Header(format=FORMAT), buffered)
+        writer = RecordWriter(fd, Header(format=FORMAT))
         writer.mount(Mount(mnt_id=1))
-        for ino in range(1, 5000):
+        before = (directory / NAME).stat().st_size - TRAILER_SIZE
+        if framed:
+            writer.framed(contents[0][before:-TRAILER_SIZE], 4999)
+            assert read_records(fd).files == {}
+        for ino in range(1, 5000) if not framed else ():
             writer.file(File(mnt_id=1, ino=ino, path=b"file%d" % ino))
             if ino in (1, 60):
                 assert len(read_records(fd).files) == ino
