@@ -23,7 +23,9 @@ readonly ROOT_PACKAGES=(
     python3 python3-dev python3-cffi python3-protobuf python3-pytest python3-hypothesis
     python3-setuptools
     protobuf-compiler gcc libc6-dev make git
-    kmod iproute2 procps strace util-linux mount e2fsprogs btrfs-progs
+    kmod iproute2 procps strace util-linux mount
+    e2fsprogs btrfs-progs xfsprogs dosfstools squashfs-tools erofs-utils
+    g++ redis-server
 )
 
 # Directories that have to be there in the root: where the checkout is mounted, and where
