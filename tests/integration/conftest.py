@@ -43,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Name the markers."""
     config.addinivalue_line("markers", "detached: has no counterpart with attached mounts")
     config.addinivalue_line("markers", "plain: runs CRIU without the plugin only")
+    config.addinivalue_line(
+        "markers", "covers(*items, outcome='restored', column=None): cells of the coverage table"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
