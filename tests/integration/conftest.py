@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
 
+from ..coverage_table import COLUMNS, ITEMS, OUTCOMES, PROPERTY
 from .harness import scenario as harness
 from .harness.criu import has_plugin
 from .harness.placement import SHAPES, Placement, Shape
@@ -49,10 +51,40 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def runner() -> None:
+def runner(record_testsuite_property: Callable[[str, str], None]) -> None:
     """Mounts that the tests make are seen by the tests alone and end with them."""
+    record_testsuite_property("kernel", ".".join(platform.release().split(".")[:2]))
     if not os.geteuid():
         harness.prepare_runner()
+
+
+@pytest.fixture
+def used_placements() -> set[Placement]:
+    """Where the scenarios of a test were placed."""
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def coverage(request: pytest.FixtureRequest, used_placements: set[Placement]) -> Iterator[None]:
+    """Note for the coverage table what a test shows: its marker says what, its placement where."""
+    yield
+    markers = list(request.node.iter_markers("covers"))
+    if not markers or request.config.getoption("--attached"):
+        return
+    columns = {column_of(placement) for placement in used_placements}
+    for marker in markers:
+        column = marker.kwargs.get("column") or ", ".join(sorted(columns))
+        outcome = marker.kwargs.get("outcome", "restored")
+        assert column in COLUMNS, f"covers: {column!r} is no column, say column="
+        assert outcome in OUTCOMES and ITEMS.issuperset(marker.args), f"not known: {marker}"
+        for item in marker.args:
+            request.node.user_properties.append((PROPERTY, f"{item} {column} {outcome}"))
+
+
+def column_of(placement: Placement) -> str:
+    """The column of the coverage table that a placement stands for."""
+    inside = placement in (Placement.NAMESPACE, Placement.NAMESPACE_TMPFS)
+    return "namespace" if inside else "host"
 
 
 class MakeScenario(Protocol):
@@ -62,14 +94,18 @@ class MakeScenario(Protocol):
 
 
 @pytest.fixture
-def scenario(pytestconfig: pytest.Config) -> Iterator[MakeScenario]:
+def scenario(
+    pytestconfig: pytest.Config, used_placements: set[Placement]
+) -> Iterator[MakeScenario]:
     """Makes scenarios; their processes and mounts are gone after the test."""
     with ExitStack() as stack:
 
         def make(*args: Any, **kwargs: Any) -> Scenario:
             if pytestconfig.getoption("--attached"):
                 kwargs["attached"] = True
-            return stack.enter_context(Scenario(*args, **kwargs))
+            made = stack.enter_context(Scenario(*args, **kwargs))
+            used_placements.add(made.ground.placement)
+            return made
 
         yield make
 

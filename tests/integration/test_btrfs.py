@@ -85,6 +85,7 @@ def hold_both(task: Task) -> Check:
     return lambda: [os.pread(fd, 100, 0).decode() for fd in fds]
 
 
+@pytest.mark.covers("file", "directory")
 def test_top_subvolume(
     scenario: MakeScenario, placement: Placement, mount_btrfs: Callable[[Path], None]
 ) -> None:

@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from .conftest import MakeScenario
 from .harness import look
 from .harness.agent import Check, Task
@@ -24,6 +26,7 @@ def hold_cwd(task: Task) -> Check:
     return check
 
 
+@pytest.mark.covers("cwd")
 def test_cwd(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement).start(hold_cwd).cycle()
     assert held.ask() == [CONTENT, "inner\n"]
@@ -69,6 +72,7 @@ def hold_program(task: Task) -> Check:
     return lambda: [pid, os.readlink(f"/proc/{pid}/exe")]
 
 
+@pytest.mark.covers("exe")
 def test_exe(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement, populate=populate_with_program).start(hold_program).cycle()
     pid, exe = held.ask()

@@ -53,6 +53,7 @@ def hold_devices(task: Task) -> Check:
     return check
 
 
+@pytest.mark.covers("block_device", "character_device")
 @pytest.mark.detached  # CRIU itself can't dump them
 def test_devices(scenario: MakeScenario, placement: Placement, loop: int) -> None:
     def populate(source: Path) -> None:
@@ -93,6 +94,7 @@ def hold_character_device(task: Task) -> Check:
     return lambda: fcntl.ioctl(char, LOOP_CTL_GET_FREE) >= 0
 
 
+@pytest.mark.covers("character_device")
 @pytest.mark.detached
 def test_character_device_alone(scenario: MakeScenario, loop: int) -> None:
     def populate(source: Path) -> None:

@@ -83,6 +83,7 @@ def test_attached(scenario: MakeScenario, placement: Placement) -> None:
     assert held.ask() == EACH_KIND
 
 
+@pytest.mark.covers("file", "directory", "o_path", "o_path_symlink", "fifo", "character_device")
 @pytest.mark.parametrize("shape", [DIRECTORY, SUBDIRECTORY], ids=lambda s: s.name)
 def test_each_kind(scenario: MakeScenario, every_placement: Placement, shape: Shape) -> None:
     held = scenario(every_placement, [Bind(shape)]).start(hold_each_kind)
@@ -91,6 +92,7 @@ def test_each_kind(scenario: MakeScenario, every_placement: Placement, shape: Sh
     assert held.ask() == EACH_KIND
 
 
+@pytest.mark.covers("file")
 def test_single_file(scenario: MakeScenario, every_placement: Placement) -> None:
     held = scenario(every_placement, [Bind(SINGLE_FILE)]).start(hold_file)
     held.cycle()
@@ -99,6 +101,7 @@ def test_single_file(scenario: MakeScenario, every_placement: Placement) -> None
     assert rest == CONTENT[10:]
 
 
+@pytest.mark.covers("file", "o_append")
 def test_written_file_is_the_same_file(scenario: MakeScenario) -> None:
     """A restored fd writes to the file of the source, not to a copy."""
 

@@ -62,6 +62,7 @@ def states(held_pid: int) -> dict[int, tuple[int, int, bool]]:
     }
 
 
+@pytest.mark.covers("o_path", "o_nofollow", "o_append", "o_direct", "fowner")
 def test_as_attached(scenario: MakeScenario, placement: Placement) -> None:
     """The same process is dumped with its mount attached and detached."""
     attached = scenario(placement, attached=True).start(hold_flags)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from .conftest import MakeScenario
 from .harness.agent import Check, Task
 from .harness.placement import Placement
@@ -22,6 +24,7 @@ def hold_many(task: Task) -> Check:
     return lambda: [int(os.pread(fd, 10, 0)) for fd in fds] == list(range(len(fds)))
 
 
+@pytest.mark.covers("file")
 def test_all_come_back(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement).start(hold_many)
     held.cycle()

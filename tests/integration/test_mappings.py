@@ -53,6 +53,7 @@ def hold_mappings(task: Task) -> Check:
     return check
 
 
+@pytest.mark.covers("shared_mapping", "private_mapping")
 def test_mappings(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement).start(hold_mappings)
     held.cycle()
@@ -79,6 +80,7 @@ def hold_only_mapping(task: Task) -> Check:
     return lambda: str(mapping[:], "ascii")
 
 
+@pytest.mark.covers("shared_mapping")
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="mmap keeps an fd before Python 3.13")
 def test_only_mapping(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement).start(hold_only_mapping).cycle()

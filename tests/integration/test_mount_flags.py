@@ -51,6 +51,7 @@ def flags_of(held: Scenario) -> list[tuple[int, int | None]]:
     return found
 
 
+@pytest.mark.covers("directory")
 @pytest.mark.detached  # CRIU loses nosymfollow where it restores an attached mount itself
 def test_flags(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement, [Bind(SUBDIRECTORY, flags) for flags in FLAGS])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+import pytest
+
 from .conftest import MakeScenario
 from .harness import look
 from .harness.agent import Check, Task
@@ -39,12 +41,14 @@ def hold_passed_on(task: Task) -> Check:
     return ask
 
 
+@pytest.mark.covers("file")
 def test_own_mount(scenario: MakeScenario) -> None:
     held = scenario(Placement.NAMESPACE).start(hold_in_nested)
     held.cycle()
     assert held.ask() == CONTENT
 
 
+@pytest.mark.covers("file")
 def test_passed_on(scenario: MakeScenario) -> None:
     held = scenario(Placement.NAMESPACE).start(hold_passed_on)
     held.cycle()

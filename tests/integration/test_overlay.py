@@ -84,6 +84,7 @@ def hold_some(task: Task) -> Check:
     ]
 
 
+@pytest.mark.covers("file", "directory", "o_append")
 def test_layers(
     scenario: MakeScenario, placement: Placement, mount_overlay_of_one: Callable[[Path], None]
 ) -> None:

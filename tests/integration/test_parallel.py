@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from .conftest import MakeScenario
 from .harness import look
 from .harness.agent import Check, Task
@@ -25,6 +27,7 @@ def hold_in_many(task: Task) -> Check:
     return lambda: [ask() for ask in asks]
 
 
+@pytest.mark.covers("file", "directory")
 def test_one_mount(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement, [Bind(), Bind()]).start(hold_in_many).cycle()
     assert held.ask() == [["01", ["inner"]]] * PROCESSES

@@ -61,6 +61,7 @@ def refused(held: Scenario, *patterns: str) -> None:
     assert held.ask() == answer
 
 
+@pytest.mark.covers("file", outcome="refused", column="sole-held")
 def test_no_source(scenario: MakeScenario) -> None:
     """The source is unmounted as well: nothing but the process holds the filesystem."""
     held = scenario().start(hold_file)
@@ -68,6 +69,7 @@ def test_no_source(scenario: MakeScenario) -> None:
     refused(held, "file")
 
 
+@pytest.mark.covers("file", outcome="refused", column="sole-held")
 def test_no_source_in_namespace(scenario: MakeScenario) -> None:
     held = scenario(Placement.HOST_SOURCE).start(hold_file)
     kernel.umount2(held.ground.source, kernel.MNT_DETACH)
@@ -88,7 +90,13 @@ def test_source_shows_less(scenario: MakeScenario) -> None:
         kernel.umount2(part)
 
 
-@pytest.mark.parametrize("name", ["file", "dir"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("file", marks=pytest.mark.covers("deleted_file", outcome="refused")),
+        pytest.param("dir", marks=pytest.mark.covers("deleted_directory", outcome="refused")),
+    ],
+)
 def test_deleted(scenario: MakeScenario, placement: Placement, name: str) -> None:
     held = scenario(placement).start(hold_deleted, name=name)
     refused(held, name)
@@ -105,6 +113,7 @@ def test_replaced(scenario: MakeScenario) -> None:
     assert held.ask() == CONTENT
 
 
+@pytest.mark.covers("unix_socket", outcome="refused")
 def test_bound_socket(scenario: MakeScenario, placement: Placement) -> None:
     refused(scenario(placement).start(hold_bound_socket), "socket")
 
@@ -120,6 +129,7 @@ def hold_anonymous(task: Task) -> Check:
     return lambda: [tree >= 0, os.pread(fd, 100, 0).decode()]
 
 
+@pytest.mark.covers("file", "tree_fd", outcome="refused", column="anonymous")
 def test_anonymous(scenario: MakeScenario, placement: Placement) -> None:
     refused(scenario(placement).start(hold_anonymous), "")
 

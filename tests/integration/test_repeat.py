@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .conftest import MakeScenario
 from .harness.placement import Placement
 from .test_fds import EACH_KIND, hold_each_kind
@@ -9,6 +11,7 @@ from .test_fds import EACH_KIND, hold_each_kind
 ROUNDS = 10
 
 
+@pytest.mark.covers("file", "directory", "o_path", "o_path_symlink", "fifo", "character_device")
 def test_ten_rounds(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement).start(hold_each_kind)
     for _ in range(ROUNDS if placement is Placement.HOST else 3):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+import pytest
+
 from .conftest import MakeScenario
 from .harness import look
 from .harness.agent import Check, Task
@@ -40,11 +42,13 @@ def hold_two_mounts(task: Task) -> Check:
     return lambda: [os.pread(fd, 100, 0).decode() for fd in fds]
 
 
+@pytest.mark.covers("file")
 def test_descriptions(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement).start(hold_shared).cycle()
     assert held.ask() == ["01", "23", "45", "67", "01"]
 
 
+@pytest.mark.covers("file")
 def test_mounts(scenario: MakeScenario, placement: Placement) -> None:
     """Two mounts that differ in nothing but their ids are two again, and one is one."""
     binds = [Bind(DIRECTORY), Bind(DIRECTORY), Bind(SUBDIRECTORY)]
@@ -72,6 +76,7 @@ def hold_in_flight(task: Task) -> Check:
     return check
 
 
+@pytest.mark.covers("scm_rights")
 def test_in_flight(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement).start(hold_in_flight).cycle()
     assert held.ask() == "45"
