@@ -50,6 +50,10 @@ test-native: ## integration tests on this machine's kernel alone (K=EXPRESSION s
 test-vm: ## integration tests in the VM alone (K=EXPRESSION selects)
 	@.ci/run vm
 
+.PHONY: coverage
+coverage: ## rewrite the README's coverage table from the results of "make test"
+	@$(PYTHON) tests/coverage_table.py --write
+
 .PHONY: lint
 lint: ## check style, types and compiler warnings
 	@.ci/run lint
