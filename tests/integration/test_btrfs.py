@@ -39,13 +39,13 @@ def mount_btrfs(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     made = subprocess.run(command, check=False, capture_output=True, text=True)
     loop = made.stdout.strip()
     if not loop:
-        pytest.skip("no loop device can be had")
+        pytest.skip("this kernel gives no loop device")
 
     def mount(source: Path) -> None:
         try:
             kernel.mount(loop, source, "btrfs")
         except OSError as error:
-            pytest.skip(f"btrfs: {error}")
+            pytest.skip(f"this kernel mounts no btrfs: {error}")
 
     yield mount
     subprocess.run(["losetup", "--detach", loop], check=True)

@@ -17,10 +17,7 @@ from .harness.placement import CONTENT, Placement
 
 pytestmark = [
     pytest.mark.detached,
-    pytest.mark.skipif(
-        os.environ.get("CRIU_DETACHED_GROUND") == "vm",
-        reason="nothing here depends on the kernel, and compilers take minutes under emulation",
-    ),
+    pytest.mark.native_only("compilers take minutes under emulation, and no kernel matters here"),
 ]
 
 CHECKOUT = Path(__file__).resolve().parents[2]

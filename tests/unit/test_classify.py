@@ -89,7 +89,7 @@ def test_anonymous(classifier: Classifier, tmp_path: Path, directory: int) -> No
         os.close(tree)
     try:
         if found == {classify.DETACHED}:
-            pytest.skip("before Linux 6.15 these are not told apart")
+            pytest.skip("this kernel (before 6.15) does not tell these apart")
         assert found == {classify.ANONYMOUS}
         assert kind(classifier, file) == classify.DETACHED
     finally:

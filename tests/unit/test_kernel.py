@@ -326,7 +326,7 @@ def test_mount_namespaces() -> None:
     try:
         found = list(kernel.mount_namespaces())
     except OSError as error:  # ENOTTY before Linux 6.12
-        pytest.skip(f"no walk over mount namespaces: {error}")
+        pytest.skip(f"this kernel (before 6.12) has no walk over mount namespaces: {error}")
     assert len(found) == len(set(found)) >= 1
     root = os.open("/", kernel.O_PATH)
     try:

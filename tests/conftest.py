@@ -1,0 +1,52 @@
+"""Where nothing may be skipped silently: with CRIU_DETACHED_NO_SKIP a skip is a failure.
+
+The test ground brings every tool and privilege, so a test that does not find one there has hidden
+something. Two reasons are good ones: natively the kernel is the machine's own and may lack what a
+test needs, which the reason says with THIS_KERNEL; and a test may be marked "native_only".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+THIS_KERNEL = "this kernel "
+NATIVE_ONLY = "native only: "
+
+
+def in_vm() -> bool:
+    """Whether the tests run in the VM, whose kernel is chosen for them."""
+    return os.environ.get("CRIU_DETACHED_GROUND") == "vm"
+
+
+def may_skip(reason: str) -> bool:
+    """Whether a test that was skipped for this reason hides nothing."""
+    if not os.environ.get("CRIU_DETACHED_NO_SKIP"):
+        return True
+    return reason.startswith(NATIVE_ONLY if in_vm() else THIS_KERNEL)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker."""
+    config.addinivalue_line("markers", "native_only(reason): would show nothing more in the VM")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Skip in the VM what is marked so."""
+    marker = item.get_closest_marker("native_only")
+    if marker and in_vm():
+        item.add_marker(pytest.mark.skip(reason=NATIVE_ONLY + marker.args[0]))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let a test fail that was skipped for no good reason; an expected failure is no skip."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
+        path, line, message = report.longrepr
+        if not may_skip(message.removeprefix("Skipped: ")):
+            report.outcome = "failed"
+            report.longrepr = f"{path}:{line}: may not be skipped here: {message}"
+    return report
