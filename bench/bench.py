@@ -1,13 +1,15 @@
-"""What the plugin costs: paired runs of criu with and without it, as a markdown table.
+"""What the plugin costs: paired runs of criu with it and of a base, as markdown tables.
 
-The two sides of a pair run right after each other, in turn first, so that what else the
-machine does meets both; medians are compared.
+The base is criu without the plugin and with the files attached; where the content of a file has to
+be in the images, it is cp of that file. The two sides of a pair run right after each other, in turn
+first, so that what else the machine does meets both; medians are compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import mmap
 import os
 import platform
 import re
@@ -17,16 +19,35 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.integration.harness import kernel
 from tests.integration.harness.agent import Check, Task
 from tests.integration.harness.criu import has_plugin
-from tests.integration.harness.placement import populate_tree
+from tests.integration.harness.placement import mount_tmpfs, populate_tree
+from tests.integration.harness.program import Program
 from tests.integration.harness.scenario import Scenario, prepare_runner
+
+DISK = Path(__file__).resolve().parents[1] / ".cache"  # /tmp is in memory in the test ground
+MIB = 1 << 20
+UNTRACKED: dict[str, Any] = {"trackfd": False}  # Python 3.13: a mapping keeps no fd
+
+# --- What is held -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """A program with its arguments, and the files that it finds on its mount."""
+
+    program: Program
+    arguments: dict[str, int]
+    populate: Callable[[Path], None]
 
 
 def hold_files(task: Task, processes: int, files: int) -> Check:
@@ -54,12 +75,66 @@ def hold_files(task: Task, processes: int, files: int) -> Check:
     return lambda: None
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of a pair."""
+def files(processes: int, count: int) -> Held:
+    """Each of the processes has so many files open."""
+    return Held(
+        hold_files,
+        {"processes": processes, "files": count},
+        lambda tree: touch_many(tree, processes * count),
+    )
 
-    attached: bool
-    plugin: bool
+
+def touch_many(tree: Path, count: int) -> None:
+    """Files that are numbered, with a page of content that can be mapped."""
+    (tree / "many").mkdir()
+    for number in range(count):
+        (tree / "many" / str(number)).write_bytes(b"content")
+
+
+def hold_mappings(task: Task, count: int) -> Check:
+    """Distinct files that are mapped and not open."""
+    mappings = []
+    for number in range(count):
+        fd = os.open(task.path(f"many/{number}"), os.O_RDWR)
+        mappings.append(mmap.mmap(fd, 7, **UNTRACKED))
+        os.close(fd)
+    task.detach()
+    return lambda: sum(mapping[:] == b"content" for mapping in mappings)
+
+
+def mappings(count: int) -> Held:
+    """One process has so many mappings."""
+    return Held(hold_mappings, {"count": count}, lambda tree: touch_many(tree, count))
+
+
+def hold_deleted(task: Task) -> Check:
+    """A file that has no name any more."""
+    fd = os.open(task.path(LARGE), os.O_RDWR)
+    os.unlink(task.path(LARGE))
+    task.detach()
+    return lambda: os.fstat(fd).st_nlink
+
+
+LARGE = "large"
+
+
+def deleted(size: int, data: int) -> Held:
+    """A deleted file, with its data spread over it in pieces of a mebibyte."""
+    return Held(hold_deleted, {}, lambda tree: write_large(tree / LARGE, size, data))
+
+
+def write_large(path: Path, size: int, data: int) -> None:
+    """Write it to the disk, so that its own write-back is not part of what is measured."""
+    piece = os.urandom(MIB)
+    with path.open("wb") as file:
+        for number in range(data // MIB):
+            file.seek(number * (size // (data // MIB)))
+            file.write(piece)
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
+# --- The two sides of a pair --------------------------------------------------------------
 
 
 @dataclass
@@ -73,69 +148,138 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Case:
-    """A pair, what is held in it, and how often it is measured."""
+class Ground:
+    """Where a round has its files: a directory on the disk, and the helper that measures memory."""
 
-    name: str
-    base: Side
-    other: Side
-    processes: int
-    files: int
-    rounds: int
+    directory: Path
+    peak: Path
+
+    @property
+    def prefix(self) -> list[str]:
+        """What a command is run under."""
+        return [str(self.peak), str(self._kib)]
+
+    def used(self) -> int:
+        """The peak memory of the last command, in KiB."""
+        return int(self._kib.read_text())
+
+    @property
+    def _kib(self) -> Path:
+        return self.peak.with_name("kib")
+
+    def run(self, *command: str | Path) -> float:
+        """The milliseconds that a command takes."""
+        started = time.monotonic()
+        subprocess.run([*self.prefix, *command], check=True)
+        return (time.monotonic() - started) * 1000
 
 
-NOTHING = Side(attached=True, plugin=False)
-LOADED = Side(attached=True, plugin=True)
-DETACHED = Side(attached=False, plugin=True)
+@dataclass(frozen=True)
+class Criu:
+    """criu dumps and restores a process that holds the files."""
 
-CASES = (
-    Case("plugin loaded, nothing detached", NOTHING, LOADED, 1, 1, 300),
-    Case("one detached file", NOTHING, DETACHED, 1, 1, 30),
-    Case("1,000 detached files", NOTHING, DETACHED, 1, 1000, 10),
-    Case("10,000 detached files", NOTHING, DETACHED, 1, 10000, 5),
-    Case("100 processes with 100 detached files each", NOTHING, DETACHED, 100, 100, 5),
-)
+    attached: bool
+    plugin: bool
 
-
-class Bench:
-    """Runs cases; owns the helper that measures memory."""
-
-    def __init__(self, directory: Path) -> None:
-        self._peak = directory / "peak"
-        self._peak_file = directory / "kib"
-        source = Path(__file__).with_name("peak.c")
-        subprocess.run(["cc", "-O2", "-o", str(self._peak), str(source)], check=True)
-
-    def measure(self, case: Case, rounds: int) -> tuple[Sample, Sample]:
-        """Measure both sides of a case in turn."""
-        sides = {case.base: Sample(), case.other: Sample()}
-        for number in range(rounds + 1):
-            order = list(sides) if number % 2 else list(reversed(sides))
-            for side in order:
-                into = sides[side] if number else Sample()  # the first round warms the caches
-                self._once(case, side, into)
-        return sides[case.base], sides[case.other]
-
-    def _once(self, case: Case, side: Side, sample: Sample) -> None:
+    def measure(self, case: Case, ground: Ground, sample: Sample) -> None:
         """One dump and restore of a fresh process."""
 
         def populate(source: Path) -> None:
             populate_tree(source)
-            many = source / "tree" / "many"
-            many.mkdir()
-            for number in range(case.processes * case.files):
-                (many / str(number)).touch()
+            case.held.populate(source / "tree")
 
-        with Scenario(attached=side.attached, populate=populate) as held:
-            held.start(hold_files, processes=case.processes, files=case.files)
+        def mount_source(source: Path) -> None:
+            if case.on_disk:
+                kernel.bind(make(ground.directory / "source"), source)
+            else:
+                mount_tmpfs(source)
+
+        made = Scenario(attached=self.attached, mount_source=mount_source, populate=populate)
+        with made as held:
+            if case.on_disk:
+                held.images = ground.directory / "images"
+            held.start(case.held.program, **case.held.arguments)
             gc.collect()
-            prefix = [str(self._peak), str(self._peak_file)]
-            run = held.dump(plugin=side.plugin, prefix=prefix, verbosity=2).succeeded()
-            sample.dump.append(run.seconds * 1000)
-            sample.dump_peak.append(int(self._peak_file.read_text()))
-            run = held.restore(plugin=side.plugin, prefix=prefix, verbosity=2).succeeded()
-            sample.restore.append(run.seconds * 1000)
-            sample.restore_peak.append(int(self._peak_file.read_text()))
+            for verb, times, peaks in (
+                (held.dump, sample.dump, sample.dump_peak),
+                (held.restore, sample.restore, sample.restore_peak),
+            ):
+                run = verb(plugin=self.plugin, prefix=ground.prefix, verbosity=2).succeeded()
+                times.append(run.seconds * 1000)
+                peaks.append(ground.used())
+
+
+@dataclass(frozen=True)
+class Copy:
+    """cp copies the large file to where the images would be, and back."""
+
+    def measure(self, case: Case, ground: Ground, sample: Sample) -> None:
+        """One copy in each direction."""
+        source, images = make(ground.directory / "source"), make(ground.directory / "images")
+        case.held.populate(source)
+        for old, new, times, peaks in (
+            (source / LARGE, images / LARGE, sample.dump, sample.dump_peak),
+            (images / LARGE, source / "restored", sample.restore, sample.restore_peak),
+        ):
+            # A reflink would copy nothing.
+            times.append(ground.run("cp", "--reflink=never", old, new))
+            peaks.append(ground.used())
+
+
+def make(directory: Path) -> Path:
+    """A new directory."""
+    directory.mkdir()
+    return directory
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is held, the two sides that are compared, and how often they are measured."""
+
+    name: str
+    held: Held
+    base: Criu | Copy
+    other: Criu
+    rounds: int
+    on_disk: bool = False
+
+
+NOTHING = Criu(attached=True, plugin=False)
+LOADED = Criu(attached=True, plugin=True)
+DETACHED = Criu(attached=False, plugin=True)
+COPY = Copy()
+
+CASES = (
+    Case("plugin loaded, nothing detached", files(1, 1), NOTHING, LOADED, 300),
+    Case("one detached file", files(1, 1), NOTHING, DETACHED, 30),
+    Case("1,000 detached files", files(1, 1000), NOTHING, DETACHED, 10),
+    Case("10,000 detached files", files(1, 10000), NOTHING, DETACHED, 5),
+    Case("100 processes with 100 detached files each", files(100, 100), NOTHING, DETACHED, 5),
+    Case("1,000 mappings of a detached mount", mappings(1000), NOTHING, DETACHED, 10),
+)
+
+
+def measure(case: Case, rounds: int, peak: Path) -> tuple[Sample, Sample]:
+    """Measure both sides of a case in turn."""
+    base, other = Sample(), Sample()
+    sides = [(case.base, base), (case.other, other)]
+    for number in range(rounds + 1):
+        for side, sample in sides if number % 2 else reversed(sides):
+            # The first round warms the caches.
+            into = sample if number else Sample()
+            with tempfile.TemporaryDirectory(prefix="bench.", dir=DISK) as directory:
+                side.measure(case, Ground(Path(directory), peak), into)
+    return base, other
+
+
+# --- The tables ---------------------------------------------------------------------------
+
+
+TIMES: dict[str, Callable[[Sample], list[float]]] = {
+    "dump": lambda sample: sample.dump,
+    "restore": lambda sample: sample.restore,
+    "both": lambda sample: [sum(pair) for pair in zip(sample.dump, sample.restore, strict=True)],
+}
 
 
 def row(case: Case, what: str, pick: Callable[[Sample], list[float]], pair: list[Sample]) -> str:
@@ -149,7 +293,7 @@ def row(case: Case, what: str, pick: Callable[[Sample], list[float]], pair: list
 
 
 def memory_row(case: Case, what: str, base: list[float], other: list[float]) -> str:
-    """One line of the second table: medians of criu's peak memory."""
+    """One line of the second table: medians of the peak memory."""
     old, new = statistics.median(base) / 1024, statistics.median(other) / 1024
     return f"| {case.name} | {what} | {old:.1f} | {new:.1f} | {new - old:+.1f} |"
 
@@ -166,6 +310,14 @@ def machine() -> str:
     )
 
 
+def build_peak(directory: Path) -> Path:
+    """The helper that measures memory."""
+    peak = directory / "peak"
+    source = Path(__file__).with_name("peak.c")
+    subprocess.run(["cc", "-O2", "-o", str(peak), str(source)], check=True)
+    return peak
+
+
 def main() -> int:
     """Measure all cases and print both tables."""
     parser = argparse.ArgumentParser(description="measure what the plugin costs criu")
@@ -175,26 +327,27 @@ def main() -> int:
     if os.geteuid() or not has_plugin():
         print("The benchmark needs root and the plugin (make plugin).", file=sys.stderr)
         return 1
+    DISK.mkdir(exist_ok=True)
     prepare_runner()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     memory = []
     print(f"Machine: {machine()}\n")
-    print("| case | what | without, ms | with, ms | difference | median ratio | half the ratios |")
+    print("| case | what | base, ms | plugin, ms | difference | median ratio | half the ratios |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory))
+        peak = build_peak(Path(directory))
         for case in CASES:
             if arguments.case not in case.name:
                 continue
-            pair = bench.measure(case, max(1, round(case.rounds * arguments.scale)))
-            print(row(case, "dump", lambda sample: sample.dump, list(pair)))
-            print(row(case, "restore", lambda sample: sample.restore, list(pair)), flush=True)
+            pair = measure(case, max(1, round(case.rounds * arguments.scale)), peak)
+            for what, pick in TIMES.items():
+                print(row(case, what, pick, list(pair)), flush=True)
             base, other = pair
             memory.append(memory_row(case, "dump", base.dump_peak, other.dump_peak))
             memory.append(memory_row(case, "restore", base.restore_peak, other.restore_peak))
-    print("\nPeak memory of criu:\n")
-    print("| case | what | without, MiB | with, MiB | difference |")
+    print("\nPeak memory:\n")
+    print("| case | what | base, MiB | plugin, MiB | difference |")
     print("|---|---|---|---|---|")
     print("\n".join(memory))
     return 0
