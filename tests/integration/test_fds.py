@@ -10,6 +10,7 @@ from .conftest import MakeScenario
 from .harness import look
 from .harness.agent import Check, Task
 from .harness.placement import CONTENT, DIRECTORY, SINGLE_FILE, SUBDIRECTORY, Bind, Placement, Shape
+from .harness.programs import hold_position
 
 
 def hold_each_kind(task: Task) -> Check:
@@ -66,14 +67,6 @@ EACH_KIND = {
 }
 
 
-def hold_file(task: Task) -> Check:
-    """One file, read up to its tenth byte."""
-    fd = os.open(task.path("file"), os.O_RDWR)
-    os.read(fd, 10)
-    task.detach()
-    return lambda: [fd, os.read(fd, 100).decode()]
-
-
 @pytest.mark.plain
 @pytest.mark.parametrize("placement", [Placement.HOST, Placement.NAMESPACE], ids=str)
 def test_attached(scenario: MakeScenario, placement: Placement) -> None:
@@ -94,7 +87,7 @@ def test_each_kind(scenario: MakeScenario, every_placement: Placement, shape: Sh
 
 @pytest.mark.covers("file")
 def test_single_file(scenario: MakeScenario, every_placement: Placement) -> None:
-    held = scenario(every_placement, [Bind(SINGLE_FILE)]).start(hold_file)
+    held = scenario(every_placement, [Bind(SINGLE_FILE)]).start(hold_position)
     held.cycle()
     fd, rest = held.ask()
     held.assert_detached([fd])

@@ -14,15 +14,9 @@ from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.criu import default_plugins
 from .harness.placement import CONTENT, Placement
+from .harness.programs import hold_file
 
 pytestmark = pytest.mark.detached
-
-
-def hold_file(task: Task) -> Check:
-    """One file."""
-    fd = os.open(task.path("file"), os.O_RDWR)
-    task.detach()
-    return lambda: os.pread(fd, 100, 0).decode()
 
 
 class Breaker:

@@ -12,8 +12,8 @@ import pytest
 
 from .conftest import MakeScenario
 from .harness import kernel
-from .harness.agent import Check, Task
 from .harness.placement import CONTENT, Placement
+from .harness.programs import hold_file
 
 pytestmark = [
     pytest.mark.detached,
@@ -46,13 +46,6 @@ def default_dir(tmp_path: Path) -> Iterator[Path]:
     kernel.mount("plugins", DEFAULT, "tmpfs", 0, "mode=755")
     yield DEFAULT
     kernel.umount2(DEFAULT, kernel.MNT_DETACH)
-
-
-def hold_file(task: Task) -> Check:
-    """One file."""
-    fd = os.open(task.path("file"), os.O_RDWR)
-    task.detach()
-    return lambda: os.pread(fd, 100, 0).decode()
 
 
 def listing(directory: Path) -> set[str]:

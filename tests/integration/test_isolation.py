@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from .conftest import MakeScenario
-from .harness.agent import Check, Task
 from .harness.placement import CONTENT, Placement
-
-
-def hold_file(task: Task) -> Check:
-    """One file."""
-    fd = os.open(task.path("file"), os.O_RDWR)
-    task.detach()
-    return lambda: os.pread(fd, 100, 0).decode()
+from .harness.programs import hold_file
 
 
 def test_environment(

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from .conftest import MakeScenario
 from .harness import kernel
-from .harness.agent import Check, Task
 from .harness.placement import CONTENT, SHAPES, Bind, Shape, populate_tree
-
-
-def hold_file(task: Task) -> Check:
-    """One file."""
-    fd = os.open(task.path("file"), os.O_RDWR)
-    task.detach()
-    return lambda: os.pread(fd, 100, 0).decode()
+from .harness.programs import hold_file
 
 
 @pytest.mark.detached

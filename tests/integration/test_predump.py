@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
 
 from .conftest import MakeScenario
 from .harness import look
-from .harness.agent import Check, Task
 from .harness.criu import criu, default_plugins
 from .harness.placement import CONTENT
+from .harness.programs import hold_file
 
 pytestmark = pytest.mark.detached
-
-
-def hold_file(task: Task) -> Check:
-    """One file."""
-    fd = os.open(task.path("file"), os.O_RDWR)
-    task.detach()
-    return lambda: os.pread(fd, 100, 0).decode()
 
 
 def test_pre_dump(scenario: MakeScenario) -> None:

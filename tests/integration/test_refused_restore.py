@@ -22,19 +22,13 @@ from .harness.placement import (
     Shape,
     populate_tree,
 )
+from .harness.programs import hold_file
 from .harness.scenario import Scenario
 
 pytestmark = pytest.mark.detached
 
 RECORDS = "criu-detached.img"
 HEADER = 8  # two magic numbers
-
-
-def hold_file(task: Task) -> Check:
-    """One file."""
-    fd = os.open(task.path("file"), os.O_RDWR)
-    task.detach()
-    return lambda: os.pread(fd, 100, 0).decode()
 
 
 def entries(records: bytes) -> Iterator[tuple[int, int]]:

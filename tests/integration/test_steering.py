@@ -9,17 +9,10 @@ from pathlib import Path
 import pytest
 
 from .conftest import MakeScenario
-from .harness.agent import Check, Task
 from .harness.placement import CONTENT
+from .harness.programs import hold_file
 
 pytestmark = pytest.mark.detached
-
-
-def hold_file(task: Task) -> Check:
-    """One file."""
-    fd = os.open(task.path("file"), os.O_RDWR)
-    task.detach()
-    return lambda: os.pread(fd, 100, 0).decode()
 
 
 def criu_without(symbol: str, directory: Path) -> None:

@@ -141,6 +141,16 @@ class Scenario:
         assert after == before, difference(before, after)
         return self
 
+    def survive(self) -> None:
+        """Restored as it was, or refused at dump while it lives; nothing else in its place."""
+        answer = self.ask()
+        run = self.dump()
+        if run.status:
+            run.failed("criu-detached: ")
+        else:
+            self.restore().succeeded()
+        assert self.ask() == answer
+
     def _plugins(self, plugin: bool | None, directory: Path | None) -> Path | None:
         """The plugin directory for criu: by default one, unless nothing gets detached."""
         wanted = not self.ground.attached if plugin is None else plugin
