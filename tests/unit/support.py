@@ -14,9 +14,10 @@ from types import ModuleType
 
 import pytest
 
-from criu_detached import mountinfo
+from criu_detached import kernel, mountinfo
 from criu_detached.errors import DetachedError
 from criu_detached.host import Host
+from criu_detached.records import File
 
 
 def compile_schema(source: Path, output: Path) -> ModuleType:
@@ -64,6 +65,50 @@ def detached(path: Path, source: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def clone_mount(fd: int) -> int:
+    """A clone of the mount that a directory is on; the test is skipped where none may be made."""
+    try:
+        return kernel.clone_mount(fd)
+    except PermissionError:
+        pytest.skip("needs CAP_SYS_ADMIN")
+
+
+# What a restore opens of the files that make_files() makes, and how.
+OPENED = [
+    ("file", os.O_RDONLY),
+    ("dir/file", os.O_RDWR | os.O_APPEND),
+    ("file", os.O_PATH),
+    ("dir", os.O_RDONLY | os.O_DIRECTORY),
+    (".", os.O_RDONLY),
+    ("link", os.O_PATH | os.O_NOFOLLOW),
+    ("fifo", os.O_RDWR | os.O_NONBLOCK),
+]
+
+
+def make_files(directory: Path) -> None:
+    """Files of several kinds."""
+    (directory / "dir").mkdir()
+    for name in ("file", "dir/file"):
+        (directory / name).write_text("content")
+    (directory / "link").symlink_to("dir/file")
+    os.mkfifo(directory / "fifo")
+
+
+def file_record(directory: Path, name: str, **changes: object) -> File:
+    """The record of a file, with something changed."""
+    found = (directory / name).lstat()
+    record = File(
+        ino=found.st_ino,
+        dev=found.st_dev,
+        mode=found.st_mode,
+        rdev=found.st_rdev,
+        path=name.encode(),
+    )
+    for field, value in changes.items():
+        setattr(record, field, value)
+    return record
 
 
 def open_fds() -> dict[int, str]:

@@ -152,18 +152,8 @@ class Tree:
 
     def record(self, name: str, **changes: int) -> bytes:
         """Record a file, with something changed; returns the name that CRIU opens it by."""
-        found = (self.path / name).lstat()
-        file = File(
-            mnt_id=MNT_ID,
-            ino=found.st_ino,
-            dev=found.st_dev,
-            mode=found.st_mode,
-            rdev=found.st_rdev,
-            path=name.encode(),
-            handle=Handle(type=1, bytes=b"handle"),
-        )
-        for field, value in changes.items():
-            setattr(file, field, value)
+        handle = Handle(type=1, bytes=b"handle")
+        file = support.file_record(self.path, name, mnt_id=MNT_ID, handle=handle, **changes)
         assert self.known.load(framed(entry(file))) == 1
         return b"ile[%x:%x]" % (file.mnt_id, file.ino)
 
@@ -177,27 +167,13 @@ class Tree:
 
 @pytest.fixture
 def tree(tmp_path: Path, known: KnownFiles, directory: int) -> Tree:
-    """Files of several kinds."""
-    (tmp_path / "dir").mkdir()
-    (tmp_path / "dir" / "file").write_text("content")
-    (tmp_path / "link").symlink_to("dir/file")
+    """Files of several kinds, and a way around to one of them."""
+    support.make_files(tmp_path)
     (tmp_path / "through").symlink_to("dir")
-    os.mkfifo(tmp_path / "fifo")
     return Tree(tmp_path, known, directory)
 
 
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        ("dir/file", os.O_RDONLY),
-        ("dir/file", os.O_RDWR | os.O_APPEND),
-        ("dir/file", os.O_PATH),
-        ("dir", os.O_RDONLY | os.O_DIRECTORY),
-        (".", os.O_RDONLY),
-        ("link", os.O_PATH | os.O_NOFOLLOW),
-        ("fifo", os.O_RDWR | os.O_NONBLOCK),
-    ],
-)
+@pytest.mark.parametrize(("name", "flags"), support.OPENED)
 def test_opens(tree: Tree, name: str, flags: int) -> None:
     fd = tree.open(tree.record(name), flags)
     assert os.path.samestat(os.fstat(fd), (tree.path / name).lstat())
