@@ -90,7 +90,7 @@ GROUPS = (
             "scm_rights": "in flight (`SCM_RIGHTS`)",
         },
     ),
-    Group("watch: ", {"inotify": "inotify", "fanotify": "fanotify (2)"}),
+    Group("watch: ", {"inotify": "inotify (2)", "fanotify": "fanotify (2)"}),
 )
 ITEMS = {item for group in GROUPS for item in group.items}
 # A mount with a bind source was attached once: no fd of it is the fd of a tree.
