@@ -1,0 +1,85 @@
+"""Threads with files of a detached mount; what CRIU does not keep for a thread alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from .conftest import MakeScenario
+from .harness.agent import Check, Task
+from .harness.placement import CONTENT, Placement
+
+CLONE_FS, CLONE_FILES = 0x200, 0x400
+
+
+def hold_in_thread(task: Task, unshared: int) -> Check:
+    """A thread that may have a working directory or fds of its own; it reads a file relative."""
+    here = os.open(task.path(), os.O_RDONLY | os.O_DIRECTORY)
+    os.chdir(here)
+    questions: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def read(directory: int | None, name: str) -> object:
+        try:
+            fd = os.open(name, os.O_RDONLY, dir_fd=directory)
+        except OSError as error:
+            return error.errno
+        text = os.pread(fd, 100, 0).decode()
+        os.close(fd)
+        return text
+
+    def live() -> None:
+        own = here
+        if sys.version_info >= (3, 12) and unshared:
+            os.unshare(unshared)
+        if unshared == CLONE_FS:
+            os.chdir("dir")
+        if unshared == CLONE_FILES:
+            own = os.open("dir", os.O_RDONLY | os.O_DIRECTORY)
+        answers.put(None)
+        while questions.get():
+            answers.put([read(None, "inner"), read(own, "inner")])
+
+    threading.Thread(target=live, daemon=True).start()
+    answers.get()
+    task.detach()
+
+    def check() -> list[object]:
+        questions.put(True)
+        return [read(None, "file"), read(here, "file"), *answers.get()]
+
+    return check
+
+
+MISSING = errno.ENOENT
+
+
+@pytest.mark.covers("cwd", "directory")
+def test_shared(scenario: MakeScenario, placement: Placement) -> None:
+    """A thread as any: it has the process's working directory and its fds."""
+    held = scenario(placement).start(hold_in_thread, unshared=0).cycle()
+    assert held.ask() == [CONTENT, CONTENT, MISSING, MISSING]
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("unshared", "before", "after"),
+    [
+        pytest.param(CLONE_FS, ["inner\n", MISSING], [MISSING, MISSING], id="fs"),
+        pytest.param(CLONE_FILES, [MISSING, "inner\n"], [MISSING, errno.EBADF], id="files"),
+    ],
+)
+def test_own_attached(
+    scenario: MakeScenario, unshared: int, before: list[object], after: list[object]
+) -> None:
+    """CRIU looks at the main thread's alone: it loses what another has, and says nothing."""
+    held = scenario(attached=True).start(hold_in_thread, unshared=unshared)
+    assert held.ask() == [CONTENT, CONTENT, *before]
+    held.cycle(plugin=False)
+    assert held.ask() == [CONTENT, CONTENT, *after]
