@@ -52,8 +52,9 @@ def hold_root(task: Task) -> Check:
     return ask_child
 
 
-def test_root(scenario: MakeScenario) -> None:
-    held = scenario(Placement.HOST).start(hold_root).cycle()
+@pytest.mark.covers("root")
+def test_root(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement).start(hold_root).cycle()
     assert held.ask() == [CONTENT, True]
 
 
