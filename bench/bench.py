@@ -35,7 +35,8 @@ from tests.integration.harness.program import Program
 from tests.integration.harness.scenario import Scenario, prepare_runner
 
 DISK = Path(__file__).resolve().parents[1] / ".cache"  # /tmp is in memory in the test ground
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
+SETTINGS = "criu-detached.conf"  # in the image directory
 UNTRACKED: dict[str, Any] = {"trackfd": False}  # Python 3.13: a mapping keeps no fd
 
 # --- What is held -------------------------------------------------------------------------
@@ -124,14 +125,13 @@ def deleted(size: int, data: int) -> Held:
 
 
 def write_large(path: Path, size: int, data: int) -> None:
-    """Write it to the disk, so that its own write-back is not part of what is measured."""
+    """A file whose pieces of data lie at equal distances."""
     piece = os.urandom(MIB)
     with path.open("wb") as file:
         for number in range(data // MIB):
             file.seek(number * (size // (data // MIB)))
             file.write(piece)
         file.truncate(size)
-        os.fsync(file.fileno())
 
 
 # --- The two sides of a pair --------------------------------------------------------------
@@ -198,12 +198,15 @@ class Criu:
         with made as held:
             if case.on_disk:
                 held.images = ground.directory / "images"
+            if case.settings:
+                (make(held.images) / SETTINGS).write_text(case.settings)
             held.start(case.held.program, **case.held.arguments)
             gc.collect()
             for verb, times, peaks in (
                 (held.dump, sample.dump, sample.dump_peak),
                 (held.restore, sample.restore, sample.restore_peak),
             ):
+                case.settle()
                 run = verb(plugin=self.plugin, prefix=ground.prefix, verbosity=2).succeeded()
                 times.append(run.seconds * 1000)
                 peaks.append(ground.used())
@@ -221,6 +224,7 @@ class Copy:
             (source / LARGE, images / LARGE, sample.dump, sample.dump_peak),
             (images / LARGE, source / "restored", sample.restore, sample.restore_peak),
         ):
+            case.settle()
             # A reflink would copy nothing.
             times.append(ground.run("cp", "--reflink=never", old, new))
             peaks.append(ground.used())
@@ -242,12 +246,17 @@ class Case:
     other: Criu
     rounds: int
     on_disk: bool = False
+    settings: str = ""  # of the plugin
+
+    def settle(self) -> None:
+        """Have what was written before on the disk, so that nothing waits for it."""
+        if self.on_disk:
+            os.sync()
 
 
 NOTHING = Criu(attached=True, plugin=False)
 LOADED = Criu(attached=True, plugin=True)
 DETACHED = Criu(attached=False, plugin=True)
-COPY = Copy()
 
 CASES = (
     Case("plugin loaded, nothing detached", files(1, 1), NOTHING, LOADED, 300),
@@ -259,7 +268,7 @@ CASES = (
 )
 
 
-def measure(case: Case, rounds: int, peak: Path) -> tuple[Sample, Sample]:
+def measure(case: Case, rounds: int, peak: Path, disk: Path) -> tuple[Sample, Sample]:
     """Measure both sides of a case in turn."""
     base, other = Sample(), Sample()
     sides = [(case.base, base), (case.other, other)]
@@ -267,7 +276,7 @@ def measure(case: Case, rounds: int, peak: Path) -> tuple[Sample, Sample]:
         for side, sample in sides if number % 2 else reversed(sides):
             # The first round warms the caches.
             into = sample if number else Sample()
-            with tempfile.TemporaryDirectory(prefix="bench.", dir=DISK) as directory:
+            with tempfile.TemporaryDirectory(prefix="bench.", dir=disk) as directory:
                 side.measure(case, Ground(Path(directory), peak), into)
     return base, other
 
@@ -323,11 +332,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="measure what the plugin costs criu")
     parser.add_argument("--scale", type=float, default=1.0, help="how many rounds: 0.1 is quick")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
-    arguments = parser.parse_args()
+    parser.add_argument("--disk", type=Path, default=DISK, help="a directory for large files")
+    given = parser.parse_args()
     if os.geteuid() or not has_plugin():
         print("The benchmark needs root and the plugin (make plugin).", file=sys.stderr)
         return 1
-    DISK.mkdir(exist_ok=True)
+    given.disk.mkdir(exist_ok=True)
     prepare_runner()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -338,9 +348,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         peak = build_peak(Path(directory))
         for case in CASES:
-            if arguments.case not in case.name:
+            if given.case not in case.name:
                 continue
-            pair = measure(case, max(1, round(case.rounds * arguments.scale)), peak)
+            pair = measure(case, max(1, round(case.rounds * given.scale)), peak, given.disk)
             for what, pick in TIMES.items():
                 print(row(case, what, pick, list(pair)), flush=True)
             base, other = pair
