@@ -320,7 +320,8 @@ native() {
 
 has_all_for_plugin() {
     local version command
-    for command in criu cc make python3; do
+    # The demo shows redis-server.
+    for command in criu cc make python3 redis-server; do
         command -v "$command" >/dev/null || return 1
     done
     version=$(criu --version | awk '/^Version:/ { print $2 }')
