@@ -8,6 +8,7 @@ two questions the process holds nothing but what its program opened.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -92,7 +93,8 @@ def _report(base: str, runner: int, answer: dict[str, Any]) -> None:
     with open(path + ".new", "w", encoding="utf-8") as stream:
         json.dump(answer, stream)
     os.rename(path + ".new", path)
-    os.kill(runner, signal.SIGUSR1)
+    with contextlib.suppress(ProcessLookupError):  # not seen from a PID namespace
+        os.kill(runner, signal.SIGUSR1)
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:

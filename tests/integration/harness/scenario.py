@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -172,7 +172,8 @@ class Scenario:
             self._known = look.tree(self.pid)
         alive = self._left_alive()
         for pid in alive:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # an init took it along
+                os.kill(pid, signal.SIGKILL)
         _reap(alive)
         self.pid = 0
 
