@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from .conftest import MakeScenario
-from .harness import kernel, look
+from .harness import disks, kernel, look
 from .harness.agent import Check, Task
 from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement
 from .harness.scenario import Scenario
@@ -421,3 +421,41 @@ def test_alias_gone_at_restore(scenario: MakeScenario) -> None:
     held.restore().failed("file was deleted, and its other name .*alias, does not lead to it")
     held.assert_gone()
     assert (tree_of(held) / "dir" / "alias").read_text() == "another\n"
+
+
+@pytest.mark.parametrize("fs_type", sorted(disks.MAKERS))
+def test_filesystems(scenario: MakeScenario, tmp_path: Path, fs_type: str) -> None:
+    """Not every filesystem makes files without a name, or keeps extended attributes."""
+    with disks.disk(tmp_path, fs_type) as disk:
+        held = scenario(mount_source=disk.mount, populate=populate_plain).start(hold_plain)
+        before = sorted(os.listdir(tree_of(held)))
+        held.cycle()
+        assert held.ask() == ["deleted", 0, 0]
+        held.cycle()
+        assert held.ask() == ["deleted", 0, 0]
+        assert sorted(os.listdir(tree_of(held))) == before
+        held.kill()
+        held.ground.clear()
+
+
+def populate_plain(source: Path) -> None:
+    """What every filesystem can hold."""
+    (source / "tree" / "dir").mkdir(parents=True)
+
+
+def hold_plain(task: Task) -> Check:
+    """A deleted file in a deleted directory, and something that is still there."""
+    os.mkdir(task.path("gone"))
+    directory = os.open(task.path("gone"), os.O_RDONLY)
+    file = os.open(task.path("gone/file"), os.O_RDWR | os.O_CREAT)
+    os.open(task.path("dir"), os.O_RDONLY)
+    os.write(file, b"deleted")
+    os.unlink(task.path("gone/file"))
+    os.rmdir(task.path("gone"))
+    task.detach()
+
+    def check() -> list[Any]:
+        links = os.fstat(directory).st_nlink if os.listdir(directory) else 0
+        return [os.pread(file, 100, 0).decode(), os.fstat(file).st_nlink, links]
+
+    return check
