@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -10,6 +11,7 @@ from criu_detached import kernel, paths, roots
 from criu_detached.classify import Kind
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts
+from criu_detached.paths import Name
 from criu_detached.realise import mount_attributes, user_namespace
 from criu_detached.records import BIND_SOURCE, BindSource, Mount
 from criu_detached.sources import Source, SourceFinder
@@ -27,22 +29,30 @@ _FROM_STATFS = {
 }
 
 
-class DetachedMount:
-    """A detached mount of the dump: its record, and its root as the bind source shows it."""
+# What mountinfo and statmount(2) put after the root of a mount whose root is deleted
+# (dentry_path, fs/d_path.c).
+_ROOT_DELETED = b"//deleted"
 
-    def __init__(self, record: Mount, root: int) -> None:
+
+class DetachedMount:
+    """A detached mount of the dump: its record, and how its bind source shows it."""
+
+    def __init__(self, record: Mount, root: int, source: int, read_only: bool) -> None:
+        # O_PATH fds, kept open for the checks of the files on the mount
         self.record = record
-        self.root = root  # O_PATH fd, kept open for the checks of the files on the mount
+        self.root = root  # of the detached mount; -1: it is deleted
+        self.source = source  # of the bind source
+        self.read_only = read_only  # the superblock, not the mount
 
 
 def describe_mount(
-    fd: int, path: bytes, facts: FileFacts, kind: Kind, finder: SourceFinder
+    fd: int, link: bytes, facts: FileFacts, kind: Kind, finder: SourceFinder
 ) -> DetachedMount:
     """Describe the detached mount of an open file.
 
     Args:
         fd: the file.
-        path: its path from the mount's root.
+        link: its path from the mount's root, as its link shows it.
         facts: of the file.
         kind: what the classifier said.
         finder: where to look for a bind source.
@@ -50,32 +60,64 @@ def describe_mount(
     Raises:
         DetachedError: no bind source shows the mount's root, or not as it is there.
     """
+    refusals = []
+    for name in paths.readings(link, facts):
+        mount, refusal = _find_source(fd, name, facts, kind, finder)
+        if mount is not None:
+            return mount
+        refusals.append(refusal)
+    raise DetachedError(refusals[-1])
+
+
+def _find_source(
+    fd: int, name: Name, facts: FileFacts, kind: Kind, finder: SourceFinder
+) -> tuple[DetachedMount | None, str]:
+    """Look for a bind source that fits a reading of the link; else say why there is none."""
     magic = kernel.fstatfs(fd).magic
     known = kind.statmount
     dev = known.sb_dev if known else facts.dev
     fs_type = known.fs_type if known else None
-    refusal = _no_source(path, kind)
+    refusal = _no_source(name.path, kind)
     for source in finder.candidates(dev, fs_type, magic):
         with source:
-            inside = _root_in_source(fd, path, facts, kind, source)
+            if known and name.deleted and source.info.dev != dev:
+                continue  # no file to compare will tell one such filesystem from another
+            inside = _root_in_source(fd, name, facts, kind, source)
             if inside is None or _has_other_ids(kind, source):
                 continue
-            try:
-                root = paths.open_at(source.fd, inside)
-            except OSError:
-                continue  # hidden beneath another mount there, or gone
-            if _shows(root, path, facts):
-                record = _record(fd, path, facts, kind, source, inside, root)
+            root = _open_root(source, inside, name, kind)
+            if root is None:
+                continue
+            if root < 0 or name.deleted or _shows(root, name.path, facts):
+                record = _record(fd, name, facts, kind, source, inside, root)
                 try:
-                    _rehearse(record, root, source)
-                    return DetachedMount(record, root)
+                    _rehearse(record, source.fd if root < 0 else root, source)
+                    read_only = b"ro" in source.info.super_options
+                    return DetachedMount(record, root, os.dup(source.fd), read_only), ""
                 except OSError as error:
                     refusal = (
                         f"its bind source {quote(source.info.mountpoint)} would not do for the"
                         f" restore ({error}): is it unbindable, or locked by a user namespace?"
                     )
-            os.close(root)
-    raise DetachedError(refusal)
+            if root >= 0:
+                os.close(root)
+    return None, refusal
+
+
+def _open_root(source: Source, inside: bytes, name: Name, kind: Kind) -> int | None:
+    """The mount's root in the source; -1: it is deleted; None: not to be seen there."""
+    if kind.statmount:
+        deleted = kind.statmount.mnt_root.endswith(_ROOT_DELETED)
+    else:
+        deleted = name.deleted and name.path == paths.ROOT
+    if deleted:
+        return -1 if name.deleted else None
+    try:
+        return paths.open_at(source.fd, inside)
+    except OSError as error:
+        # Before 7.0 a deleted file alone does not tell whether the root is deleted too.
+        gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        return -1 if gone and name.deleted and not kind.statmount else None
 
 
 def _rehearse(record: Mount, root: int, source: Source) -> None:
@@ -104,11 +146,12 @@ def _rehearse(record: Mount, root: int, source: Source) -> None:
 
 
 def _root_in_source(
-    fd: int, path: bytes, facts: FileFacts, kind: Kind, source: Source
+    fd: int, name: Name, facts: FileFacts, kind: Kind, source: Source
 ) -> bytes | None:
     if kind.statmount:
-        return paths.below(kind.statmount.mnt_root, source.info.root)
-    return roots.find_root(fd, path, facts, source)
+        root = kind.statmount.mnt_root.removesuffix(_ROOT_DELETED)
+        return paths.below(root, source.info.root)
+    return roots.find_root(fd, name, facts, source)
 
 
 def _has_other_ids(kind: Kind, source: Source) -> bool:
@@ -129,7 +172,7 @@ def _shows(root: int, path: bytes, facts: FileFacts) -> bool:
 
 def _record(
     fd: int,
-    path: bytes,
+    name: Name,
     facts: FileFacts,
     kind: Kind,
     source: Source,
@@ -139,13 +182,17 @@ def _record(
     known = kind.statmount
     base = source.info.root.rstrip(b"/")
     root_path = base + b"/" + inside if inside != paths.ROOT else base or b"/"
+    if root >= 0:
+        root_type = stat.S_IFMT(kernel.fstat(root).mode)
+    else:
+        root_type = stat.S_IFMT(facts.mode) if name.path == paths.ROOT else stat.S_IFDIR
     return Mount(
         mnt_id=facts.mnt_id,
         origin=BIND_SOURCE,
-        root=known.mnt_root if known else root_path,
-        root_type=stat.S_IFMT(kernel.fstat(root).mode),
+        root=known.mnt_root.removesuffix(_ROOT_DELETED) if known else root_path,
+        root_type=root_type,
         attr=known.mnt_attr & ~kernel.MOUNT_ATTR_IDMAP if known else _attributes(fd, source),
-        superblock=superblock_of(root, source.info.fs_type),
+        superblock=superblock_of(source.fd if root < 0 else root, source.info.fs_type),
         bind_source=BindSource(
             mnt_id=source.info.mnt_id,
             in_namespace=int(source.in_namespace),
@@ -155,6 +202,7 @@ def _record(
         ),
         uid_map=known.uid_map if known else [],
         gid_map=known.gid_map if known else [],
+        root_deleted=int(root < 0),
     )
 
 
@@ -182,6 +230,6 @@ def _no_source(path: bytes, kind: Kind) -> str:
         )
     return (
         f"no attached mount shows {what} where criu runs or in the dumped namespaces:"
-        " mount the filesystem somewhere again, or close the file (it may be deleted,"
+        " mount the filesystem somewhere again, or close the file (it may be"
         " hidden by another mount, or on a filesystem that is mounted nowhere)"
     )

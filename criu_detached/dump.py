@@ -13,12 +13,17 @@ import os
 import stat
 
 from criu_detached import classify, kernel, log, paths
-from criu_detached.classify import Classifier
+from criu_detached.classify import Classifier, Kind
+from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, describe_mount
 from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.ghosts import GhostDescriber, handle_of
+from criu_detached.holders import held_files
 from criu_detached.kernel import FileFacts
+from criu_detached.options import Options
+from criu_detached.paths import Name
 from criu_detached.recordfile import RecordWriter
-from criu_detached.records import FORMAT, ExtFile, File, Handle, Header
+from criu_detached.records import FORMAT, ExtFile, File, Header
 from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
 
@@ -29,8 +34,6 @@ if TYPE_CHECKING:
 # Major number of the memory devices (null, zero, ...): the character devices that CRIU
 # dumps as regular files (dump_chrdev, criu/files.c).
 _MEM_MAJOR = 1
-
-_DELETED = b" (deleted)"
 
 
 class Dump:
@@ -43,6 +46,10 @@ class Dump:
         self._writer: RecordWriter | None = None
         self._mounts: dict[int, DetachedMount | None] = {}
         self._files: dict[tuple[int, int], File] = {}
+        self._settings: Options | None = None
+        self._ghosts: set[tuple[int, int]] = set()
+        contents = ContentWriter(host.image_dir())
+        self._describer = GhostDescriber(contents, self._options, host.userns_ids)
 
     def link_read(self, fd: int, link: bytes, facts: FileFacts) -> bool:
         """Take note of a file that CRIU is about to dump as a regular file.
@@ -123,12 +130,11 @@ class Dump:
         if kind.name != classify.DETACHED:
             log.info(f"mount {facts.mnt_id} is {kind.name}: left to CRIU")
             return None
-        _refuse_deleted(facts)
-        mount = describe_mount(fd, paths.from_link(link), facts, kind, self._finder)
+        mount = self._describe_mount(fd, link, facts, kind)
         source = mount.record.bind_source
         assert source is not None
         self._open_records().mount(mount.record)
-        if self._host.flushes():
+        if self._host.flushes() and mount.root >= 0:
             compare_owner = not self._classifier.by_fd
             self._host.plain_mount_add(facts.mnt_id, mount.root, source.mnt_id, compare_owner)
         log.info(
@@ -137,6 +143,21 @@ class Dump:
             + (" in the dumped namespace" if source.in_namespace else "")
         )
         return mount
+
+    def _describe_mount(self, fd: int, link: bytes, facts: FileFacts, kind: Kind) -> DetachedMount:
+        """Describe a mount by a file on it; before Linux 7.0 a deleted one may not do."""
+        try:
+            return describe_mount(fd, link, facts, kind, self._finder)
+        except DetachedError:
+            if kind.statmount or not link.endswith(paths.DELETED):
+                raise
+            for other in held_files(facts.mnt_id):
+                other_link = os.readlink(b"/proc/self/fd/%d" % other)
+                if not other_link.endswith(paths.DELETED):
+                    return describe_mount(
+                        other, other_link, kernel.fstat(other), kind, self._finder
+                    )
+            raise
 
     def _open_records(self) -> RecordWriter:
         if self._writer is None:
@@ -157,21 +178,57 @@ class Dump:
 
     def _record_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> None:
         """Write a file's record, once; every further fd of it is only compared."""
-        path = paths.from_link(link)
         key = (facts.mnt_id, facts.ino)
         known = self._files.get(key) or self._plain_file(key, facts)
         if known is None:
-            _refuse_types(path, facts, mount)
-            _check_source(mount, path, link, facts, self._classifier.by_fd)
-            record = _file_record(fd, path, facts)
+            known = self._new_file(fd, link, facts, mount)
+            self._files[key] = known
+            self._host.plain_file_note(*key, known.dev, known.path)
+        elif known.path not in {name.path for name in paths.readings(link, facts)} or (
+            known.dev != facts.dev
+        ):
+            _refuse_other_file(fd, link, known, facts, mount)
+        if known.path == paths.ROOT or key in self._ghosts:
+            self._refuse_nameless(fd, known, key in self._ghosts)
+
+    def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:
+        """Write the record of a file that has none."""
+        name = _name_in_source(mount, link, facts)
+        _refuse_types(name.path, facts, mount)
+        record = _file_record(fd, name.path, facts)
+        if name.deleted:
+            ghost = self._describer.describe(fd, record, facts, mount)
+            self._open_records().ghost(ghost)
+            self._ghosts.add((facts.mnt_id, facts.ino))
+        else:
+            _check_owner(mount, name.path, facts, self._classifier.by_fd)
             self._open_records().file(record)
-            self._files[key] = record
-            self._host.plain_file_note(*key, record.dev, record.path)
+        return record
+
+    def _options(self) -> Options:
+        """The settings, read when the first is asked for."""
+        if self._settings is None:
+            self._settings = Options(self._host.image_dir(), self._host.plugin_options())
+        return self._settings
+
+    def _refuse_nameless(self, fd: int, file: File, ghost: bool) -> None:
+        """Refuse O_NOFOLLOW where the file can be opened again by its handle alone.
+
+        Any other way leads through a link of procfs (see restore._open_linked).
+        """
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if not flags & os.O_NOFOLLOW or (flags & os.O_PATH if ghost else stat.S_ISDIR(file.mode)):
             return
-        if known.path != path or known.dev != facts.dev:
-            _refuse_other_file(fd, known, facts, mount)
-        if path == paths.ROOT:
-            _refuse_nameless(fd, known)
+        if handle_of(fd) is None:
+            why = "its filesystem has no file handles"
+        elif self._host.dumps_user_namespace():
+            why = "in a user namespace no file is opened by its handle"
+        else:
+            return
+        raise DetachedError(
+            "it was opened with O_NOFOLLOW and no name leads to it beneath its mount's root: only"
+            f" its file handle would, but {why}; open it without O_NOFOLLOW"
+        )
 
     def _plain_file(self, key: tuple[int, int], facts: FileFacts) -> File | None:
         """A file that the fast path (plugin/plain_files.c) has recorded."""
@@ -190,15 +247,17 @@ def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
         path=path,
         rdev=facts.rdev,
     )
-    if path == paths.ROOT:
-        record.handle = _handle_of_root(fd, facts)
-        _refuse_nameless(fd, record)
+    if path == paths.ROOT and stat.S_ISREG(facts.mode):
+        # There is no name to open it by: see restore._open_linked.
+        record.handle = handle_of(fd)
     return record
 
 
-def _refuse_other_file(fd: int, known: File, facts: FileFacts, mount: DetachedMount) -> None:
+def _refuse_other_file(
+    fd: int, link: bytes, known: File, facts: FileFacts, mount: DetachedMount
+) -> None:
     """CRIU names external files by mount and inode: two files of one name are mixed up."""
-    one_name = facts.nlink < 2 or stat.S_ISDIR(facts.mode)
+    one_name = not link.endswith(paths.DELETED) and (facts.nlink < 2 or stat.S_ISDIR(facts.mode))
     if known.dev != facts.dev or one_name or not _is_hard_link(fd, known, mount):
         raise DetachedError(
             f"inode {facts.ino} of its mount is another file too, {quote(known.path)}"
@@ -210,22 +269,20 @@ def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
     """Tell whether an open file is one that is known by another path."""
     superblock = mount.record.superblock
     assert superblock is not None
+    found = handle_of(fd)
+    if found is None:
+        # Then the inode number must be good for something.
+        return superblock.magic not in kernel.VOLATILE_INODES
+    if known.handle is not None:
+        return found == known.handle
     try:
         other = paths.open_at(mount.root, known.path)
     except OSError:
         return False
     try:
-        return kernel.name_to_handle(fd) == kernel.name_to_handle(other)
-    except OSError:
-        # No handles: then the inode number must be good for something.
-        return superblock.magic not in kernel.VOLATILE_INODES
+        return found == handle_of(other)
     finally:
         os.close(other)
-
-
-def _refuse_deleted(facts: FileFacts) -> None:
-    if facts.nlink == 0:
-        raise DetachedError("it is deleted: deleted files on detached mounts cannot be dumped yet")
 
 
 def _is_terminal(facts: FileFacts) -> bool:
@@ -253,58 +310,48 @@ def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
             )
 
 
-def _check_source(
-    mount: DetachedMount, path: bytes, link: bytes, facts: FileFacts, maps_known: bool
-) -> None:
-    """The restore will open the path beneath the source: it must be this very file."""
-    _refuse_deleted(facts)
-    try:
-        found = paths.facts_at(mount.root, path)
-    except OSError as error:
-        raise DetachedError(_not_in_source(mount, path, link, error.errno or 0)) from error
-    if (found.dev, found.ino) != (facts.dev, facts.ino):
-        raise DetachedError(_not_in_source(mount, path, link, 0))
+def _name_in_source(mount: DetachedMount, link: bytes, facts: FileFacts) -> Name:
+    """The restore will open the path beneath the source: it must be this very file.
+
+    Raises:
+        DetachedError: it is not, and its link does not say that it is deleted.
+    """
+    refusal = ""
+    for name in paths.readings(link, facts):
+        if name.deleted:
+            return name
+        refusal = "its mount's root is deleted, but it is not: were the mount's files moved away?"
+        if mount.root < 0:
+            continue
+        try:
+            found = paths.facts_at(mount.root, name.path)
+            if (found.dev, found.ino) == (facts.dev, facts.ino):
+                return name
+            number = 0
+        except OSError as error:
+            number = error.errno or 0
+        refusal = _not_in_source(mount, name.path, number)
+    raise DetachedError(refusal)
+
+
+def _check_owner(mount: DetachedMount, path: bytes, facts: FileFacts, maps_known: bool) -> None:
+    """Where the kernel does not tell a mount's id-map, another owner does."""
+    found = paths.facts_at(mount.root, path)
     if not maps_known and (found.uid, found.gid) != (facts.uid, facts.gid):
         raise DetachedError(
             "its mount is id-mapped, and this kernel does not tell how: Linux 7.0 or newer does"
         )
 
 
-def _not_in_source(mount: DetachedMount, path: bytes, link: bytes, number: int) -> str:
+def _not_in_source(mount: DetachedMount, path: bytes, number: int) -> str:
     source = mount.record.bind_source
     assert source is not None
     where = quote(paths.join(source.mountpoint, paths.join(source.path, path)))
-    if link.endswith(_DELETED):
-        return "its name is deleted: deleted files on detached mounts cannot be dumped yet"
     if number == errno.EXDEV:
         return f"another mount covers {where}, its path in the bind source: unmount that"
     if number:
         return f"{where}, its path in the bind source, cannot be reached: {reason(number)}"
     return f"{where}, its path in the bind source, is another file: was it renamed or replaced?"
-
-
-def _handle_of_root(fd: int, facts: FileFacts) -> Handle | None:
-    """A file that is its mount's root has no name to open it by; see restore._open_root."""
-    if not stat.S_ISREG(facts.mode):
-        return None
-    try:
-        kind, data = kernel.name_to_handle(fd)
-    except OSError:
-        return None
-    return Handle(type=kind, bytes=data)
-
-
-def _refuse_nameless(fd: int, file: File) -> None:
-    """See _handle_of_root: without a handle there is no way that keeps O_NOFOLLOW."""
-    if (
-        not stat.S_ISDIR(file.mode)
-        and file.handle is None
-        and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOFOLLOW
-    ):
-        raise DetachedError(
-            "it was opened with O_NOFOLLOW on a mount of this one file, and has no file handle"
-            " to open it by: such a file cannot be opened again"
-        )
 
 
 def _position(fd: int) -> int:

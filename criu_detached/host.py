@@ -31,6 +31,21 @@ class Host:
         """Tell whether mount namespaces are dumped."""
         return bool(self._criu.dumps_mount_namespace())
 
+    def dumps_user_namespace(self) -> bool:
+        """Tell whether the dumped tasks live in a user namespace of their own."""
+        return bool(self._criu.dumps_user_namespace())
+
+    def userns_ids(self, uid: int, gid: int) -> tuple[int, int]:
+        """Owner and group as the dumped user namespace has them, if there is one."""
+        return int(self._criu.userns_uid(uid)), int(self._criu.userns_gid(gid))
+
+    def plugin_options(self) -> list[bytes]:
+        """The values of criu's --plugin-option, "--NAME=VALUE"; CRIU 4.3 and newer."""
+        options: list[bytes] = []
+        while text := self._criu.plugin_option(len(options)):
+            options.append(self._ffi.string(text))
+        return options
+
     def flushes(self) -> bool:
         """Tell whether dump_flush is called before the dump ends."""
         return bool(self._criu.flushes)

@@ -14,6 +14,44 @@ def from_link(link: bytes) -> bytes:
     return link.strip(b"/") or ROOT
 
 
+class Name:
+    """A reading of a file's link: its path from the mount's root, and whether that is gone."""
+
+    __slots__ = ("deleted", "path")
+
+    def __init__(self, path: bytes, deleted: bool) -> None:
+        self.path = path
+        self.deleted = deleted
+
+
+DELETED = b" (deleted)"
+
+
+def readings(link: bytes, facts: FileFacts) -> list[Name]:
+    """What a link may mean: a name can itself end in " (deleted)" (d_path, fs/d_path.c).
+
+    Args:
+        link: of a file on a detached mount.
+        facts: of the file.
+
+    Returns:
+        One or two readings, the literal one first.
+    """
+    found = []
+    # Some filesystems keep the links of deleted directories: nlink says nothing of those.
+    if facts.nlink or not link.endswith(DELETED):
+        found.append(Name(from_link(link), False))
+    if link.endswith(DELETED):
+        found.append(Name(from_link(link.removesuffix(DELETED)), True))
+    return found
+
+
+def split(path: bytes) -> tuple[bytes, bytes]:
+    """Directory and last component of a record path that is not the root."""
+    directory, _, name = path.rpartition(b"/")
+    return directory or ROOT, name
+
+
 def join(one: bytes, other: bytes) -> bytes:
     """Append one record path to another."""
     if one == ROOT:

@@ -7,8 +7,10 @@ import os
 import stat
 
 from criu_detached import kernel, log, paths
+from criu_detached.contents import ContentReader
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.records import BIND_SOURCE, BindSource, Mount
+from criu_detached.records import BIND_SOURCE, Ghost, Mount
+from criu_detached.recreate import Workshop, depth, give_attributes
 from criu_detached.superblock import is_same, superblock_of
 
 TYPE_CHECKING = False
@@ -59,65 +61,167 @@ def check_mount(mount: Mount) -> None:
             raise DetachedError(f"mount {mount.mnt_id} has the invalid path {quote(name)}")
 
 
-def realise(
-    mount: Mount,
-    namespace_root: int,
-    same_boot: bool,
-    userns_fd: int,
-    clone: Callable[[int], int] = kernel.clone_mount,
-) -> tuple[int, bool]:
-    """Clone a mount from its bind source and give it its attributes.
+class Realised:
+    """A detached mount that is there again."""
+
+    __slots__ = ("ghosts", "keeps_inodes", "tree")
+
+    def __init__(self, tree: int, keeps_inodes: bool) -> None:
+        self.tree = tree  # a tree fd, the caller's
+        self.keeps_inodes = keeps_inodes  # the superblock is the dumped one
+        self.ghosts: list[tuple[Ghost, int]] = []  # with an O_PATH fd each, the caller's
+
+
+class Means:
+    """What a mount is realised with: it differs between CRIU's process and a task."""
+
+    __slots__ = ("clone", "namespace_root", "proc", "reader", "same_boot", "userns_fd")
+
+    def __init__(
+        self,
+        namespace_root: int,
+        same_boot: bool,
+        userns_fd: int = -1,
+        clone: Callable[[int], int] = kernel.clone_mount,
+        proc: int = -1,
+        reader: ContentReader | None = None,
+    ) -> None:
+        """Gather it.
+
+        Args:
+            namespace_root: fd of the root that the source's mountpoint is reached from.
+            same_boot: the dump was made on this very boot of the system.
+            userns_fd: a user namespace with the mount's id-maps, or -1.
+            clone: makes a tree fd from an fd of the source's directory.
+            proc: fd of a procfs that shows this task its fds; for ghosts.
+            reader: of the data file; for ghosts with a content.
+        """
+        self.namespace_root = namespace_root
+        self.same_boot = same_boot
+        self.userns_fd = userns_fd
+        self.clone = clone
+        self.proc = proc
+        self.reader = reader
+
+
+def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
+    """Clone a mount from its bind source, make its deleted files, give it its attributes.
+
+    Files opened beneath the tree fd keep the mount when the tree fd is closed; the mount is
+    then detached.
 
     Args:
         mount: its record, checked.
-        namespace_root: fd of the root that the source's mountpoint is reached from.
-        same_boot: the dump was made on this very boot of the system.
-        userns_fd: a user namespace with the mount's id-maps, or -1.
-        clone: makes the tree fd from an fd of the source's directory.
-
-    Returns:
-        The tree fd, the caller's, and whether the superblock is the dumped one, so that
-        inodes are the same. Files opened beneath the tree fd keep the mount when it is
-        closed; the mount is then detached.
+        ghosts: the records of its deleted files, checked.
+        means: what it takes.
 
     Raises:
-        DetachedError: the source is gone, is another one, or cannot be cloned.
+        DetachedError: the source is gone, is another one, or cannot be cloned, or a deleted
+            file cannot be made.
     """
     source = mount.bind_source
     assert source is not None  # check_mount
     where = quote(paths.join(source.mountpoint.rstrip(b"/") or b"/", source.path))
-    root = _open_source(source, namespace_root, where)
     try:
-        same = _check_source(mount, root, where, same_boot)
-        _check_id_map(mount, root, where)
-        return _clone(mount, root, where, userns_fd, clone), same
-    finally:
-        os.close(root)
-
-
-def _open_source(source: BindSource, namespace_root: int, where: str) -> int:
-    try:
-        mountpoint = paths.open_mountpoint(namespace_root, source.mountpoint)
-        try:
-            return paths.open_at(mountpoint, source.path)
-        finally:
-            os.close(mountpoint)
+        top = paths.open_mountpoint(means.namespace_root, source.mountpoint)
     except OSError as error:
-        raise DetachedError(
-            f"the bind source {where} cannot be opened ({reason(error.errno or 0)}):"
-            " mount its filesystem there again"
-        ) from error
+        raise _cannot_open(where, error) from error
+    try:
+        if ghosts or mount.root_deleted:
+            return _realise_with_ghosts(mount, ghosts, top, where, means)
+        root = _open_root(top, source.path, where)
+        try:
+            same = _check_source(mount, root, where, means.same_boot)
+            _check_id_map(mount, root, where)
+            realised = Realised(_clone(root, where, means), same)
+        finally:
+            os.close(root)
+        try:
+            _set_attributes(mount, realised.tree, where, means.userns_fd)
+        except DetachedError:
+            _let_go(realised)
+            raise
+        return realised
+    finally:
+        os.close(top)
+
+
+def _realise_with_ghosts(
+    mount: Mount, ghosts: list[Ghost], top: int, where: str, means: Means
+) -> Realised:
+    """As realise: the mount is given its attributes when its files are made."""
+    source = mount.bind_source
+    assert source is not None
+    same = _check_superblock(mount, top, where, means.same_boot)
+    _check_id_map(mount, top, where)
+    workshop = Workshop(_writable_clone(top, where, means), means.proc, means.reader, same)
+    realised = Realised(-1, same)
+    try:
+        try:
+            path = source.path
+            if mount.root_deleted:
+                held = [ghost for ghost in ghosts if ghost.file and ghost.file.path == paths.ROOT]
+                path = workshop.make_root(path, mount.root_type, held[0] if held else None)
+            root = _open_root(top, path, where)
+            try:
+                _check_type(mount, root, where)
+                realised.tree = _clone(root, where, means)
+            finally:
+                os.close(root)
+            _make_writable(mount, realised.tree, where, means.userns_fd)
+            for ghost in sorted(ghosts, key=depth):
+                realised.ghosts.append((ghost, workshop.make(ghost, realised.tree, path)))
+        finally:
+            workshop.close()
+        give_attributes(realised.ghosts, means.proc)
+        _set_attributes(mount, realised.tree, where)
+        return realised
+    except OSError as error:
+        _let_go(realised)
+        raise DetachedError(f"can't make the deleted files of {where} again: {error}") from error
+    except DetachedError:
+        _let_go(realised)
+        raise
+
+
+def _let_go(realised: Realised) -> None:
+    for fd in (realised.tree, *(fd for _, fd in realised.ghosts)):
+        if fd >= 0:
+            os.close(fd)
+
+
+def _cannot_open(where: str, error: OSError) -> DetachedError:
+    return DetachedError(
+        f"the bind source {where} cannot be opened ({reason(error.errno or 0)}):"
+        " mount its filesystem there again"
+    )
+
+
+def _open_root(top: int, path: bytes, where: str) -> int:
+    try:
+        return paths.open_at(top, path)
+    except OSError as error:
+        raise _cannot_open(where, error) from error
 
 
 def _check_source(mount: Mount, root: int, where: str, same_boot: bool) -> bool:
-    """Refuse another filesystem; tell whether inode numbers are those of the dump."""
-    recorded = mount.superblock
-    assert recorded is not None and mount.bind_source is not None  # check_mount
+    """Refuse another source; tell whether inode numbers are those of the dump."""
+    _check_type(mount, root, where)
+    return _check_superblock(mount, root, where, same_boot)
+
+
+def _check_type(mount: Mount, root: int, where: str) -> None:
     mode = kernel.fstat(root).mode
     if stat.S_IFMT(mode) != mount.root_type:
         raise DetachedError(
             f"the bind source {where} is {type_name(mode)}, it was {type_name(mount.root_type)}"
         )
+
+
+def _check_superblock(mount: Mount, root: int, where: str, same_boot: bool) -> bool:
+    """Refuse another filesystem; tell whether inode numbers are those of the dump."""
+    recorded = mount.superblock
+    assert recorded is not None and mount.bind_source is not None  # check_mount
     found = superblock_of(root, recorded.fs_type)
     if found.magic != recorded.magic:
         raise DetachedError(
@@ -186,21 +290,46 @@ def user_namespace(mount: Mount) -> int:
     return kernel.user_namespace(id_map_text(mount.uid_map), id_map_text(mount.gid_map))
 
 
-def _clone(mount: Mount, root: int, where: str, userns_fd: int, clone: Callable[[int], int]) -> int:
+def _clone(root: int, where: str, means: Means) -> int:
     try:
-        tree = clone(root)
+        return means.clone(root)
     except OSError as error:
         raise DetachedError(f"can't clone the bind source {where}: {error}") from error
+
+
+def _writable_clone(top: int, where: str, means: Means) -> int:
+    """A clone of the whole bind source to work in."""
+    tree = _clone(top, where, means)
+    try:
+        _setattr(tree, 0, kernel.MOUNT_ATTR_RDONLY, where)
+    except DetachedError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def _make_writable(mount: Mount, tree: int, where: str, userns_fd: int) -> None:
+    """Give a new mount its id-map, so that owners are what they were, and no restriction."""
+    attr_set = kernel.MOUNT_ATTR_IDMAP if needs_id_map(mount) else 0
+    _setattr(tree, attr_set, kernel.MOUNT_ATTR_RDONLY, where, userns_fd)
+
+
+def _set_attributes(mount: Mount, tree: int, where: str, userns_fd: int = -1) -> None:
+    """Give a new mount its attributes; without a user namespace it has its id-map."""
     attr_set, attr_clr = mount_attributes(mount)
+    if userns_fd < 0:
+        attr_set &= ~kernel.MOUNT_ATTR_IDMAP
+    _setattr(tree, attr_set, attr_clr, where, userns_fd)
+
+
+def _setattr(tree: int, attr_set: int, attr_clr: int, where: str, userns_fd: int = -1) -> None:
     try:
         kernel.mount_setattr(tree, attr_set, attr_clr, userns_fd)
     except OSError as error:
-        os.close(tree)
         raise DetachedError(
             f"can't give the clone of {where} the attributes {attr_set:#x}:"
             f" {reason(error.errno or 0)}"
         ) from error
-    return tree
 
 
 def id_map_text(lines: list[bytes]) -> bytes:

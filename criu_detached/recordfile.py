@@ -19,6 +19,7 @@ from criu_detached.records import (
     Entry,
     ExtFile,
     File,
+    Ghost,
     Header,
     Mount,
     Trailer,
@@ -31,7 +32,7 @@ IMG_COMMON_MAGIC = 0x54564319  # criu/include/magic.h
 OWN_MAGIC = 0x44544D31  # "1MTD"; CRIU's own are coordinates of towns
 
 MAX_FILE = 64 << 20  # bytes; half a million files
-MAX_ENTRY = 64 << 10  # bytes; a path is at most 4096
+MAX_ENTRY = 256 << 10  # bytes; a path has at most 4096, an extended attribute 64 KiB
 
 _MAGICS = IMG_COMMON_MAGIC.to_bytes(4, "little") + OWN_MAGIC.to_bytes(4, "little")
 
@@ -84,6 +85,10 @@ class RecordWriter:
 
     def ext_file(self, record: ExtFile) -> None:
         """Append an EXT file; raises DetachedError when it cannot be written."""
+        self._append(record)
+
+    def ghost(self, record: Ghost) -> None:
+        """Append a deleted file; raises DetachedError when it cannot be written."""
         self._append(record)
 
     def framed(self, records: bytes, entries: int) -> None:
@@ -142,6 +147,7 @@ class Records:
         self.data = data
         self.mounts: dict[int, Mount] = {}
         self.ext_files: dict[int, ExtFile] = {}
+        self.ghosts: dict[tuple[int, int], Ghost] = {}
         self._file_entries: list[bytes] = []
         self._files: dict[tuple[int, int], File] | None = None
         entries = _payloads(data)
@@ -177,6 +183,17 @@ class Records:
             _bound(source.mnt_id if source else 0, 31)
             if self.mounts.setdefault(record.mnt_id, record) is not record:
                 raise WireError(f"mount {record.mnt_id} is there twice")
+        elif isinstance(record, Ghost):
+            file = record.file
+            if file is None or file.mnt_id not in self.mounts:
+                raise WireError("a deleted file is on a mount that is not there")
+            _bound(file.mode, 32)
+            if record.inode:
+                _bound(record.inode.size, 63)
+                _bound(record.inode.data_at, 62)
+                _bound(record.inode.data_size, 62)
+            if self.ghosts.setdefault((file.mnt_id, file.ino), record) is not record:
+                raise WireError(f"inode {file.ino} of mount {file.mnt_id} is there twice")
         elif isinstance(record, ExtFile):
             _bound(record.id, 32)
             _bound(record.flags, 31)

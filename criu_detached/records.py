@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from criu_detached.wire import BYTES, BYTES_LIST, FIXED, UINT, Message
+from criu_detached.wire import BYTES, BYTES_LIST, FIXED, UINT, ListOf, Message
 
 # Version of the record file. Increase it when an older plugin would misread a newer file.
-FORMAT = 1
+FORMAT = 2
 
 # Values of the enum Origin: how a mount is realised.
 BIND_SOURCE = 1
@@ -68,6 +68,7 @@ class Mount(Message):
         (7, "bind_source", BindSource),
         (8, "uid_map", BYTES_LIST),
         (9, "gid_map", BYTES_LIST),
+        (10, "root_deleted", UINT),
     )
     mnt_id: int
     origin: int
@@ -78,6 +79,7 @@ class Mount(Message):
     bind_source: BindSource | None
     uid_map: list[bytes]
     gid_map: list[bytes]
+    root_deleted: int
 
 
 class Handle(Message):
@@ -107,6 +109,57 @@ class File(Message):
     path: bytes
     rdev: int
     handle: Handle | None
+
+
+class Time(Message):
+    """A point in time, as stat(2) has it; before the epoch sec is a two's complement."""
+
+    FIELDS = ((1, "sec", UINT), (2, "nsec", UINT))
+    sec: int
+    nsec: int
+
+
+class Xattr(Message):
+    """An extended attribute, xattr(7)."""
+
+    FIELDS = ((1, "name", BYTES), (2, "value", BYTES))
+    name: bytes
+    value: bytes
+
+
+class Inode(Message):
+    """What it takes to make a file anew, besides what its File says."""
+
+    FIELDS = (
+        (1, "uid", UINT),
+        (2, "gid", UINT),
+        (3, "atime", Time),
+        (4, "mtime", Time),
+        (5, "size", UINT),
+        (6, "target", BYTES),
+        (7, "xattrs", ListOf(Xattr)),
+        (8, "data_at", UINT),
+        (9, "data_size", UINT),
+    )
+    uid: int
+    gid: int
+    atime: Time | None
+    mtime: Time | None
+    size: int
+    target: bytes
+    xattrs: list[Xattr]
+    data_at: int
+    data_size: int
+
+
+class Ghost(Message):
+    """A file whose name is gone; see the schema."""
+
+    FIELDS = ((1, "file", File), (2, "unnamed", UINT), (3, "inode", Inode), (4, "alias", BYTES))
+    file: File | None
+    unnamed: int
+    inode: Inode | None
+    alias: bytes
 
 
 class ExtFile(Message):
@@ -142,12 +195,14 @@ class Entry(Message):
         (2, "mount", Mount),
         (3, "file", File),
         (4, "ext_file", ExtFile),
+        (5, "ghost", Ghost),
         (15, "trailer", Trailer),
     )
     header: Header | None
     mount: Mount | None
     file: File | None
     ext_file: ExtFile | None
+    ghost: Ghost | None
     trailer: Trailer | None
 
     def content(self) -> Message | None:

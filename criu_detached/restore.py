@@ -15,12 +15,22 @@ import os
 import stat
 
 from criu_detached import kernel, log, paths
+from criu_detached.contents import ContentReader, open_data
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.kernel import FileFacts
 from criu_detached.mountinfo import read_mountinfo
-from criu_detached.realise import check_mount, needs_id_map, realise, type_name, user_namespace
+from criu_detached.realise import (
+    Means,
+    Realised,
+    check_mount,
+    needs_id_map,
+    realise,
+    type_name,
+    user_namespace,
+)
 from criu_detached.recordfile import Records, damaged, read_records
-from criu_detached.records import ExtFile, File, Mount
+from criu_detached.records import ExtFile, File, Ghost, Mount
+from criu_detached.recreate import check_ghost
 from criu_detached.superblock import boot_id
 from criu_detached.wire import WireError
 
@@ -32,10 +42,15 @@ if TYPE_CHECKING:
 _NEVER_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
 
 _PROC_KEY = b"criu-detached-proc"
+_DATA_KEY = b"criu-detached-data"
 
 
 def _mount_key(mount: Mount) -> bytes:
     return b"criu-detached-mount-%d" % mount.mnt_id
+
+
+def _ghost_key(file: File) -> bytes:
+    return b"criu-detached-ghost-%d-%d" % (file.mnt_id, file.ino)
 
 
 def _userns_key(mount: Mount) -> bytes:
@@ -59,11 +74,37 @@ class Restore:
         self._same_boot = self._records.header.boot_id == boot_id()
         inside = [mount.mnt_id for mount in self._mounts.values() if _is_in_namespace(mount)]
         self._in_tasks = {mnt_id: index for index, mnt_id in enumerate(inside)}
+        self._ghosts_of: dict[int, list[Ghost]] = {}
+        self._ghosts_in_tasks: dict[tuple[int, int], int] = {}
+        self._sort_ghosts()
         self._keeps_inodes: dict[int, bool] = {}
-        host.shared_alloc(len(inside))
-        self._realise_outside()
+        host.shared_alloc(len(self._in_tasks) + len(self._ghosts_in_tasks))
+        proc = _open_proc()
+        data = self._open_data()
+        self._realise_outside(proc, ContentReader(data) if data >= 0 else None)
         self._index_files()
-        host.inherit_fd_add(_open_proc(), _PROC_KEY)
+        host.inherit_fd_add(proc, _PROC_KEY)
+        if data >= 0:
+            host.inherit_fd_add(data, _DATA_KEY)
+
+    def _sort_ghosts(self) -> None:
+        """Find the deleted files of each mount; each has a shared number if a task makes it."""
+        for key, ghost in self._records.ghosts.items():
+            self._ghosts_of.setdefault(key[0], []).append(ghost)
+            if key[0] in self._in_tasks:
+                number = len(self._in_tasks) + len(self._ghosts_in_tasks)
+                self._ghosts_in_tasks[key] = number
+
+    def _open_data(self) -> int:
+        """The data file, if there is something in it, and all of it checked; else -1."""
+        ghosts = self._records.ghosts.values()
+        data, reader = -1, None
+        if any(_has_content(ghost) for ghost in ghosts):
+            data = open_data(self._host.image_dir())
+            reader = ContentReader(data)
+        for ghost in ghosts:
+            check_ghost(ghost, reader)
+        return data
 
     def _index_files(self) -> None:
         """Hand the file records to the fast path, which says whether they are sound."""
@@ -75,7 +116,7 @@ class Restore:
         if not self._host.known_files_load(self._records.data):
             _refuse_files(self._records)
 
-    def _realise_outside(self) -> None:
+    def _realise_outside(self, proc: int, reader: ContentReader | None) -> None:
         """Realise what comes from the host, while its namespace is at hand."""
         root = os.open("/", kernel.O_PATH)
         try:
@@ -85,11 +126,15 @@ class Restore:
                     if userns >= 0:
                         self._host.inherit_fd_add(userns, _userns_key(mount))
                     continue
-                tree, same = realise(mount, root, self._same_boot, userns)
+                means = Means(root, self._same_boot, userns, proc=proc, reader=reader)
+                found = realise(mount, self._ghosts_of.get(mount.mnt_id, []), means)
                 if userns >= 0:
                     os.close(userns)
-                self._keeps_inodes[mount.mnt_id] = same
-                self._host.inherit_fd_add(tree, _mount_key(mount))
+                self._keeps_inodes[mount.mnt_id] = found.keeps_inodes
+                self._host.inherit_fd_add(found.tree, _mount_key(mount))
+                for ghost, fd in found.ghosts:
+                    assert ghost.file is not None  # recordfile
+                    self._host.inherit_fd_add(fd, _ghost_key(ghost.file))
                 log.info(f"mount {mount.mnt_id} is realised")
         finally:
             os.close(root)
@@ -107,14 +152,17 @@ class Restore:
         Raises:
             DetachedError: there is no such record, or another file is there now.
         """
-        file = self._records.files.get(_file_key(name))
+        key = _file_key(name)
+        ghost = self._records.ghosts.get(key)
+        file = ghost.file if ghost else self._records.files.get(key)
         if file is None:
             raise DetachedError(f"no record of {quote(name)}: are the images complete?")
         if flags & _NEVER_OPEN:
             raise DetachedError(f"{quote(file.path)} has flags {flags:#x}, which no open file has")
         tree = self._tree_fd(file.mnt_id)
+        open_it = self._open_ghost if ghost else self._open_in
         try:
-            return self._open_in(tree, file, flags)
+            return open_it(tree, file, flags)
         except OSError as error:
             raise DetachedError(
                 f"can't open {quote(file.path)} on mount {file.mnt_id}: {reason(error.errno or 0)}"
@@ -131,7 +179,9 @@ class Restore:
         record = self._records.ext_files.get(file_id)
         if record is None:
             return None
-        file = self._records.files.get((record.mnt_id, record.ino))
+        key = (record.mnt_id, record.ino)
+        ghost = self._records.ghosts.get(key)
+        file = ghost.file if ghost else self._records.files.get(key)
         if file is None or not (stat.S_ISBLK(file.mode) or stat.S_ISCHR(file.mode)):
             raise DetachedError(f"external file {file_id:#x} is no device: the images are damaged")
         fd = self.open(b"ile[%x:%x]" % (record.mnt_id, record.ino), record.flags)
@@ -165,20 +215,49 @@ class Restore:
         """Realise a mount from the restored namespace: this task is the first to need it."""
         mount = self._mounts[mnt_id]
         assert mount.bind_source is not None
-        userns = self._host.inherit_fd_get(_userns_key(mount)) if needs_id_map(mount) else -1
+        ghosts = self._ghosts_of.get(mnt_id, [])
+        opened = []
+
+        def inherited(key: bytes, wanted: bool) -> int:
+            if not wanted:
+                return -1
+            opened.append(self._host.inherit_fd_get(key))
+            return opened[-1]
+
         try:
-            root = self._host.mntns_root(mount.bind_source.mnt_id)
-            tree, same = realise(mount, root, self._same_boot, userns, self._clone_inside)
+            data = inherited(_DATA_KEY, any(_has_content(ghost) for ghost in ghosts))
+            means = Means(
+                self._host.mntns_root(mount.bind_source.mnt_id),
+                self._same_boot,
+                inherited(_userns_key(mount), needs_id_map(mount)),
+                self._clone_inside,
+                inherited(_PROC_KEY, bool(ghosts) or bool(mount.root_deleted)),
+                ContentReader(data) if data >= 0 else None,
+            )
+            found = realise(mount, ghosts, means)
         finally:
-            if userns >= 0:
-                os.close(userns)
-        self._keeps_inodes[mnt_id] = same
+            for fd in opened:
+                os.close(fd)
+        return self._store(found, mnt_id, index)
+
+    def _store(self, found: Realised, mnt_id: int, index: int) -> int:
+        """Keep a mount that this task has realised for the others; returns its tree fd."""
+        self._keeps_inodes[mnt_id] = found.keeps_inodes
         try:
-            self._host.shared_set(index, self._host.fdstore_add(tree) << 1 | int(same))
+            for ghost, fd in found.ghosts:
+                assert ghost.file is not None  # recordfile
+                number = self._ghosts_in_tasks[mnt_id, ghost.file.ino]
+                self._host.shared_set(number, self._host.fdstore_add(fd))
+            # Last: now the others look no further.
+            kept = self._host.fdstore_add(found.tree)
+            self._host.shared_set(index, kept << 1 | int(found.keeps_inodes))
         except DetachedError:
-            os.close(tree)
+            os.close(found.tree)
             raise
-        return tree
+        finally:
+            for _, fd in found.ghosts:
+                os.close(fd)
+        return found.tree
 
     def _clone_inside(self, fd: int) -> int:
         """Clone a mount of a restored namespace, which may be another than this task's."""
@@ -221,11 +300,41 @@ class Restore:
         """Open the one file of a mount of a file: there is no name beneath the root."""
         if flags & os.O_PATH and not flags & os.O_NOFOLLOW:
             return kernel.open_tree(tree, b"", kernel.AT_EMPTY_PATH | kernel.OPEN_TREE_CLOEXEC)
+        handle = (file.handle.type, file.handle.bytes) if file.handle else None
+        return self._open_linked(tree, tree, handle, flags)
+
+    def _open_ghost(self, tree: int, file: File, flags: int) -> int:
+        """Open a deleted file, of which an O_PATH fd is kept."""
+        number = self._ghosts_in_tasks.get((file.mnt_id, file.ino))
+        if number is None:
+            kept = self._host.inherit_fd_get(_ghost_key(file))
+        else:
+            kept = self._host.fdstore_get(self._host.shared_get(number))
+        if flags & os.O_PATH and flags & os.O_NOFOLLOW:
+            return kept  # it is such an fd
+        try:
+            handle = kernel.name_to_handle(kept) if flags & os.O_NOFOLLOW else None
+            return self._open_linked(tree, kept, handle, flags | os.O_CLOEXEC)
+        finally:
+            os.close(kept)
+
+    def _open_linked(self, tree: int, fd: int, handle: tuple[int, bytes] | None, flags: int) -> int:
+        """Open a file again that no name leads to, by its link in procfs.
+
+        That link is one itself, so what had O_NOFOLLOW is opened by its handle.
+        open_by_handle_at(2) wants an fd that is no O_PATH one to tell the mount.
+        """
         proc = self._host.inherit_fd_get(_PROC_KEY)
         try:
             if not flags & os.O_NOFOLLOW:
-                return os.open(b"self/fd/%d" % tree, flags, dir_fd=proc)
-            return _open_no_follow(proc, tree, file, flags)
+                return os.open(b"self/fd/%d" % fd, flags, dir_fd=proc)
+            if handle is None:
+                raise DetachedError("a file that was opened with O_NOFOLLOW has no handle")
+            mount = os.open(b"self/fd/%d" % tree, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            try:
+                return kernel.open_by_handle(mount, handle, flags)
+            finally:
+                os.close(mount)
         finally:
             os.close(proc)
 
@@ -248,18 +357,8 @@ class Restore:
             )
 
 
-def _open_no_follow(proc: int, tree: int, file: File, flags: int) -> int:
-    """/proc/self/fd is a link itself, so what had O_NOFOLLOW is opened by its handle.
-
-    open_by_handle_at(2) wants an fd that is no O_PATH one to tell the mount.
-    """
-    if file.handle is None:
-        raise DetachedError(f"mount {file.mnt_id} is one file, opened O_NOFOLLOW, without handle")
-    mount = os.open(b"self/fd/%d" % tree, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    try:
-        return kernel.open_by_handle(mount, (file.handle.type, file.handle.bytes), flags)
-    finally:
-        os.close(mount)
+def _has_content(ghost: Ghost) -> bool:
+    return ghost.inode is not None and ghost.inode.data_size > 0
 
 
 def _is_in_namespace(mount: Mount) -> bool:

@@ -13,6 +13,7 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.kernel import FileFacts
+from criu_detached.paths import Name
 from criu_detached.sources import Source
 
 TYPE_CHECKING = False
@@ -23,28 +24,32 @@ if TYPE_CHECKING:
 SEARCH_LIMIT = 20_000
 
 
-def find_root(fd: int, path: bytes, facts: FileFacts, source: Source) -> bytes | None:
+def find_root(fd: int, name: Name, facts: FileFacts, source: Source) -> bytes | None:
     """Find a detached mount's root through a source.
 
     Args:
         fd: a file on the detached mount.
-        path: its path from that mount's root.
+        name: its path from that mount's root.
         facts: of the file.
         source: an attached mount, perhaps of the same filesystem.
 
     Returns:
-        The root's path beneath the source's root, or None: not found there.
+        The root's path beneath the source's root, or None: not found there. The root of a
+        deleted file may be deleted too.
     """
-    found = _by_handle(fd, path, facts, source)
-    if found is None and _is_root(source.fd, path, facts):
+    path = name.path
+    found = _by_handle(fd, name, facts, source)
+    if name.deleted:
+        return found  # no path leads to it
+    if found is None and is_at(source.fd, path, facts):
         found = paths.ROOT
     if found is None and not _has_handles(fd):
         found = _by_search(path, facts, source)
     return found
 
 
-def _is_root(root: int, path: bytes, facts: FileFacts) -> bool:
-    """Tell whether a path beneath a candidate reaches the very file."""
+def is_at(root: int, path: bytes, facts: FileFacts) -> bool:
+    """Tell whether a path beneath a root reaches the very file."""
     try:
         found = paths.facts_at(root, path)
     except OSError:
@@ -60,10 +65,10 @@ def _has_handles(fd: int) -> bool:
     return True
 
 
-def _by_handle(fd: int, path: bytes, facts: FileFacts, source: Source) -> bytes | None:
+def _by_handle(fd: int, name: Name, facts: FileFacts, source: Source) -> bytes | None:
     """Open the file on the source by its handle, and read where it lies there."""
     try:
-        there = _open_on(source.fd, kernel.name_to_handle(fd))
+        there = open_on(source.fd, kernel.name_to_handle(fd))
     except OSError:
         return None
     try:
@@ -74,15 +79,24 @@ def _by_handle(fd: int, path: bytes, facts: FileFacts, source: Source) -> bytes 
         base = os.readlink(b"/proc/self/fd/%d" % source.fd)
     finally:
         os.close(there)
+    if name.deleted:
+        if not full.endswith(paths.DELETED):
+            return None  # another name of the file, which does not tell the root
+        full = full.removesuffix(paths.DELETED)
     inside = paths.below(full, base)
     if inside is None:
         return None
-    root = _strip(inside, path)
-    return root if root is not None and _is_at(source.fd, root, path, facts) else None
+    root = _strip(inside, name.path)
+    if root is None or name.deleted:
+        return root
+    return root if is_at(source.fd, paths.join(root, name.path), facts) else None
 
 
-def _open_on(source: int, handle: tuple[int, bytes]) -> int:
-    """open_by_handle_at(2) refuses an O_PATH fd as the mount, so open the root for real."""
+def open_on(source: int, handle: tuple[int, bytes]) -> int:
+    """Open a file by its handle on the mount of another fd; raises OSError.
+
+    open_by_handle_at(2) refuses an O_PATH fd as the mount, so open the root for real.
+    """
     if not stat.S_ISREG(mode := kernel.fstat(source).mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EOPNOTSUPP, "a device or FIFO is not opened")
     mount = os.open(b"/proc/self/fd/%d" % source, os.O_RDONLY | os.O_CLOEXEC)
@@ -100,31 +114,46 @@ def _strip(inside: bytes, path: bytes) -> bytes | None:
     return inside[: -len(path) - 1] if inside.endswith(b"/" + path) else None
 
 
-def _is_at(source: int, root: bytes, path: bytes, facts: FileFacts) -> bool:
-    return _is_root(source, paths.join(root, path), facts)
-
-
 def _by_search(path: bytes, facts: FileFacts, source: Source) -> bytes | None:
     """Try each directory of the source, up to a limit; one inode must be one file."""
     if facts.nlink > 1 and not stat.S_ISDIR(facts.mode):
         return None
     for directory in _directories(source.fd):
-        if _is_at(source.fd, directory, path, facts):
+        if is_at(source.fd, paths.join(directory, path), facts):
             return directory
         if path == paths.ROOT and not stat.S_ISDIR(facts.mode):
-            for name in _names(source.fd, directory):
-                if _is_at(source.fd, paths.join(directory, name), paths.ROOT, facts):
+            for name, _ in _entries(source.fd, directory):
+                if is_at(source.fd, paths.join(directory, name), facts):
                     return paths.join(directory, name)
     return None
 
 
-def _names(root: int, directory: bytes) -> list[bytes]:
+def search_inode(source: int, facts: FileFacts) -> bytes | None:
+    """Look for a name of a file in the directories of a mount, up to a limit.
+
+    Args:
+        source: the mount's root.
+        facts: of the file.
+
+    Returns:
+        Its path beneath the root, or None.
+    """
+    for directory in _directories(source):
+        for name, ino in _entries(source, directory):
+            if ino == facts.ino and is_at(source, paths.join(directory, name), facts):
+                return paths.join(directory, name)
+    return None
+
+
+def _entries(root: int, directory: bytes) -> list[tuple[bytes, int]]:
+    """Name and inode of what is in a directory."""
     try:
         fd, _ = kernel.open_beneath(root, directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return []
     try:
-        return [os.fsencode(name) for name in os.listdir(fd)]
+        with os.scandir(fd) as entries:
+            return [(os.fsencode(entry.name), entry.inode()) for entry in entries]
     finally:
         os.close(fd)
 
@@ -136,7 +165,7 @@ def _directories(root: int) -> Iterator[bytes]:
         yield directory
         if count >= SEARCH_LIMIT:
             return
-        for name in _names(root, directory):
+        for name, _ in _entries(root, directory):
             path = paths.join(directory, name)
             try:
                 if stat.S_ISDIR(kernel.stat_beneath(root, path).mode):

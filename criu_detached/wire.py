@@ -23,6 +23,14 @@ FIXED = "fixed32"
 BYTES = "bytes"
 BYTES_LIST = "bytes list"
 
+
+class ListOf:
+    """A repeated message."""
+
+    def __init__(self, cls: type[Message]) -> None:
+        self.cls = cls
+
+
 _MAX_UINT = 1 << 64
 
 
@@ -40,8 +48,8 @@ class Message:
     _tags: ClassVar[tuple[tuple[str, Any, bytes], ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        cls._defaults = {name: _DEFAULTS.get(kind) for _, name, kind in cls.FIELDS}
-        cls._lists = tuple(name for _, name, kind in cls.FIELDS if kind is BYTES_LIST)
+        cls._defaults = {name: _default(kind) for _, name, kind in cls.FIELDS}
+        cls._lists = tuple(name for _, name, kind in cls.FIELDS if _is_list(kind))
         cls._tags = tuple(
             (name, kind, varint(number << 3 | _expected_wire(kind)))
             for number, name, kind in cls.FIELDS
@@ -63,6 +71,14 @@ class Message:
 
 
 _DEFAULTS = {UINT: 0, FIXED: 0, BYTES: b"", BYTES_LIST: ()}
+
+
+def _default(kind: Any) -> Any:
+    return () if isinstance(kind, ListOf) else _DEFAULTS.get(kind)
+
+
+def _is_list(kind: Any) -> bool:
+    return kind is BYTES_LIST or isinstance(kind, ListOf)
 
 
 # Modes, devices, mount ids and lengths repeat from file to file.
@@ -105,6 +121,10 @@ def encode(message: Message) -> bytes:
         elif kind is BYTES_LIST:
             for item in value:
                 out += tag + varint(len(item)) + item
+        elif isinstance(kind, ListOf):
+            for item in value:
+                payload = encode(item)
+                out += tag + varint(len(payload)) + payload
         else:
             payload = encode(value)
             out += tag + varint(len(payload)) + payload
@@ -166,11 +186,13 @@ def decode(cls: type[Any], data: bytes) -> Any:
         name, kind = fields[tag >> 3]
         if tag & 7 != _expected_wire(kind):
             raise WireError(f"{cls.__name__}.{name} has another type")
-        if name in seen and kind is not BYTES_LIST:
+        if name in seen and not _is_list(kind):
             raise WireError(f"{cls.__name__}.{name} is there twice")
         seen.add(name)
         if kind is BYTES_LIST:
             getattr(message, name).append(value)
+        elif isinstance(kind, ListOf):
+            getattr(message, name).append(_convert(kind.cls, value))
         else:
             setattr(message, name, _convert(kind, value))
     return message

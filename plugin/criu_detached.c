@@ -31,6 +31,7 @@
 
 #define PLUGIN_NAME "criu_detached"
 #define RECORD_FILE "criu-detached.img"
+#define DATA_FILE "criu-detached-data.img"
 #define EXPORT __attribute__((visibility("default")))
 
 /* --- CRIU's plugin ABI (criu/include/criu-plugin.h) --- */
@@ -74,7 +75,10 @@ static struct {
 	int (*inherit_fd_lookup_id)(char *key);
 	int (*mntns_get_root_by_mnt_id)(int mnt_id);
 	unsigned long *root_ns_mask;
-	void *plugin_get_options; /* CRIU >= 4.3; tells the hook's ABI, see restore_ext_file */
+	uid_t (*userns_uid)(uid_t uid);
+	gid_t (*userns_gid)(gid_t gid);
+	/* CRIU >= 4.3; tells the hook's ABI too, see restore_ext_file */
+	int (*plugin_get_options)(int *argc, char ***argv);
 } criu;
 
 static const struct {
@@ -95,6 +99,8 @@ static const struct {
 	{ "inherit_fd_lookup_id", &criu.inherit_fd_lookup_id, false },
 	{ "mntns_get_root_by_mnt_id", &criu.mntns_get_root_by_mnt_id, false },
 	{ "root_ns_mask", &criu.root_ns_mask, false },
+	{ "userns_uid", &criu.userns_uid, false },
+	{ "userns_gid", &criu.userns_gid, false },
 	{ "criu_plugin_get_options", &criu.plugin_get_options, true },
 };
 
@@ -150,6 +156,22 @@ static int host_dumps_mount_namespace(void)
 	return (*criu.root_ns_mask & CLONE_NEWNS) != 0;
 }
 
+static int host_dumps_user_namespace(void)
+{
+	return (*criu.root_ns_mask & CLONE_NEWUSER) != 0;
+}
+
+static const char *host_plugin_option(int index)
+{
+	char **argv = NULL;
+	int argc = 0;
+
+	/* The first one is a program name, for getopt_long(3). */
+	if (!criu.plugin_get_options || criu.plugin_get_options(&argc, &argv))
+		return NULL;
+	return index + 1 < argc ? argv[index + 1] : NULL;
+}
+
 static int host_need_plugin(void)
 {
 	return criu.add_inventory_plugin(PLUGIN_NAME);
@@ -180,6 +202,10 @@ static void fill_host(void)
 		.fdstore_get = criu.fdstore_get,
 		.inherit_fd_add = host_inherit_fd_add,
 		.inherit_fd_get = host_inherit_fd_get,
+		.dumps_user_namespace = host_dumps_user_namespace,
+		.userns_uid = criu.userns_uid,
+		.userns_gid = criu.userns_gid,
+		.plugin_option = host_plugin_option,
 	};
 }
 
@@ -540,6 +566,15 @@ static int restore_ext_file(int id, bool *retry_needed)
 
 #define STEER(table) steer_main_program(table, sizeof(table) / sizeof((table)[0]))
 
+/* Records of an earlier dump into this directory must not outlive it. */
+static int remove_stale(const char *name)
+{
+	if (!unlinkat(criu.get_image_dir(), name, 0) || errno == ENOENT)
+		return 0;
+	say(LOG_ERROR, "can't remove the stale %s: %s", name, strerror(errno));
+	return -1;
+}
+
 /* A plugin installed for the whole machine must not stop the dumps that do not need it. */
 static int dump_init(const char *missing)
 {
@@ -547,11 +582,8 @@ static int dump_init(const char *missing)
 		say(LOG_WARN, "this CRIU has no function %s: going on without the plugin", missing);
 		return 0;
 	}
-	/* A record file of an earlier dump into this directory must not outlive it. */
-	if (unlinkat(criu.get_image_dir(), RECORD_FILE, 0) && errno != ENOENT) {
-		say(LOG_ERROR, "can't remove the stale %s: %s", RECORD_FILE, strerror(errno));
+	if (remove_stale(RECORD_FILE) || remove_stale(DATA_FILE))
 		return -1;
-	}
 	if (STEER(dump_steering) <= 0) {
 		say(LOG_WARN, "this CRIU does not import readlink: going on without the plugin");
 		return 0;

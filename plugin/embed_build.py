@@ -20,6 +20,10 @@ struct criu_host {
     int (*fdstore_get)(int id);
     int (*inherit_fd_add)(int fd, const char *key);
     int (*inherit_fd_get)(const char *key);
+    int (*dumps_user_namespace)(void);
+    uint32_t (*userns_uid)(uint32_t uid);
+    uint32_t (*userns_gid)(uint32_t gid);
+    const char *(*plugin_option)(int index);
     int flushes;
 };
 struct file_facts {

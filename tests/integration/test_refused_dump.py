@@ -12,23 +12,11 @@ import pytest
 from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import Check, Task
-from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement
+from .harness.placement import CONTENT, SUBDIRECTORY, Bind, Placement
 from .harness.programs import hold_file
 from .harness.scenario import Scenario
 
 pytestmark = pytest.mark.detached
-
-
-def hold_deleted(task: Task, name: str) -> Check:
-    """A file or directory that no path leads to any more."""
-    fd = os.open(task.path(name), os.O_RDONLY)
-    if name == "dir":
-        os.unlink(task.path("dir/inner"))
-        os.rmdir(task.path("dir"))
-    else:
-        os.unlink(task.path(name))
-    task.detach()
-    return lambda: os.fstat(fd).st_nlink
 
 
 def hold_bound_socket(task: Task) -> Check:
@@ -84,29 +72,6 @@ def test_source_shows_less(scenario: MakeScenario) -> None:
         kernel.umount2(part)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("file", marks=pytest.mark.covers("deleted_file", outcome="refused")),
-        pytest.param("dir", marks=pytest.mark.covers("deleted_directory", outcome="refused")),
-    ],
-)
-def test_deleted(scenario: MakeScenario, placement: Placement, name: str) -> None:
-    held = scenario(placement).start(hold_deleted, name=name)
-    refused(held, name)
-
-
-def test_replaced(scenario: MakeScenario) -> None:
-    """Another file has the name of the one that is held, which has a second name."""
-    held = scenario().start(hold_file)
-    file = held.ground.source / "tree" / "file"
-    os.link(file, file.with_name("second name"))
-    file.unlink()
-    file.write_text("not the same\n")
-    refused(held, "file")
-    assert held.ask() == CONTENT
-
-
 @pytest.mark.covers("unix_socket", outcome="refused")
 def test_bound_socket(scenario: MakeScenario, placement: Placement) -> None:
     refused(scenario(placement).start(hold_bound_socket), "socket")
@@ -126,13 +91,6 @@ def hold_anonymous(task: Task) -> Check:
 @pytest.mark.covers("file", "tree_fd", outcome="refused", column="anonymous")
 def test_anonymous(scenario: MakeScenario, placement: Placement) -> None:
     refused(scenario(placement).start(hold_anonymous), "")
-
-
-def test_single_file_replaced(scenario: MakeScenario) -> None:
-    """The bind of a single file outlives the file's name in the source."""
-    held = scenario(binds=[Bind(SINGLE_FILE)]).start(hold_file)
-    (held.ground.source / "tree" / "file").unlink()
-    refused(held, "")
 
 
 def test_hidden_in_source(scenario: MakeScenario) -> None:

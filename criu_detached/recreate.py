@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From the record of a deleted file to an fd of it, whose name is gone again.
+
+A ghost gets its name for a moment, is opened, and loses the name; that fd is kept, and
+every fd that the tasks had is opened through it. Content is written before there is a
+name, where the filesystem can (O_TMPFILE), so what is interrupted leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from criu_detached import kernel, paths
+from criu_detached.contents import ContentReader
+from criu_detached.errors import DetachedError, quote
+from criu_detached.records import File, Ghost, Inode, Time, Xattr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Appended to a name that something else has by now, as CRIU does (open_path, criu/files-reg.c).
+TAKEN = b".cr_link"
+
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
+_TRIES = 100
+
+
+def check_ghost(ghost: Ghost, reader: ContentReader | None) -> None:
+    """Refuse a record that no dump writes.
+
+    Args:
+        ghost: the record.
+        reader: of the data file; None: there is none.
+
+    Raises:
+        DetachedError: a path leaves its mount, or the content is not there.
+    """
+    file, inode = ghost.file, ghost.inode
+    assert file is not None  # recordfile
+    for path in (file.path, ghost.alias):
+        if path and path != paths.ROOT and _is_invalid(path):
+            raise DetachedError(f"a deleted file has the invalid path {quote(path)}")
+    if inode is None:
+        if not ghost.alias and file.handle is None:
+            raise DetachedError(f"nothing tells where {quote(file.path)} is to be found")
+        return
+    if b"\0" in inode.target or stat.S_ISLNK(file.mode) == (not inode.target):
+        raise DetachedError(f"{quote(file.path)} has an invalid target")
+    for xattr in inode.xattrs:
+        if not xattr.name or b"\0" in xattr.name:
+            raise DetachedError(f"{quote(file.path)} has an invalid extended attribute")
+    if inode.data_size:
+        if reader is None or not stat.S_ISREG(file.mode):
+            raise DetachedError(f"{quote(file.path)} has a content, which is not there")
+        reader.check(inode.data_at, inode.data_size, inode.size)
+
+
+def _is_invalid(path: bytes) -> bool:
+    return b"\0" in path or bool({b"", b".", b".."} & set(path.split(b"/")))
+
+
+class Workshop:
+    """Where the ghosts of one mount are made: in a clone of the bind source and the new mount.
+
+    What is made for the moment, names and the directories to them, is gone with ``close``,
+    and the times of the directories that were there before are as they were.
+    """
+
+    def __init__(
+        self, source: int, proc: int, reader: ContentReader | None, keeps_inodes: bool
+    ) -> None:
+        """Open it.
+
+        Args:
+            source: a writable clone of the bind source; it is closed with the workshop.
+            proc: fd of a procfs that shows this task its fds; it stays the caller's.
+            reader: of the data file; None: there is none.
+            keeps_inodes: the superblock is the dumped one, so inodes are the same.
+        """
+        self._source = source
+        self._proc = proc
+        self._reader = reader
+        self._keeps_inodes = keeps_inodes
+        self._names: list[tuple[int, bytes, bool]] = []  # parent, name, is it a directory?
+        self._parents: dict[tuple[int, bytes], tuple[int, bytes]] = {}
+        self._times: list[tuple[int, int, int]] = []  # directory, access and modification
+
+    def close(self) -> None:
+        """Take every name away that is left; raises OSError when one cannot be."""
+        try:
+            for parent, name, is_directory in reversed(self._names):
+                (os.rmdir if is_directory else os.unlink)(name, dir_fd=parent)
+            for directory, atime, mtime in reversed(self._times):
+                os.utime(directory, ns=(atime, mtime))
+        finally:
+            for fd, _ in self._parents.values():
+                os.close(fd)
+            os.close(self._source)
+
+    def make_root(self, path: bytes, mode: int, ghost: Ghost | None) -> bytes:
+        """Give the deleted root of a mount a name.
+
+        Args:
+            path: the one that it had, beneath the bind source's root.
+            mode: its type.
+            ghost: its record; None: the tasks held only what was beneath it.
+
+        Returns:
+            The path that it has now, until the workshop is closed.
+
+        Raises:
+            DetachedError: its record does not say what to make.
+            OSError: the kernel refused it.
+        """
+        if ghost is None:
+            ghost = Ghost(file=File(mode=mode, path=path), inode=Inode())
+        directory, name = paths.split(path)
+        parent, directory = self._parent(self._source, directory)
+        name = self._give_name(ghost, parent, name, parent)
+        self._names.append((parent, name, stat.S_ISDIR(mode)))
+        return paths.join(directory, name)
+
+    def make(self, ghost: Ghost, tree: int, root: bytes) -> int:
+        """Make a ghost; those of directories first, the nearer ones before what is in them.
+
+        Args:
+            ghost: its record.
+            tree: the new mount, writable for now.
+            root: path of its root beneath the bind source's root.
+
+        Returns:
+            An O_PATH fd of it, the caller's.
+
+        Raises:
+            DetachedError: its record does not say what to make, or another file is there.
+            OSError: the kernel refused it.
+        """
+        file = ghost.file
+        assert file is not None  # recordfile
+        if file.path == paths.ROOT:
+            return paths.open_at(tree, paths.ROOT)
+        directory, name = paths.split(file.path)
+        parent, directory = self._parent(tree, directory)
+        if ghost.unnamed and ghost.inode:
+            return self._make_unnamed(ghost.inode, parent)
+        beside = parent
+        if not ghost.inode:  # a link stays on one mount, and the other name is on this one
+            beside, _ = self._parent(self._source, paths.join(root, directory))
+        name = self._give_name(ghost, parent, name, beside)
+        if stat.S_ISDIR(file.mode):
+            self._names.append((parent, name, True))
+            return self._keep_directory(tree, file.path, parent, paths.join(directory, name))
+        try:
+            return os.open(name, kernel.O_PATH | kernel.O_NOFOLLOW, dir_fd=parent)
+        finally:
+            os.unlink(name, dir_fd=parent)
+
+    def _keep_directory(self, tree: int, path: bytes, parent: int, actual: bytes) -> int:
+        """What was in a deleted directory is made in it, so it is a parent from here on."""
+        name = paths.split(actual)[1]
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._parents[tree, path] = os.open(name, flags, dir_fd=parent), actual
+        return os.open(name, kernel.O_PATH | kernel.O_NOFOLLOW, dir_fd=parent)
+
+    def _make_unnamed(self, inode: Inode, parent: int) -> int:
+        """As O_TMPFILE made it, so that linkat(2) can still give it a name."""
+        fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        try:
+            self._fill(fd, inode)
+            return kernel.open_tree(fd, b"", kernel.AT_EMPTY_PATH | kernel.OPEN_TREE_CLOEXEC)
+        finally:
+            os.close(fd)
+
+    def _give_name(self, ghost: Ghost, parent: int, name: bytes, beside: int) -> bytes:
+        """Let a ghost have a name in a directory, its own if that is free.
+
+        Args:
+            ghost: what is to have it.
+            parent: the directory.
+            name: the one that it had.
+            beside: the same directory on the clone of the bind source.
+
+        Returns:
+            The name that it has.
+        """
+        file, inode = ghost.file, ghost.inode
+        assert file is not None
+        self._note_times(parent)
+        if inode is None:
+            return self._link_alias(ghost, beside, name)
+        kind = stat.S_IFMT(file.mode)
+        if kind == stat.S_IFREG:
+            return self._make_regular(inode, parent, name)
+        if kind == stat.S_IFDIR:
+            return _first_free(name, lambda free: os.mkdir(free, 0o700, dir_fd=parent))
+        if kind == stat.S_IFLNK:
+            target = inode.target
+            return _first_free(name, lambda free: os.symlink(target, free, dir_fd=parent))
+        mode = kind | 0o600
+        return _first_free(name, lambda free: os.mknod(free, mode, file.rdev, dir_fd=parent))
+
+    def _make_regular(self, inode: Inode, parent: int, name: bytes) -> bytes:
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            fd = os.open(b".", os.O_TMPFILE | flags, 0o600, dir_fd=parent)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+            return self._make_named(inode, parent, name, flags)
+        try:
+            self._fill(fd, inode)
+            return self._link(fd, parent, name)
+        finally:
+            os.close(fd)
+
+    def _make_named(self, inode: Inode, parent: int, name: bytes, flags: int) -> bytes:
+        """Where a file cannot be made without a name."""
+        opened: list[int] = []
+
+        def create(free: bytes) -> None:
+            how = flags | os.O_CREAT | os.O_EXCL
+            opened.append(os.open(free, how, 0o600, dir_fd=parent))
+
+        free = _first_free(name, create)
+        try:
+            self._fill(opened[0], inode)
+        except BaseException:
+            os.unlink(free, dir_fd=parent)
+            raise
+        finally:
+            os.close(opened[0])
+        return free
+
+    def _fill(self, fd: int, inode: Inode) -> None:
+        if inode.data_size:
+            assert self._reader is not None  # check_ghost
+            self._reader.copy(inode.data_at, inode.data_size, fd, inode.size)
+        elif inode.size:
+            os.ftruncate(fd, inode.size)
+
+    def _link_alias(self, ghost: Ghost, parent: int, name: bytes) -> bytes:
+        other = self._open_alias(ghost)
+        try:
+            return self._link(other, parent, name)
+        finally:
+            os.close(other)
+
+    def _open_alias(self, ghost: Ghost) -> int:
+        """An O_PATH fd of a file by the name that is left of it, or by its handle."""
+        file = ghost.file
+        assert file is not None
+        if ghost.alias:
+            try:
+                fd = paths.open_at(self._source, ghost.alias)
+                found = kernel.fstat(fd)
+                same_type = stat.S_IFMT(found.mode) == stat.S_IFMT(file.mode)
+                if same_type and (not self._keeps_inodes or found.ino == file.ino):
+                    return fd
+                os.close(fd)
+            except OSError:
+                pass
+        if self._keeps_inodes and file.handle is not None:
+            handle = (file.handle.type, file.handle.bytes)
+            mount = os.open(b"self/fd/%d" % self._source, os.O_RDONLY, dir_fd=self._proc)
+            try:
+                return kernel.open_by_handle(mount, handle, kernel.O_PATH)
+            except OSError:
+                pass
+            finally:
+                os.close(mount)
+        raise DetachedError(
+            f"{quote(file.path)} was deleted, and its other name in the bind source,"
+            f" {quote(ghost.alias)}, does not lead to it any more: give it that name again"
+        )
+
+    def _link(self, fd: int, parent: int, name: bytes) -> bytes:
+        """linkat(2) of an open file. Through /proc, for AT_EMPTY_PATH takes a capability."""
+        path = b"self/fd/%d" % fd
+        return _first_free(
+            name, lambda free: os.link(path, free, src_dir_fd=self._proc, dst_dir_fd=parent)
+        )
+
+    def _parent(self, base: int, path: bytes) -> tuple[int, bytes]:
+        """Open a directory beneath a base, made for the moment if it is not there.
+
+        Returns:
+            An fd, the workshop's, and the path that it has.
+        """
+        try:
+            return self._parents[base, path]
+        except KeyError:
+            pass
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        if path == paths.ROOT:
+            found = os.open(b"self/fd/%d" % base, flags, dir_fd=self._proc), path
+        else:
+            up, name = paths.split(path)
+            above, up = self._parent(base, up)
+            try:
+                fd, _ = kernel.open_beneath(above, name, flags)
+            except OSError:
+                name = self._make_directory(above, name)
+                fd, _ = kernel.open_beneath(above, name, flags)
+            found = fd, paths.join(up, name)
+        self._parents[base, path] = found
+        return found
+
+    def _make_directory(self, parent: int, name: bytes) -> bytes:
+        self._note_times(parent)
+        name = _first_free(name, lambda free: os.mkdir(free, 0o700, dir_fd=parent))
+        self._names.append((parent, name, True))
+        return name
+
+    def _note_times(self, directory: int) -> None:
+        found = os.fstat(directory)
+        self._times.append((directory, found.st_atime_ns, found.st_mtime_ns))
+
+
+def depth(ghost: Ghost) -> tuple[int, bytes]:
+    """The order in which ghosts are made: what is in a directory comes after it."""
+    assert ghost.file is not None
+    path = ghost.file.path
+    return (-1 if path == paths.ROOT else path.count(b"/"), path)
+
+
+def give_attributes(ghosts: list[tuple[Ghost, int]], proc: int) -> None:
+    """Give new files what their inodes had besides their contents.
+
+    Args:
+        ghosts: their records, each with an O_PATH fd of the file.
+        proc: fd of a procfs that shows this task its fds.
+
+    Raises:
+        OSError: the kernel refused it.
+    """
+    # Extended attributes are set by path alone, where a file cannot be opened.
+    here = os.open(b".", kernel.O_PATH)
+    try:
+        os.fchdir(proc)
+        for ghost, fd in ghosts:
+            if ghost.inode is not None and ghost.file is not None:
+                _give_attributes(b"self/fd/%d" % fd, ghost.inode, ghost.file.mode)
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def _give_attributes(path: bytes, inode: Inode, mode: int) -> None:
+    os.chown(path, inode.uid, inode.gid)
+    if not stat.S_ISLNK(mode):
+        os.chmod(path, stat.S_IMODE(mode))
+    _give_xattrs(path, inode.xattrs)
+    os.utime(path, ns=(_nanoseconds(inode.atime), _nanoseconds(inode.mtime)))
+
+
+def _give_xattrs(path: bytes, wanted: list[Xattr]) -> None:
+    try:
+        found = {os.fsencode(name): os.getxattr(path, name) for name in os.listxattr(path)}
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        found = {}
+    for xattr in wanted:
+        if found.pop(xattr.name, None) != xattr.value:
+            os.setxattr(path, xattr.name, xattr.value)
+    for name in found:  # inherited from the directory, as default ACLs are
+        if not name.startswith(b"security."):
+            os.removexattr(path, name)
+
+
+def _nanoseconds(time: Time | None) -> int:
+    if time is None:
+        return 0
+    sec = time.sec - (1 << 64) if time.sec >> 63 else time.sec
+    return sec * 1_000_000_000 + time.nsec
+
+
+def _first_free(name: bytes, make: Callable[[bytes], None]) -> bytes:
+    """Make something under a name, or the first free one that begins so; return that."""
+    for number in range(_TRIES):
+        free = name if number == 0 else name + TAKEN + (b"%d" % number if number > 1 else b"")
+        try:
+            make(free)
+        except FileExistsError:
+            continue
+        return free
+    raise FileExistsError(errno.EEXIST, "every name for it is taken", name)
