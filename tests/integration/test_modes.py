@@ -19,6 +19,7 @@ from .conftest import MakeScenario
 from .harness import look
 from .harness.agent import Check, Task
 from .harness.criu import CriuRun, criu, default_plugins
+from .harness.placement import Placement
 from .harness.scenario import DEADLINE, Scenario
 
 PAGES = 64
@@ -69,10 +70,10 @@ def wait_until_stopped(pid: int) -> None:
     assert os.WIFSTOPPED(status), f"wait status {status:#x}"
 
 
-@pytest.mark.covers("file", "shared_mapping", "cwd", column="host")
-def test_leave_running(scenario: MakeScenario) -> None:
+@pytest.mark.covers("file", "shared_mapping", "cwd")
+def test_leave_running(scenario: MakeScenario, placement: Placement) -> None:
     """Dumped again and again while it lives; what was dumped last is restored when it is dead."""
-    held = scenario().start(hold_life)
+    held = scenario(placement).start(hold_life)
     before = look.seen(held.pid)
     for turn in (1, 2):
         held.dump("--leave-running").succeeded()
@@ -88,8 +89,8 @@ def test_leave_running(scenario: MakeScenario) -> None:
         held.dump().succeeded()
 
 
-def test_leave_stopped(scenario: MakeScenario) -> None:
-    held = scenario().start(hold_life)
+def test_leave_stopped(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement).start(hold_life)
     before = look.seen(held.pid)
     tree = ["--tree", str(held.pid), *held.ground.dump_options()]
     run_beside(held, "dump", *tree, "--leave-stopped")
@@ -105,12 +106,12 @@ def test_leave_stopped(scenario: MakeScenario) -> None:
         assert_lives(held, turn)
 
 
-def test_pre_dump_iterations(scenario: MakeScenario) -> None:
+def test_pre_dump_iterations(scenario: MakeScenario, placement: Placement) -> None:
     """Memory is copied in steps, each with what changed since the one before."""
     tracks = ["criu", "check", "--feature", "mem_dirty_track"]
     if subprocess.run(tracks, check=False, capture_output=True).returncode:
         pytest.skip("this kernel cannot tell which pages were written to")
-    held = scenario().start(hold_life)
+    held = scenario(placement).start(hold_life)
     before = look.seen(held.pid)
     plugins = None if held.ground.attached else default_plugins()
     turn = 0
@@ -130,12 +131,12 @@ def test_pre_dump_iterations(scenario: MakeScenario) -> None:
         assert_lives(held, turn)
 
 
-def test_lazy_pages(scenario: MakeScenario) -> None:
+def test_lazy_pages(scenario: MakeScenario, placement: Placement) -> None:
     """The process goes on before its memory is there: a daemon brings each page on demand."""
     supported = ["criu", "check", "--feature", "uffd"]
     if subprocess.run(supported, check=False, capture_output=True).returncode:
         pytest.skip("this kernel has no userfaultfd")
-    held = scenario().start(hold_life)
+    held = scenario(placement).start(hold_life)
     assert_lives(held, 1)
     before = look.seen(held.pid)
     for turn in (2, 3):
@@ -146,9 +147,9 @@ def test_lazy_pages(scenario: MakeScenario) -> None:
         assert_lives(held, turn)
 
 
-def test_page_server(scenario: MakeScenario) -> None:
+def test_page_server(scenario: MakeScenario, placement: Placement) -> None:
     """Memory goes over the network to where it will be needed, all else into the images."""
-    held = scenario().start(hold_life)
+    held = scenario(placement).start(hold_life)
     assert_lives(held, 1)
     before = look.seen(held.pid)
     local = ["--address", "127.0.0.1"]
@@ -326,10 +327,10 @@ def hold_lock(task: Task) -> Check:
     return ask_child
 
 
-@pytest.mark.covers("flock", column="host")
-def test_file_locks(scenario: MakeScenario) -> None:
+@pytest.mark.covers("flock")
+def test_file_locks(scenario: MakeScenario, placement: Placement) -> None:
     """Locks are dumped only when CRIU is told so, and are held anew after each restore."""
-    held = scenario().start(hold_lock)
+    held = scenario(placement).start(hold_lock)
     held.dump().failed("--file-locks")
     before = look.seen(held.pid)
     for _ in range(2):
