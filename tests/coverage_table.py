@@ -57,6 +57,7 @@ GROUPS = (
             "fifo": "FIFO",
             "character_device": "character device (1)",
             "block_device": "block device (1)",
+            "terminal": "terminal (3)",
             "unix_socket": "bound unix socket",
         },
     ),

@@ -61,7 +61,7 @@ def test_pair_attached(scenario: MakeScenario, placement: Placement) -> None:
 
 
 @pytest.mark.detached
-@pytest.mark.covers("character_device", outcome="refused")
+@pytest.mark.covers("terminal", outcome="refused")
 def test_pair(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement, mount_source=mount_devpts, populate=no_files).start(hold_pair)
     held.dump().failed("Can't lookup mount=|criu-detached: ")
@@ -77,6 +77,7 @@ def hold_slave(task: Task) -> Check:
     return lambda: [os.write(slave, b"out"), os.isatty(slave)]
 
 
+@pytest.mark.covers("terminal")
 def test_shell_job(scenario: MakeScenario, placement: Placement) -> None:
     """With --shell-job CRIU replaces the terminal by the one that it is run on."""
     terminals: list[tuple[int, str]] = []
