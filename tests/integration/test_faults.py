@@ -72,8 +72,8 @@ def test_image_directory_full(scenario: MakeScenario) -> None:
     before = look.seen(held.pid)
     held.dump("--leave-running").succeeded()
     sizes = [path.stat().st_blocks * 512 for path in held.images.glob("*.img")]
-    limits = [f"size={size}" for size in (4096, 8192, 32768, sum(sizes) // 2, sum(sizes) - 4096)]
-    limits += [f"nr_inodes={inodes}" for inodes in range(3, len(sizes) + 1, 2)]
+    limits = [f"size={size}" for size in (4096, 32768, sum(sizes) // 2, sum(sizes) - 4096)]
+    limits += [f"nr_inodes={inodes}" for inodes in range(3, len(sizes) + 1, 4)]
     refusals = ""
     for limit in limits:
         with small_disk(held.work / "small", limit) as options:
@@ -168,20 +168,15 @@ CHANGES: list[tuple[str, Change, str]] = [
     ("file", truncated, "bad size 3 "),
     ("file", extended, "bad size 25 "),
     ("file", forbidden, "bad mode 0100400 "),
-    ("file", copied, "is another file"),
-    ("other", truncated, "bad size 3 "),
     ("other", removed, "No such file"),
     ("other", directory, "is a directory, it was a regular file"),
     ("other", fifo, "is a FIFO, it was a regular file"),
     ("other", symlink, "is a symlink, it was a regular file"),
     ("dir", forbidden, "bad mode 040400 "),
-    ("dir", removed, "No such file"),
     ("dir", copied, "is another file"),
     ("dir", regular, "is a regular file, it was a directory"),
     ("dir", symlink, "is a symlink, it was a directory"),
     ("program", truncated, "bad size 3 "),
-    ("program", forbidden, "bad mode 0100400 "),
-    ("program", removed, "No such file"),
     ("program", copied, "is another file"),
 ]
 
