@@ -246,6 +246,7 @@ def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
         mode=facts.mode,
         path=path,
         rdev=facts.rdev,
+        size=facts.size,
     )
     if path == paths.ROOT and stat.S_ISREG(facts.mode):
         # There is no name to open it by: see restore._open_linked.

@@ -113,10 +113,12 @@ def restore_init() -> int:
 
 @ffi.def_extern(error=-1, onerror=_unexpected)
 def restore_open(name: Any, flags: int) -> int:
-    """Return the fd of a recorded file, in a task."""
+    """Return the fd of a recorded file, in a task; -EAGAIN when a lease is in the way."""
     assert _restore is not None
     try:
         return _restore.open(ffi.string(name), flags)
+    except BlockingIOError:
+        return -errno.EAGAIN
     except DetachedError as error:
         log.error(str(error))
         return -1

@@ -83,12 +83,13 @@ def _checked(result: int, call: str) -> int:
 class FileFacts:
     """What tells one file from another, as statx(2) has it."""
 
-    __slots__ = ("dev", "gid", "ino", "mnt_id", "mode", "nlink", "rdev", "uid")
+    __slots__ = ("dev", "gid", "ino", "mnt_id", "mode", "nlink", "rdev", "size", "uid")
 
     def __init__(self, found: Any) -> None:
         self.dev: int = found.dev
         self.ino: int = found.ino
         self.rdev: int = found.rdev
+        self.size: int = found.size  # of regular files
         self.mnt_id: int = found.mnt_id
         self.mode: int = found.mode
         self.nlink: int = found.nlink

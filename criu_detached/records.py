@@ -101,6 +101,7 @@ class File(Message):
         (5, "path", BYTES),
         (6, "rdev", UINT),
         (7, "handle", Handle),
+        (8, "size", UINT),
     )
     mnt_id: int
     ino: int
@@ -109,6 +110,7 @@ class File(Message):
     path: bytes
     rdev: int
     handle: Handle | None
+    size: int
 
 
 class Time(Message):

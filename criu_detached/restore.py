@@ -163,6 +163,8 @@ class Restore:
         open_it = self._open_ghost if ghost else self._open_in
         try:
             return open_it(tree, file, flags)
+        except BlockingIOError:
+            raise  # CRIU expects it where it breaks a lease (restore_lease_prebreaking_state)
         except OSError as error:
             raise DetachedError(
                 f"can't open {quote(file.path)} on mount {file.mnt_id}: {reason(error.errno or 0)}"
@@ -339,6 +341,7 @@ class Restore:
             os.close(proc)
 
     def _compare(self, file: File, found: FileFacts) -> None:
+        """Refuse another file, and say how this one has changed: whether it may, CRIU decides."""
         if stat.S_IFMT(found.mode) != stat.S_IFMT(file.mode):
             raise DetachedError(
                 f"{quote(file.path)} on mount {file.mnt_id} is {type_name(found.mode)},"
@@ -354,6 +357,17 @@ class Restore:
             raise DetachedError(
                 f"{quote(file.path)} on mount {file.mnt_id} is another file (inode {found.ino}),"
                 f" it was inode {file.ino}"
+            )
+        # CRIU names the file by its key when it refuses one of these (open_path, files-reg.c).
+        if found.mode != file.mode:
+            log.warn(
+                f"{quote(file.path)} on mount {file.mnt_id} has mode {found.mode:o},"
+                f" it had {file.mode:o}"
+            )
+        if found.size != file.size:
+            log.warn(
+                f"{quote(file.path)} on mount {file.mnt_id} has {found.size} bytes,"
+                f" it had {file.size}"
             )
 
 

@@ -337,6 +337,7 @@ static int get_facts(int fd, struct file_facts *facts)
 		.dev = makedev(stx.stx_dev_major, stx.stx_dev_minor),
 		.ino = stx.stx_ino,
 		.rdev = makedev(stx.stx_rdev_major, stx.stx_rdev_minor),
+		.size = S_ISREG(stx.stx_mode) ? stx.stx_size : 0,
 		.mnt_id = stx.stx_mnt_id,
 		.mode = stx.stx_mode,
 		.nlink = stx.stx_nlink,

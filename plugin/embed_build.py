@@ -30,6 +30,7 @@ struct file_facts {
     uint64_t dev;
     uint64_t ino;
     uint64_t rdev;
+    uint64_t size;
     uint32_t mnt_id;
     uint32_t mode;
     uint32_t nlink;

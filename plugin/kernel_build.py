@@ -16,6 +16,7 @@ struct beneath {
     uint64_t dev;
     uint64_t ino;
     uint64_t rdev;
+    uint64_t size;
     uint32_t mode;
     uint32_t mnt_id;
     uint32_t nlink;
@@ -147,7 +148,7 @@ static int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t res
 }
 
 struct beneath {
-	uint64_t dev, ino, rdev;
+	uint64_t dev, ino, rdev, size;
 	uint32_t mode, mnt_id, nlink, uid, gid;
 };
 
@@ -172,6 +173,7 @@ static int sys_fstat(int fd, struct beneath *out)
 	out->dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
 	out->rdev = makedev(stx.stx_rdev_major, stx.stx_rdev_minor);
 	out->ino = stx.stx_ino;
+	out->size = S_ISREG(stx.stx_mode) ? stx.stx_size : 0;
 	out->mode = stx.stx_mode;
 	out->mnt_id = stx.stx_mnt_id;
 	out->nlink = stx.stx_nlink;

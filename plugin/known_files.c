@@ -108,6 +108,7 @@ struct known_file {
 	const struct known_mount *mount;
 	uint64_t ino;
 	uint64_t rdev;
+	uint64_t size;
 	uint32_t mode;
 	uint32_t path_size;
 	const uint8_t *path; /* in the record file, without an end mark */
@@ -123,7 +124,7 @@ struct reader {
 
 /* criu_detached.proto: Entry.file = 3, and the fields of File */
 enum { ENTRY_FILE = 3 };
-enum { FILE_MNT_ID = 1, FILE_INO, FILE_DEV, FILE_MODE, FILE_PATH, FILE_RDEV, FILE_HANDLE };
+enum { FILE_MNT_ID = 1, FILE_INO, FILE_DEV, FILE_MODE, FILE_PATH, FILE_RDEV, FILE_HANDLE, FILE_SIZE };
 enum { WIRE_VARINT = 0, WIRE_LENGTH = 2 };
 
 static bool read_varint(struct reader *r, uint64_t *value)
@@ -178,7 +179,7 @@ static bool stays_beneath(const uint8_t *path, size_t size)
 
 static bool read_file(struct reader r, struct known_file *file)
 {
-	uint64_t numbers[FILE_HANDLE + 1] = { 0 };
+	uint64_t numbers[FILE_SIZE + 1] = { 0 };
 	struct reader path = { 0 };
 	unsigned int seen = 0;
 
@@ -189,7 +190,7 @@ static bool read_file(struct reader r, struct known_file *file)
 		if (!read_varint(&r, &tag))
 			return false;
 		field = tag >> 3;
-		if (field < FILE_MNT_ID || field > FILE_HANDLE || seen & 1u << field)
+		if (field < FILE_MNT_ID || field > FILE_SIZE || seen & 1u << field)
 			return false;
 		seen |= 1u << field;
 		if (field == FILE_PATH || field == FILE_HANDLE) {
@@ -207,6 +208,7 @@ static bool read_file(struct reader r, struct known_file *file)
 		.mount = find_mount(numbers[FILE_MNT_ID]),
 		.ino = numbers[FILE_INO],
 		.rdev = numbers[FILE_RDEV],
+		.size = numbers[FILE_SIZE],
 		.mode = numbers[FILE_MODE],
 		.path = path.at,
 		.path_size = path.end - path.at,
@@ -368,7 +370,8 @@ static bool keeps_inodes(const struct known_mount *mount)
 
 static bool as_recorded(const struct known_file *file, const struct statx *found)
 {
-	return (found->stx_mode & S_IFMT) == (file->mode & S_IFMT) &&
+	return found->stx_mode == file->mode &&
+	       (!S_ISREG(file->mode) || found->stx_size == file->size) &&
 	       makedev(found->stx_rdev_major, found->stx_rdev_minor) == file->rdev &&
 	       (!keeps_inodes(file->mount) || found->stx_ino == file->ino);
 }
@@ -388,7 +391,7 @@ static int open_in(int tree, const struct known_file *file, int flags, uint64_t 
 {
 	struct open_how_ver0 how = { .flags = (unsigned int)flags | O_CLOEXEC,
 				     .resolve = STAY_BENEATH };
-	const unsigned int mask = STATX_TYPE | STATX_INO | STATX_MNT_ID;
+	const unsigned int mask = STATX_TYPE | STATX_MODE | STATX_SIZE | STATX_INO | STATX_MNT_ID;
 	struct statx before, after;
 	char path[PATH_MAX];
 	int fd;

@@ -148,6 +148,7 @@ static void append_record(const char *path, const struct file_facts *facts)
 	end = put_number(end, 2, facts->ino);
 	end = put_number(end, 3, facts->dev);
 	end = put_number(end, 4, facts->mode);
+	end = put_number(end, 8, facts->size);
 	end = put_varint(put_varint(end, 5 << 3 | 2), length);
 	entry = pending + pending_size + sizeof(size);
 	at = put_varint(put_varint(entry, 3 << 3 | 2), end - file + length);

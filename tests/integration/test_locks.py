@@ -167,11 +167,6 @@ def hold_broken_lease(task: Task) -> Check:
     return check
 
 
-@pytest.mark.xfail(
-    "not config.getoption('--attached')",
-    strict=True,
-    reason="CRIU gets EIO where it expects EWOULDBLOCK",
-)
 @pytest.mark.covers("lease")
 def test_broken_lease(scenario: MakeScenario, placement: Placement) -> None:
     """CRIU breaks the restored lease again: it opens the file and expects to be refused."""
