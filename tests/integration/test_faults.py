@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -255,6 +254,7 @@ def test_restore_killed(scenario: MakeScenario, placement: Placement) -> None:
     """CRIU leaves tasks that wait for it for ever; once they are killed, a restore works."""
     held = scenario(placement, populate=populate_with_program).start(hold_life)
     before = look.seen(held.pid)
+    pid = held.pid
     held.dump().succeeded()
     clean = listing(held.ground.source)
     # The tasks that are left would keep the output open which the test reads to its end.
@@ -262,9 +262,8 @@ def test_restore_killed(scenario: MakeScenario, placement: Placement) -> None:
     for action in ("post-restore", "pre-resume"):
         options = at_action(held, action)
         assert held.restore(*options, prefix=quietly).status < 0, action
-        for pid in held._left_alive():
-            os.kill(pid, signal.SIGKILL)
-        held.assert_gone()
+        held.kill()
+        held.pid = pid
         assert listing(held.ground.source) == clean
     held.restore().succeeded()
     assert_lives(held, before)
