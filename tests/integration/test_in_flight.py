@@ -12,7 +12,7 @@ import pytest
 from .conftest import MakeScenario
 from .harness import look
 from .harness.agent import Check, Task
-from .harness.placement import Bind, Placement
+from .harness.placement import CONTENT, Bind, Placement
 
 CLONE_FILES, SYS_CLONE = 0x400, 56
 KINDS = {"stream": 1, "dgram": 2, "seqpacket": 5}  # as socket.SOCK_*
@@ -53,6 +53,37 @@ def test_to_another_task(scenario: MakeScenario, placement: Placement, kind: str
     held = scenario(placement, [Bind(), Bind()]).start(hold_in_flight, kind=KINDS[kind]).cycle()
     held.cycle()  # nothing but the sockets leads to the mounts
     assert held.ask() == ["a", "34", ["inner"], "b", "45", ["inner"]]
+
+
+def hold_each_kind(task: Task) -> Check:
+    """One of each kind in one message: by path alone, a symlink, a FIFO with data, a device."""
+    one, other = socket.socketpair()
+    fds = [
+        os.open(task.path("file"), os.O_PATH),
+        os.open(task.path("link"), os.O_PATH | os.O_NOFOLLOW),
+        os.open(task.path("fifo"), os.O_RDWR | os.O_NONBLOCK),
+        os.open(task.path("zero"), os.O_RDONLY),
+        os.open(task.path("other"), os.O_RDONLY),
+    ]
+    os.write(fds[2], b"waiting")
+    os.unlink(task.path("other"))
+    socket.send_fds(one, [b"x"], fds)
+    for fd in fds:
+        os.close(fd)
+    task.detach()
+
+    def check() -> list[object]:
+        _, (by_path, link, *readable), _, _ = socket.recv_fds(other, 1, len(fds))
+        read = [os.read(fd, 8).decode() for fd in readable]
+        return [os.fstat(by_path).st_size, os.readlink("", dir_fd=link), *read]
+
+    return check
+
+
+@pytest.mark.covers("scm_rights")
+def test_each_kind(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement).start(hold_each_kind).cycle()
+    assert held.ask() == [len(CONTENT), "file", "waiting", "\0" * 8, "other\n"]
 
 
 def hold_polled(task: Task) -> Check:

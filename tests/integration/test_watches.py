@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from .conftest import MakeScenario
+from .harness import kernel
 from .harness.agent import Check, Task
 from .harness.placement import Placement
 from .harness.program import Program
@@ -181,3 +185,67 @@ def test_mark_on_the_filesystem_attached(scenario: MakeScenario) -> None:
     assert held.ask() is True
     held.cycle(plugin=False)
     assert held.ask() is False
+
+
+@pytest.fixture
+def mount_ext4(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Mounts a fresh ext4, of whose inodes a deleted one can still be found by its handle."""
+    image = tmp_path / "ext4"
+    image.touch()
+    os.truncate(image, 16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    command = ["losetup", "--find", "--show", str(image)]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    loop = made.stdout.strip()
+    if not loop:
+        pytest.skip("this kernel gives no loop device")
+    yield lambda source: kernel.mount(loop, source, "ext4")
+    subprocess.run(["losetup", "--detach", loop], check=True)
+
+
+def hold_deleted(task: Task) -> Check:
+    """A deleted file that is held and watched."""
+    file = os.open(task.path("file"), os.O_WRONLY | os.O_APPEND)
+    inotify = call("inotify_init1", IN_NONBLOCK)
+    call("inotify_add_watch", inotify, os.fsencode(task.path("file")), IN_MODIFY)
+    os.unlink(task.path("file"))
+    task.detach()
+
+    def check() -> bool:
+        os.write(file, b"x")
+        return bool(read_events(inotify))
+
+    return check
+
+
+@pytest.mark.xfail(
+    "not config.getoption('--attached')",
+    strict=True,
+    reason="the dump succeeds and the restore fails: CRIU finds no file for the watch",
+)
+def test_deleted_on_ext4(
+    scenario: MakeScenario, placement: Placement, mount_ext4: Callable[[Path], None]
+) -> None:
+    """It comes back with the file, or is refused while the process lives."""
+    held = scenario(placement, mount_source=mount_ext4).start(hold_deleted)
+    run = held.dump()
+    if run.status:
+        run.failed("criu-detached: ")
+    else:
+        held.restore().succeeded()
+    assert held.ask() is True
+
+
+@pytest.mark.plain
+def test_deleted_on_tmpfs_attached(scenario: MakeScenario) -> None:
+    """CRIU itself refuses there."""
+    held = scenario(attached=True).start(hold_deleted)
+    held.dump(plugin=False).failed("Can't find suitable path for handle")
+    assert held.ask() is True
+
+
+@pytest.mark.detached
+def test_deleted_on_tmpfs(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement).start(hold_deleted)
+    held.dump().failed("Can't find suitable path for handle|criu-detached: ")
+    assert held.ask() is True
