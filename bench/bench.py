@@ -214,19 +214,24 @@ class Criu:
 
 @dataclass(frozen=True)
 class Copy:
-    """cp copies the large file to where the images would be, and back."""
+    """cp copies the large file to where the images would be, and back.
+
+    A dump ends the process and with it the deleted file, which takes a filesystem its time: so rm
+    belongs to that side of the base.
+    """
 
     def measure(self, case: Case, ground: Ground, sample: Sample) -> None:
-        """One copy in each direction."""
+        """One copy in each direction; a reflink would copy nothing."""
         source, images = make(ground.directory / "source"), make(ground.directory / "images")
         case.held.populate(source)
-        for old, new, times, peaks in (
-            (source / LARGE, images / LARGE, sample.dump, sample.dump_peak),
-            (images / LARGE, source / "restored", sample.restore, sample.restore_peak),
+        file, image = source / LARGE, images / LARGE
+        copy = 'cp --reflink=never "$0" "$1"'
+        for script, old, new, times, peaks in (
+            (f'{copy} && rm "$0"', file, image, sample.dump, sample.dump_peak),
+            (copy, image, file, sample.restore, sample.restore_peak),
         ):
             case.settle()
-            # A reflink would copy nothing.
-            times.append(ground.run("cp", "--reflink=never", old, new))
+            times.append(ground.run("sh", "-c", script, old, new))
             peaks.append(ground.used())
 
 
@@ -258,6 +263,13 @@ NOTHING = Criu(attached=True, plugin=False)
 LOADED = Criu(attached=True, plugin=True)
 DETACHED = Criu(attached=False, plugin=True)
 
+
+def large(name: str, data: int) -> Case:
+    """A deleted file of 1 GiB on the disk, against cp."""
+    held, settings = deleted(size=GIB, data=data), "ghost-limit 2G\n"
+    return Case(name, held, Copy(), DETACHED, 5, on_disk=True, settings=settings)
+
+
 CASES = (
     Case("plugin loaded, nothing detached", files(1, 1), NOTHING, LOADED, 300),
     Case("one detached file", files(1, 1), NOTHING, DETACHED, 30),
@@ -265,6 +277,8 @@ CASES = (
     Case("10,000 detached files", files(1, 10000), NOTHING, DETACHED, 5),
     Case("100 processes with 100 detached files each", files(100, 100), NOTHING, DETACHED, 5),
     Case("1,000 mappings of a detached mount", mappings(1000), NOTHING, DETACHED, 10),
+    large("deleted file of 1 GiB, and cp", GIB),
+    large("deleted file of 1 GiB with 16 MiB of data, and cp", 16 * MIB),
 )
 
 
