@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from . import disks
 from .conftest import MakeScenario
-from .harness import kernel
 from .harness.agent import Check, Task
 from .harness.placement import (
     CONTENT,
@@ -23,32 +22,12 @@ from .harness.placement import (
     populate_tree,
 )
 
-SIZE = 128 << 20
-
 
 @pytest.fixture
 def mount_btrfs(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     """Mounts a fresh btrfs; skipped where the machine can't."""
-    if not shutil.which("mkfs.btrfs"):
-        pytest.skip("needs mkfs.btrfs")
-    image = tmp_path / "btrfs"
-    image.touch()
-    os.truncate(image, SIZE)
-    subprocess.run(["mkfs.btrfs", "--quiet", str(image)], check=True)
-    command = ["losetup", "--find", "--show", str(image)]
-    made = subprocess.run(command, check=False, capture_output=True, text=True)
-    loop = made.stdout.strip()
-    if not loop:
-        pytest.skip("this kernel gives no loop device")
-
-    def mount(source: Path) -> None:
-        try:
-            kernel.mount(loop, source, "btrfs")
-        except OSError as error:
-            pytest.skip(f"this kernel mounts no btrfs: {error}")
-
-    yield mount
-    subprocess.run(["losetup", "--detach", loop], check=True)
+    with disks.disk(tmp_path, "btrfs") as disk:
+        yield disk.mount
 
 
 def populate_subvolumes(source: Path) -> None:

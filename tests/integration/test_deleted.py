@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from . import disks
 from .conftest import MakeScenario
-from .harness import disks, kernel, look
+from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement
 from .harness.scenario import Scenario

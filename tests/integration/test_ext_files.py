@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from . import disks
 from .conftest import MakeScenario
 from .harness.agent import Check, Task
 from .harness.placement import Placement, populate_tree
@@ -24,13 +24,8 @@ def loop(tmp_path: Path) -> Iterator[int]:
     """The device number of a block device whose first bytes are known."""
     image = tmp_path / "image"
     image.write_bytes(b"0123456789".ljust(SECTORS * 512, b"."))
-    name = subprocess.run(
-        ["losetup", "--find", "--show", str(image)], check=False, capture_output=True, text=True
-    ).stdout.strip()
-    if not name:
-        pytest.skip("this kernel gives no loop device")
-    yield os.stat(name).st_rdev
-    subprocess.run(["losetup", "--detach", name], check=True)
+    with disks.loop_device(image) as device:
+        yield os.stat(device).st_rdev
 
 
 def hold_devices(task: Task) -> Check:

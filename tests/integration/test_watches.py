@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from . import disks
 from .conftest import MakeScenario
-from .harness import kernel
 from .harness.agent import Check, Task
 from .harness.placement import Placement
 from .harness.program import Program
@@ -190,17 +189,8 @@ def test_mark_on_the_filesystem_attached(scenario: MakeScenario) -> None:
 @pytest.fixture
 def mount_ext4(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     """Mounts a fresh ext4, of whose inodes a deleted one can still be found by its handle."""
-    image = tmp_path / "ext4"
-    image.touch()
-    os.truncate(image, 16 << 20)
-    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
-    command = ["losetup", "--find", "--show", str(image)]
-    made = subprocess.run(command, check=False, capture_output=True, text=True)
-    loop = made.stdout.strip()
-    if not loop:
-        pytest.skip("this kernel gives no loop device")
-    yield lambda source: kernel.mount(loop, source, "ext4")
-    subprocess.run(["losetup", "--detach", loop], check=True)
+    with disks.disk(tmp_path, "ext4") as disk:
+        yield disk.mount
 
 
 def hold_deleted(task: Task) -> Check:

@@ -1,4 +1,4 @@
-"""Filesystems on block devices of the tests' own: loop devices over files."""
+"""Block devices of the tests' own, loop devices over files, and filesystems on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from . import kernel
+from .harness import kernel
 
 # What makes each filesystem, and how large it has to be at least, in bytes.
 MAKERS = {
@@ -39,6 +39,20 @@ class Disk:
 
 
 @contextmanager
+def loop_device(image: Path) -> Iterator[str]:
+    """Make a block device of a file for the time of a test; it is skipped where there is none."""
+    command = ["losetup", "--find", "--show", str(image)]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    device = made.stdout.strip()
+    if not device:
+        pytest.skip(f"this kernel gives no loop device: {made.stderr.strip()}")
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextmanager
 def disk(directory: Path, fs_type: str) -> Iterator[Disk]:
     """Make a disk for the time of a test; it is skipped where the machine cannot."""
     maker, size = MAKERS[fs_type]
@@ -48,12 +62,5 @@ def disk(directory: Path, fs_type: str) -> Iterator[Disk]:
     image.touch()
     os.truncate(image, size)
     subprocess.run([*maker, str(image)], check=True, stdout=subprocess.DEVNULL)
-    command = ["losetup", "--find", "--show", str(image)]
-    made = subprocess.run(command, check=False, capture_output=True, text=True)
-    device = made.stdout.strip()
-    if not device:
-        pytest.skip(f"this kernel gives no loop device: {made.stderr.strip()}")
-    try:
+    with loop_device(image) as device:
         yield Disk(device, fs_type)
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
