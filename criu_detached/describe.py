@@ -13,9 +13,15 @@ from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts
 from criu_detached.paths import Name
 from criu_detached.realise import mount_attributes, user_namespace
-from criu_detached.records import BIND_SOURCE, BindSource, Mount
-from criu_detached.sources import Source, SourceFinder
+from criu_detached.records import BIND_SOURCE, REMOUNT, BindSource, Mount
+from criu_detached.sources import Source
 from criu_detached.superblock import superblock_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Candidates = Callable[[int, bytes | None, int], Iterator[Source]]
 
 # statfs f_flags (ST_* of linux/statfs.h) that are mount attributes
 _FROM_STATFS = {
@@ -46,7 +52,7 @@ class DetachedMount:
 
 
 def describe_mount(
-    fd: int, link: bytes, facts: FileFacts, kind: Kind, finder: SourceFinder
+    fd: int, link: bytes, facts: FileFacts, kind: Kind, candidates: Candidates
 ) -> DetachedMount:
     """Describe the detached mount of an open file.
 
@@ -55,14 +61,15 @@ def describe_mount(
         link: its path from the mount's root, as its link shows it.
         facts: of the file.
         kind: what the classifier said.
-        finder: where to look for a bind source.
+        candidates: gives the mounts that may be its bind source, opened, for a device, a
+            filesystem's name (where known) and its magic number.
 
     Raises:
         DetachedError: no bind source shows the mount's root, or not as it is there.
     """
     refusals = []
     for name in paths.readings(link, facts):
-        mount, refusal = _find_source(fd, name, facts, kind, finder)
+        mount, refusal = _find_source(fd, name, facts, kind, candidates)
         if mount is not None:
             return mount
         refusals.append(refusal)
@@ -70,7 +77,7 @@ def describe_mount(
 
 
 def _find_source(
-    fd: int, name: Name, facts: FileFacts, kind: Kind, finder: SourceFinder
+    fd: int, name: Name, facts: FileFacts, kind: Kind, candidates: Candidates
 ) -> tuple[DetachedMount | None, str]:
     """Look for a bind source that fits a reading of the link; else say why there is none."""
     magic = kernel.fstatfs(fd).magic
@@ -78,7 +85,7 @@ def _find_source(
     dev = known.sb_dev if known else facts.dev
     fs_type = known.fs_type if known else None
     refusal = _no_source(name.path, kind)
-    for source in finder.candidates(dev, fs_type, magic):
+    for source in candidates(dev, fs_type, magic):
         with source:
             if known and name.deleted and source.info.dev != dev:
                 continue  # no file to compare will tell one such filesystem from another
@@ -91,7 +98,8 @@ def _find_source(
             if root < 0 or name.deleted or _shows(root, name.path, facts):
                 record = _record(fd, name, facts, kind, source, inside, root)
                 try:
-                    _rehearse(record, source.fd if root < 0 else root, source)
+                    if source.filesystem is None:
+                        _rehearse(record, source.fd if root < 0 else root, source)
                     read_only = b"ro" in source.info.super_options
                     return DetachedMount(record, root, os.dup(source.fd), read_only), ""
                 except OSError as error:
@@ -188,7 +196,8 @@ def _record(
         root_type = stat.S_IFMT(facts.mode) if name.path == paths.ROOT else stat.S_IFDIR
     return Mount(
         mnt_id=facts.mnt_id,
-        origin=BIND_SOURCE,
+        origin=REMOUNT if source.filesystem else BIND_SOURCE,
+        filesystem=source.filesystem.id if source.filesystem else 0,
         root=known.mnt_root.removesuffix(_ROOT_DELETED) if known else root_path,
         root_type=root_type,
         attr=known.mnt_attr & ~kernel.MOUNT_ATTR_IDMAP if known else _attributes(fd, source),

@@ -24,6 +24,7 @@ from criu_detached.options import Options
 from criu_detached.paths import Name
 from criu_detached.recordfile import RecordWriter
 from criu_detached.records import FORMAT, ExtFile, File, Header
+from criu_detached.soleheld import SoleHeld
 from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
 
@@ -48,6 +49,7 @@ class Dump:
         self._files: dict[tuple[int, int], File] = {}
         self._settings: Options | None = None
         self._ghosts: set[tuple[int, int]] = set()
+        self._sole_held = SoleHeld(self._finder, self._open_records)
         contents = ContentWriter(host.image_dir())
         self._describer = GhostDescriber(contents, self._options, host.userns_ids)
 
@@ -147,17 +149,15 @@ class Dump:
     def _describe_mount(self, fd: int, link: bytes, facts: FileFacts, kind: Kind) -> DetachedMount:
         """Describe a mount by a file on it; before Linux 7.0 a deleted one may not do."""
         try:
-            return describe_mount(fd, link, facts, kind, self._finder)
+            return describe_mount(fd, link, facts, kind, self._finder.candidates)
         except DetachedError:
-            if kind.statmount or not link.endswith(paths.DELETED):
-                raise
-            for other in held_files(facts.mnt_id):
-                other_link = os.readlink(b"/proc/self/fd/%d" % other)
-                if not other_link.endswith(paths.DELETED):
-                    return describe_mount(
-                        other, other_link, kernel.fstat(other), kind, self._finder
-                    )
-            raise
+            if not kind.statmount and link.endswith(paths.DELETED):
+                for other in held_files(facts.mnt_id):
+                    other_link = os.readlink(b"/proc/self/fd/%d" % other)
+                    if not other_link.endswith(paths.DELETED):
+                        other_facts = kernel.fstat(other)
+                        return self._describe_mount(other, other_link, other_facts, kind)
+            return self._sole_held.describe(fd, link, facts, kind)
 
     def _open_records(self) -> RecordWriter:
         if self._writer is None:

@@ -9,7 +9,7 @@ import stat
 from criu_detached import kernel, log, paths
 from criu_detached.contents import ContentReader
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.records import BIND_SOURCE, Ghost, Mount
+from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
 from criu_detached.recreate import Workshop, depth, give_attributes
 from criu_detached.superblock import is_same, superblock_of
 
@@ -26,6 +26,7 @@ _KNOWN_ATTR = (
     | kernel.MOUNT_ATTR_NODIRATIME
     | kernel.MOUNT_ATTR_NOSYMFOLLOW
 )
+_ORIGINS = (BIND_SOURCE, REMOUNT, RECREATED, SUPPLIED)
 _TYPE_NAMES = {
     stat.S_IFDIR: "a directory",
     stat.S_IFREG: "a regular file",
@@ -49,7 +50,7 @@ def check_mount(mount: Mount) -> None:
         DetachedError: of an unknown origin, or with flags that are no mount attributes.
     """
     source = mount.bind_source
-    if mount.origin != BIND_SOURCE or source is None or mount.superblock is None:
+    if mount.origin not in _ORIGINS or source is None or mount.superblock is None:
         raise DetachedError(
             f"mount {mount.mnt_id} has the unknown origin {mount.origin}:"
             " restore with the version of criu-detached that dumped it"
@@ -75,7 +76,7 @@ class Realised:
 class Means:
     """What a mount is realised with: it differs between CRIU's process and a task."""
 
-    __slots__ = ("clone", "namespace_root", "proc", "reader", "same_boot", "userns_fd")
+    __slots__ = ("clone", "namespace_root", "proc", "reader", "same_boot", "tops", "userns_fd")
 
     def __init__(
         self,
@@ -102,6 +103,7 @@ class Means:
         self.clone = clone
         self.proc = proc
         self.reader = reader
+        self.tops: dict[int, int] = {}  # root of a filesystem that is mounted or made, by its id
 
 
 def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
@@ -122,10 +124,7 @@ def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
     source = mount.bind_source
     assert source is not None  # check_mount
     where = quote(paths.join(source.mountpoint.rstrip(b"/") or b"/", source.path))
-    try:
-        top = paths.open_mountpoint(means.namespace_root, source.mountpoint)
-    except OSError as error:
-        raise _cannot_open(where, error) from error
+    top = _open_top(mount, where, means)
     try:
         if ghosts or mount.root_deleted:
             return _realise_with_ghosts(mount, ghosts, top, where, means)
@@ -144,6 +143,18 @@ def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
         return realised
     finally:
         os.close(top)
+
+
+def _open_top(mount: Mount, where: str, means: Means) -> int:
+    """The root of what the mount is cloned from."""
+    source = mount.bind_source
+    assert source is not None
+    if mount.origin in (REMOUNT, RECREATED):
+        return os.dup(means.tops[mount.filesystem])
+    try:
+        return paths.open_mountpoint(means.namespace_root, source.mountpoint)
+    except OSError as error:
+        raise _cannot_open(where, error) from error
 
 
 def _realise_with_ghosts(
@@ -220,6 +231,8 @@ def _check_type(mount: Mount, root: int, where: str) -> None:
 
 def _check_superblock(mount: Mount, root: int, where: str, same_boot: bool) -> bool:
     """Refuse another filesystem; tell whether inode numbers are those of the dump."""
+    if mount.origin == RECREATED:
+        return False
     recorded = mount.superblock
     assert recorded is not None and mount.bind_source is not None  # check_mount
     found = superblock_of(root, recorded.fs_type)

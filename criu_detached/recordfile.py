@@ -19,9 +19,12 @@ from criu_detached.records import (
     Entry,
     ExtFile,
     File,
+    Filesystem,
     Ghost,
     Header,
+    Inode,
     Mount,
+    Node,
     Trailer,
 )
 from criu_detached.wire import Message, WireError, decode, encode, varint
@@ -91,6 +94,14 @@ class RecordWriter:
         """Append a deleted file; raises DetachedError when it cannot be written."""
         self._append(record)
 
+    def filesystem(self, record: Filesystem) -> None:
+        """Append a filesystem; raises DetachedError when it cannot be written."""
+        self._append(record)
+
+    def node(self, record: Node) -> None:
+        """Append a node, for the next flush; raises DetachedError when there are too many."""
+        self._add(record)
+
     def framed(self, records: bytes, entries: int) -> None:
         """Append entries that are framed already, for the next flush.
 
@@ -122,13 +133,16 @@ class RecordWriter:
         self._pending.clear()
 
     def _append(self, record: Message) -> None:
+        self._add(record)
+        self.flush()
+
+    def _add(self, record: Message) -> None:
         new = _framed(record)
         if len(new) > MAX_ENTRY:
             raise DetachedError(f"a record of {len(new)} bytes is over the limits of {NAME}")
         self._check_size(len(new))
         self._pending += new
         self._entries += 1
-        self.flush()
 
     def _check_size(self, more: int) -> None:
         if self._end + len(self._pending) + more + _TRAILER_SIZE > MAX_FILE:
@@ -148,6 +162,8 @@ class Records:
         self.mounts: dict[int, Mount] = {}
         self.ext_files: dict[int, ExtFile] = {}
         self.ghosts: dict[tuple[int, int], Ghost] = {}
+        self.filesystems: dict[int, Filesystem] = {}
+        self.nodes: dict[int, list[Node]] = {}
         self._file_entries: list[bytes] = []
         self._files: dict[tuple[int, int], File] | None = None
         entries = _payloads(data)
@@ -183,15 +199,21 @@ class Records:
             _bound(source.mnt_id if source else 0, 31)
             if self.mounts.setdefault(record.mnt_id, record) is not record:
                 raise WireError(f"mount {record.mnt_id} is there twice")
+        elif isinstance(record, Filesystem):
+            _bound(record.id, 32)
+            if self.filesystems.setdefault(record.id, record) is not record:
+                raise WireError(f"filesystem {record.id} is there twice")
+        elif isinstance(record, Node):
+            if record.filesystem not in self.filesystems:
+                raise WireError("a node is of a filesystem that is not there")
+            _bound_inode(record.inode)
+            self.nodes.setdefault(record.filesystem, []).append(record)
         elif isinstance(record, Ghost):
             file = record.file
             if file is None or file.mnt_id not in self.mounts:
                 raise WireError("a deleted file is on a mount that is not there")
             _bound(file.mode, 32)
-            if record.inode:
-                _bound(record.inode.size, 63)
-                _bound(record.inode.data_at, 62)
-                _bound(record.inode.data_size, 62)
+            _bound_inode(record.inode)
             if self.ghosts.setdefault((file.mnt_id, file.ino), record) is not record:
                 raise WireError(f"inode {file.ino} of mount {file.mnt_id} is there twice")
         elif isinstance(record, ExtFile):
@@ -202,6 +224,13 @@ class Records:
                 raise WireError(f"external file {record.id:#x} is there twice")
         else:
             raise WireError("an entry holds no record, or several")
+
+
+def _bound_inode(inode: Inode | None) -> None:
+    if inode:
+        _bound(inode.size, 63)
+        _bound(inode.data_at, 62)
+        _bound(inode.data_size, 62)
 
 
 def _bound(number: int, bits: int) -> None:

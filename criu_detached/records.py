@@ -10,6 +10,9 @@ FORMAT = 2
 
 # Values of the enum Origin: how a mount is realised.
 BIND_SOURCE = 1
+REMOUNT = 2
+RECREATED = 3
+SUPPLIED = 4
 
 
 class Header(Message):
@@ -69,6 +72,7 @@ class Mount(Message):
         (8, "uid_map", BYTES_LIST),
         (9, "gid_map", BYTES_LIST),
         (10, "root_deleted", UINT),
+        (14, "filesystem", UINT),
     )
     mnt_id: int
     origin: int
@@ -80,6 +84,7 @@ class Mount(Message):
     uid_map: list[bytes]
     gid_map: list[bytes]
     root_deleted: int
+    filesystem: int
 
 
 class Handle(Message):
@@ -164,6 +169,40 @@ class Ghost(Message):
     alias: bytes
 
 
+class Filesystem(Message):
+    """A superblock that no attached mount shows."""
+
+    FIELDS = (
+        (1, "id", UINT),
+        (2, "superblock", Superblock),
+        (3, "source", BYTES),
+        (4, "options", BYTES_LIST),
+    )
+    id: int
+    superblock: Superblock | None
+    source: bytes
+    options: list[bytes]
+
+
+class Node(Message):
+    """A file of a filesystem that is made anew."""
+
+    FIELDS = (
+        (1, "filesystem", UINT),
+        (2, "path", BYTES),
+        (3, "mode", UINT),
+        (4, "rdev", UINT),
+        (5, "inode", Inode),
+        (6, "same_as", BYTES),
+    )
+    filesystem: int
+    path: bytes
+    mode: int
+    rdev: int
+    inode: Inode | None
+    same_as: bytes
+
+
 class ExtFile(Message):
     """An open file that CRIU left to the DUMP_EXT_FILE hook."""
 
@@ -198,6 +237,8 @@ class Entry(Message):
         (3, "file", File),
         (4, "ext_file", ExtFile),
         (5, "ghost", Ghost),
+        (7, "filesystem", Filesystem),
+        (8, "node", Node),
         (15, "trailer", Trailer),
     )
     header: Header | None
@@ -205,6 +246,8 @@ class Entry(Message):
     file: File | None
     ext_file: ExtFile | None
     ghost: Ghost | None
+    filesystem: Filesystem | None
+    node: Node | None
     trailer: Trailer | None
 
     def content(self) -> Message | None:

@@ -29,8 +29,9 @@ from criu_detached.realise import (
     user_namespace,
 )
 from criu_detached.recordfile import Records, damaged, read_records
-from criu_detached.records import ExtFile, File, Ghost, Mount
+from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, ExtFile, File, Ghost, Mount
 from criu_detached.recreate import check_ghost
+from criu_detached.refilesystem import make_filesystems
 from criu_detached.superblock import boot_id
 from criu_detached.wire import WireError
 
@@ -119,25 +120,50 @@ class Restore:
     def _realise_outside(self, proc: int, reader: ContentReader | None) -> None:
         """Realise what comes from the host, while its namespace is at hand."""
         root = os.open("/", kernel.O_PATH)
+        means = Means(root, self._same_boot, proc=proc, reader=reader)
         try:
             for mount in self._mounts.values():
-                userns = _user_namespace(mount)
                 if mount.mnt_id in self._in_tasks:
+                    userns = _user_namespace(mount)
                     if userns >= 0:
                         self._host.inherit_fd_add(userns, _userns_key(mount))
-                    continue
-                means = Means(root, self._same_boot, userns, proc=proc, reader=reader)
-                found = realise(mount, self._ghosts_of.get(mount.mnt_id, []), means)
-                if userns >= 0:
-                    os.close(userns)
-                self._keeps_inodes[mount.mnt_id] = found.keeps_inodes
-                self._host.inherit_fd_add(found.tree, _mount_key(mount))
-                for ghost, fd in found.ghosts:
-                    assert ghost.file is not None  # recordfile
-                    self._host.inherit_fd_add(fd, _ghost_key(ghost.file))
-                log.info(f"mount {mount.mnt_id} is realised")
+                elif mount.origin == BIND_SOURCE:
+                    self._realise(mount, means)
+            if self._records.filesystems:
+                self._realise_filesystems(means)
         finally:
             os.close(root)
+
+    def _realise_filesystems(self, means: Means) -> None:
+        """Realise what is on filesystems that nobody else shows.
+
+        A clone is made in the namespace of its source alone, so all of it is in one.
+        """
+        try:
+            with kernel.PrivateNamespace():
+                make_filesystems(self._records, means)
+                for mount in self._mounts.values():
+                    if mount.origin in (REMOUNT, RECREATED):
+                        self._realise(mount, means)
+        except OSError as error:
+            raise DetachedError(f"can't make a mount namespace to work in: {error}") from error
+        finally:
+            for top in means.tops.values():
+                os.close(top)
+
+    def _realise(self, mount: Mount, means: Means) -> None:
+        means.userns_fd = _user_namespace(mount)
+        try:
+            found = realise(mount, self._ghosts_of.get(mount.mnt_id, []), means)
+        finally:
+            if means.userns_fd >= 0:
+                os.close(means.userns_fd)
+        self._keeps_inodes[mount.mnt_id] = found.keeps_inodes
+        self._host.inherit_fd_add(found.tree, _mount_key(mount))
+        for ghost, fd in found.ghosts:
+            assert ghost.file is not None  # recordfile
+            self._host.inherit_fd_add(fd, _ghost_key(ghost.file))
+        log.info(f"mount {mount.mnt_id} is realised")
 
     def open(self, name: bytes, flags: int) -> int:
         """Open a file in a task, as CRIU would.
@@ -376,7 +402,8 @@ def _has_content(ghost: Ghost) -> bool:
 
 
 def _is_in_namespace(mount: Mount) -> bool:
-    return mount.bind_source is not None and bool(mount.bind_source.in_namespace)
+    source = mount.bind_source
+    return mount.origin == BIND_SOURCE and source is not None and bool(source.in_namespace)
 
 
 def _file_key(name: bytes) -> tuple[int, int]:

@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from criu_detached.records import Filesystem
+
 # linux/magic.h: filesystems whose files show other device numbers than their superblock
 _MANY_DEVICES = {
     0x9123683E,  # btrfs: one for each subvolume
@@ -23,9 +25,17 @@ _MANY_DEVICES = {
 class Source:
     """An attached mount, held open: its root can be looked into, and cloned."""
 
-    def __init__(self, info: MountInfo, in_namespace: bool, fd: int, pid: int = 0) -> None:
+    def __init__(
+        self,
+        info: MountInfo,
+        in_namespace: bool,
+        fd: int,
+        pid: int = 0,
+        filesystem: Filesystem | None = None,
+    ) -> None:
         self.info = info
         self.pid = pid  # of a process in its namespace; 0: this one
+        self.filesystem = filesystem  # it is not attached, but can be mounted again so
         self.in_namespace = in_namespace
         self.fd = fd
 

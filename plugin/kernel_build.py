@@ -46,6 +46,12 @@ int sys_peer_path(int fd, char *path, size_t size);
 int sys_rehearse_clone(int ns_fd, int fd, uint64_t set, uint64_t clear, int userns_fd);
 int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd);
 int sys_userns(const char *uid_map, const char *gid_map);
+int sys_enter_private_ns(int *place);
+int sys_leave_private_ns(const int *place);
+int sys_fsopen(const char *fs_type);
+int sys_fsconfig(int fd, unsigned int command, const char *key, const char *value);
+int sys_fsmount(int fd, unsigned int attr);
+int sys_move_mount(int tree, int target);
 """
 
 SOURCE = r"""
@@ -68,6 +74,10 @@ SOURCE = r"""
 #include <unistd.h>
 
 #define NR_open_tree 428
+#define NR_move_mount 429
+#define NR_fsopen 430
+#define NR_fsconfig 431
+#define NR_fsmount 432
 #define NR_openat2 437
 #define NR_mount_setattr 442
 #define NR_statmount 457
@@ -372,6 +382,65 @@ out:
 	if (err && tree >= 0)
 		close(tree);
 	return err ? err : tree;
+}
+
+/*
+ * A mount namespace for this process alone, until it leaves. The place to come back to:
+ * namespace, root and directory, for setns(2) changes the last two.
+ */
+static int sys_leave_private_ns(const int *place)
+{
+	int err = 0;
+
+	if (place[0] >= 0 &&
+	    (setns(place[0], CLONE_NEWNS) || fchdir(place[1]) || chroot(".") || fchdir(place[2])))
+		err = -errno;
+	for (int i = 0; i < 3; i++)
+		if (place[i] >= 0)
+			close(place[i]);
+	return err;
+}
+
+static int sys_enter_private_ns(int *place)
+{
+	int err = 0;
+
+	place[0] = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+	place[1] = open("/", O_PATH | O_CLOEXEC);
+	place[2] = open(".", O_PATH | O_CLOEXEC);
+	if (place[0] < 0 || place[1] < 0 || place[2] < 0 || unshare(CLONE_NEWNS)) {
+		err = -errno;
+		for (int i = 0; i < 3; i++)
+			if (place[i] >= 0)
+				close(place[i]);
+		return err;
+	}
+	if (syscall(SYS_mount, NULL, "/", NULL, 0x44000 /* MS_REC | MS_PRIVATE */, NULL)) {
+		err = -errno;
+		sys_leave_private_ns(place);
+	}
+	return err;
+}
+
+static int sys_fsopen(const char *fs_type)
+{
+	return ret(syscall(NR_fsopen, fs_type, 1 /* FSOPEN_CLOEXEC */));
+}
+
+static int sys_fsconfig(int fd, unsigned int command, const char *key, const char *value)
+{
+	return ret(syscall(NR_fsconfig, fd, command, key, value, 0));
+}
+
+static int sys_fsmount(int fd, unsigned int attr)
+{
+	return ret(syscall(NR_fsmount, fd, 1 /* FSMOUNT_CLOEXEC */, attr));
+}
+
+static int sys_move_mount(int tree, int target)
+{
+	return ret(syscall(NR_move_mount, tree, "", target, "",
+			   0x44 /* MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH */));
 }
 
 /* A user namespace with the given maps lives as long as an fd of it: a child lends it. */
