@@ -52,7 +52,8 @@ def hold_in_thread(task: Task, unshared: int) -> Check:
 
     def check() -> list[object]:
         questions.put(True)
-        return [read(None, "file"), read(here, "file"), *answers.get()]
+        of_thread = answers.get()  # first: what is opened here could get the number of its fd
+        return [read(None, "file"), read(here, "file"), *of_thread]
 
     return check
 
