@@ -59,6 +59,8 @@ def check_mount(mount: Mount) -> None:
     for name in (source.mountpoint, source.path):
         if b"\0" in name or b".." in name.split(b"/"):
             raise DetachedError(f"mount {mount.mnt_id} has the invalid path {quote(name)}")
+    if mount.root_deleted and source.path == paths.ROOT:
+        raise DetachedError(f"mount {mount.mnt_id} has a deleted root, and is all of its source")
 
 
 class Realised:
