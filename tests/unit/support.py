@@ -56,6 +56,26 @@ def mount_of(path: Path) -> mountinfo.MountInfo:
 
 
 @contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """An fd of a file, for a while."""
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def names_in(root: Path) -> dict[str, tuple[int, int, int]]:
+    """Every name beneath a directory, and its own: inode, and times of access and modification."""
+    found = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        facts = path.lstat()
+        atime = 0 if path.is_symlink() else facts.st_atime_ns  # rglob reads the link
+        found[str(path)] = (facts.st_ino, atime, facts.st_mtime_ns)
+    return found
+
+
+@contextmanager
 def detached(path: Path, source: Path) -> Iterator[int]:
     """An O_PATH fd of the root of a lazily unmounted bind mount of a directory or file."""
     with mounted(path, "--bind", str(source)):
@@ -142,6 +162,8 @@ class StandInHost(Host):
         self.stored: list[int] = []
         self.numbers: list[int] = []
         self.locked: set[int] = set()
+        self.in_user_namespace = False
+        self.options: list[bytes] = []
         self.mount_known: Callable[[int], int] = lambda mnt_id: 0
 
     def close(self) -> None:
@@ -157,6 +179,15 @@ class StandInHost(Host):
 
     def dumps_mount_namespace(self) -> bool:
         return False
+
+    def dumps_user_namespace(self) -> bool:
+        return self.in_user_namespace
+
+    def userns_ids(self, uid: int, gid: int) -> tuple[int, int]:
+        return uid, gid
+
+    def plugin_options(self) -> list[bytes]:
+        return self.options
 
     def need_plugin(self) -> int:
         return 0

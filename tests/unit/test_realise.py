@@ -114,8 +114,9 @@ class Ground:
         """Realise a mount from here."""
         root = os.open(self.path, os.O_PATH)
         try:
-            tree, self.same = realise.realise(mount, root, same_boot, -1)
-            return tree
+            found = realise.realise(mount, [], realise.Means(root, same_boot))
+            self.same = found.keeps_inodes
+            return found.tree
         finally:
             os.close(root)
 
