@@ -65,13 +65,12 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(fd)
 
 
-def names_in(root: Path) -> dict[str, tuple[int, int, int]]:
-    """Every name beneath a directory, and its own: inode, and times of access and modification."""
+def names_in(root: Path) -> dict[str, tuple[int, int]]:
+    """Every name beneath a directory, and its own, with inode and time of modification."""
     found = {}
-    for path in [root, *sorted(root.rglob("*"))]:
+    for path in [root, *root.rglob("*")]:
         facts = path.lstat()
-        atime = 0 if path.is_symlink() else facts.st_atime_ns  # rglob reads the link
-        found[str(path)] = (facts.st_ino, atime, facts.st_mtime_ns)
+        found[str(path)] = (facts.st_ino, facts.st_mtime_ns)
     return found
 
 
