@@ -348,13 +348,50 @@ def give_attributes(ghosts: list[tuple[Ghost, int]], proc: int) -> None:
     Raises:
         OSError: the kernel refused it.
     """
+    _for_each(ghosts, proc, _give_attributes)
+
+
+def give_owners(
+    ghosts: list[tuple[Ghost, int]], proc: int, uid_map: list[bytes], gid_map: list[bytes]
+) -> None:
+    """Give new files the owners that an id-map will turn into those of their inodes.
+
+    Args:
+        ghosts: as for give_attributes.
+        proc: likewise.
+        uid_map: of the mount, checked; it does not have it yet.
+        gid_map: likewise.
+
+    Raises:
+        DetachedError: an owner is not in the id-map.
+        OSError: the kernel refused it.
+    """
+
+    def give(path: bytes, inode: Inode, _: int) -> None:
+        os.chown(path, _unmapped(inode.uid, uid_map), _unmapped(inode.gid, gid_map))
+
+    _for_each(ghosts, proc, give)
+
+
+def _unmapped(number: int, lines: list[bytes]) -> int:
+    for line in lines:
+        inside, outside, count = (int(text) for text in line.split())
+        if outside <= number < outside + count:
+            return number - outside + inside
+    raise DetachedError(f"the id-map of a mount has no place for {number}, owner of a deleted file")
+
+
+def _for_each(
+    ghosts: list[tuple[Ghost, int]], proc: int, give: Callable[[bytes, Inode, int], None]
+) -> None:
+    """Call a function for each file that was made anew, with a path that leads to it."""
     # Extended attributes are set by path alone, where a file cannot be opened.
     here = os.open(b".", kernel.O_PATH)
     try:
         os.fchdir(proc)
         for ghost, fd in ghosts:
             if ghost.inode is not None and ghost.file is not None:
-                _give_attributes(b"self/fd/%d" % fd, ghost.inode, ghost.file.mode)
+                give(b"self/fd/%d" % fd, ghost.inode, ghost.file.mode)
     finally:
         os.fchdir(here)
         os.close(here)

@@ -357,3 +357,31 @@ def test_deleted_root_of_another_type(ground: Ground) -> None:
         realise_ghosts(ground, record, ghost(b"."))
     assert support.open_fds() == before
     assert support.names_in(ground.path) == names
+
+
+def test_deleted_file_on_an_id_mapped_mount(ground: Ground) -> None:
+    """The id-map has no place for the one who makes the file, but for its owner."""
+    mapped = good(superblock=ground.superblock, uid_map=[b"1000 5000 1"], gid_map=[b"1000 6000 1"])
+    records = [
+        ghost(b"dir", stat.S_IFDIR | 0o700, uid=5000, gid=6000),
+        ghost(b"dir/file", uid=5000, gid=6000),
+    ]
+    userns = realise.user_namespace(mapped)
+    with support.opened(ground.path, os.O_PATH) as root, support.opened(Path("/proc")) as proc:
+        means = realise.Means(root, True, userns, proc=proc)
+        found = realise.realise(mapped, records, means)
+    os.close(userns)
+    assert [(os.fstat(fd).st_uid, os.fstat(fd).st_gid) for _, fd in found.ghosts] == [
+        (5000, 6000),
+        (5000, 6000),
+    ]
+    let_go(found)
+    assert os.listdir(ground.path / "mnt" / "tree") == ["file"]
+
+
+def test_owner_that_is_not_in_the_id_map(ground: Ground) -> None:
+    mapped = good(superblock=ground.superblock, uid_map=[b"1000 5000 1"], gid_map=[b"1000 6000 1"])
+    before = support.open_fds()
+    with pytest.raises(DetachedError, match="the id-map of a mount has no place for 6001"):
+        realise_ghosts(ground, mapped, ghost(b"doomed", uid=5000, gid=6001))
+    assert support.open_fds() == before
