@@ -95,6 +95,8 @@ def _find_source(
             root = _open_root(source, inside, name, kind)
             if root is None:
                 continue
+            if root < 0 and inside == paths.ROOT:
+                continue  # the source's own root is another one, and not above the deleted one
             if root < 0 or name.deleted or _shows(root, name.path, facts):
                 record = _record(fd, name, facts, kind, source, inside, root)
                 try:

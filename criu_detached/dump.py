@@ -187,7 +187,7 @@ class Dump:
         elif known.path not in {name.path for name in paths.readings(link, facts)} or (
             known.dev != facts.dev
         ):
-            _refuse_other_file(fd, link, known, facts, mount)
+            _refuse_other_file(fd, link, known, facts, mount, key in self._ghosts)
         if known.path == paths.ROOT or key in self._ghosts:
             self._refuse_nameless(fd, known, key in self._ghosts)
 
@@ -197,6 +197,11 @@ class Dump:
         _refuse_types(name.path, facts, mount)
         record = _file_record(fd, name.path, facts)
         if name.deleted:
+            if name.path == paths.ROOT and not mount.record.root_deleted:
+                raise DetachedError(
+                    "it is the root of its mount and deleted, but its path in the bind source is"
+                    " there again: Linux 7.0 or newer tells the two apart"
+                )
             ghost = self._describer.describe(fd, record, facts, mount)
             self._open_records().ghost(ghost)
             self._ghosts.add((facts.mnt_id, facts.ino))
@@ -255,10 +260,11 @@ def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
 
 
 def _refuse_other_file(
-    fd: int, link: bytes, known: File, facts: FileFacts, mount: DetachedMount
+    fd: int, link: bytes, known: File, facts: FileFacts, mount: DetachedMount, ghost: bool
 ) -> None:
     """CRIU names external files by mount and inode: two files of one name are mixed up."""
-    one_name = not link.endswith(paths.DELETED) and (facts.nlink < 2 or stat.S_ISDIR(facts.mode))
+    deleted = ghost or link.endswith(paths.DELETED)
+    one_name = not deleted and (facts.nlink < 2 or stat.S_ISDIR(facts.mode))
     if known.dev != facts.dev or one_name or not _is_hard_link(fd, known, mount):
         raise DetachedError(
             f"inode {facts.ino} of its mount is another file too, {quote(known.path)}"

@@ -10,7 +10,7 @@ from criu_detached import kernel, log, paths
 from criu_detached.contents import ContentReader
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
-from criu_detached.recreate import Workshop, depth, give_attributes
+from criu_detached.recreate import Workshop, depth, give_attributes, give_owners
 from criu_detached.superblock import is_same, superblock_of
 
 TYPE_CHECKING = False
@@ -60,6 +60,8 @@ def check_mount(mount: Mount) -> None:
     for name in (source.mountpoint, source.path):
         if b"\0" in name or b".." in name.split(b"/"):
             raise DetachedError(f"mount {mount.mnt_id} has the invalid path {quote(name)}")
+    if mount.root_deleted and source.path == paths.ROOT:
+        raise DetachedError(f"mount {mount.mnt_id} has a deleted root, and is all of its source")
 
 
 class Realised:
@@ -179,11 +181,15 @@ def _realise_with_ghosts(
                 realised.tree = _clone(root, where, means)
             finally:
                 os.close(root)
-            _make_writable(mount, realised.tree, where, means.userns_fd)
+            _setattr(realised.tree, 0, kernel.MOUNT_ATTR_RDONLY, where)
             for ghost in sorted(ghosts, key=depth):
                 realised.ghosts.append((ghost, workshop.make(ghost, realised.tree, path)))
         finally:
             workshop.close()
+        if needs_id_map(mount):
+            # Only now: whoever makes a file needs a place in the id-map of its mount.
+            give_owners(realised.ghosts, means.proc, mount.uid_map, mount.gid_map)
+            _setattr(realised.tree, kernel.MOUNT_ATTR_IDMAP, 0, where, means.userns_fd)
         give_attributes(realised.ghosts, means.proc)
         _set_attributes(mount, realised.tree, where)
         return realised
@@ -319,12 +325,6 @@ def _writable_clone(top: int, where: str, means: Means) -> int:
         os.close(tree)
         raise
     return tree
-
-
-def _make_writable(mount: Mount, tree: int, where: str, userns_fd: int) -> None:
-    """Give a new mount its id-map, so that owners are what they were, and no restriction."""
-    attr_set = kernel.MOUNT_ATTR_IDMAP if needs_id_map(mount) else 0
-    _setattr(tree, attr_set, kernel.MOUNT_ATTR_RDONLY, where, userns_fd)
 
 
 def _set_attributes(mount: Mount, tree: int, where: str, userns_fd: int = -1) -> None:

@@ -14,6 +14,7 @@ import os
 from binascii import crc32
 
 from criu_detached.errors import DetachedError, reason
+from criu_detached.paths import ROOT
 from criu_detached.records import (
     FORMAT,
     Entry,
@@ -36,6 +37,8 @@ OWN_MAGIC = 0x44544D31  # "1MTD"; CRIU's own are coordinates of towns
 
 MAX_FILE = 64 << 20  # bytes; half a million files
 MAX_ENTRY = 256 << 10  # bytes; a path has at most 4096, an extended attribute 64 KiB
+
+_SECOND = 1_000_000_000  # nanoseconds
 
 _MAGICS = IMG_COMMON_MAGIC.to_bytes(4, "little") + OWN_MAGIC.to_bytes(4, "little")
 
@@ -212,7 +215,10 @@ class Records:
             file = record.file
             if file is None or file.mnt_id not in self.mounts:
                 raise WireError("a deleted file is on a mount that is not there")
+            if file.path == ROOT and not self.mounts[file.mnt_id].root_deleted:
+                raise WireError(f"the root of mount {file.mnt_id} is deleted, and it is not")
             _bound(file.mode, 32)
+            _bound(file.handle.type if file.handle else 0, 31)
             _bound_inode(record.inode)
             if self.ghosts.setdefault((file.mnt_id, file.ino), record) is not record:
                 raise WireError(f"inode {file.ino} of mount {file.mnt_id} is there twice")
@@ -227,10 +233,16 @@ class Records:
 
 
 def _bound_inode(inode: Inode | None) -> None:
-    if inode:
-        _bound(inode.size, 63)
-        _bound(inode.data_at, 62)
-        _bound(inode.data_size, 62)
+    if inode is None:
+        return
+    _bound(inode.uid, 32)
+    _bound(inode.gid, 32)
+    _bound(inode.size, 63)
+    _bound(inode.data_at, 62)
+    _bound(inode.data_size, 62)
+    for time in (inode.atime, inode.mtime):
+        if time and time.nsec >= _SECOND:
+            raise WireError(f"{time.nsec} nanoseconds are larger than a second")
 
 
 def _bound(number: int, bits: int) -> None:

@@ -27,6 +27,8 @@ TAKEN = b".cr_link"
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
 _TRIES = 100
 
+_KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK}
+
 
 def check_ghost(ghost: Ghost, reader: ContentReader | None) -> None:
     """Refuse a record that no dump writes.
@@ -40,9 +42,11 @@ def check_ghost(ghost: Ghost, reader: ContentReader | None) -> None:
     """
     file, inode = ghost.file, ghost.inode
     assert file is not None  # recordfile
-    for path in (file.path, ghost.alias):
-        if path and path != paths.ROOT and _is_invalid(path):
+    for path in (file.path, ghost.alias or paths.ROOT):
+        if path != paths.ROOT and _is_invalid(path):
             raise DetachedError(f"a deleted file has the invalid path {quote(path)}")
+    if stat.S_IFMT(file.mode) not in _KINDS:
+        raise DetachedError(f"{quote(file.path)} has the invalid mode {file.mode:#o}")
     if inode is None:
         if not ghost.alias and file.handle is None:
             raise DetachedError(f"nothing tells where {quote(file.path)} is to be found")
@@ -90,15 +94,21 @@ class Workshop:
 
     def close(self) -> None:
         """Take every name away that is left; raises OSError when one cannot be."""
-        try:
-            for parent, name, is_directory in reversed(self._names):
+        failed = None
+        for parent, name, is_directory in reversed(self._names):
+            try:
                 (os.rmdir if is_directory else os.unlink)(name, dir_fd=parent)
+            except OSError as error:
+                failed = failed or error  # the others go all the same
+        try:
             for directory, atime, mtime in reversed(self._times):
                 os.utime(directory, ns=(atime, mtime))
         finally:
             for fd, _ in self._parents.values():
                 os.close(fd)
             os.close(self._source)
+        if failed:
+            raise failed
 
     def make_root(self, path: bytes, mode: int, ghost: Ghost | None) -> bytes:
         """Give the deleted root of a mount a name.
@@ -120,7 +130,8 @@ class Workshop:
         directory, name = paths.split(path)
         parent, directory = self._parent(self._source, directory)
         name = self._give_name(ghost, parent, name, parent)
-        self._names.append((parent, name, stat.S_ISDIR(mode)))
+        assert ghost.file is not None  # recordfile
+        self._names.append((parent, name, stat.S_ISDIR(ghost.file.mode)))
         return paths.join(directory, name)
 
     def make(self, ghost: Ghost, tree: int, root: bytes) -> int:
@@ -162,7 +173,8 @@ class Workshop:
         """What was in a deleted directory is made in it, so it is a parent from here on."""
         name = paths.split(actual)[1]
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._parents[tree, path] = os.open(name, flags, dir_fd=parent), actual
+        if (tree, path) not in self._parents:  # else it is another one that had the same name
+            self._parents[tree, path] = os.open(name, flags, dir_fd=parent), actual
         return os.open(name, kernel.O_PATH | kernel.O_NOFOLLOW, dir_fd=parent)
 
     def _make_unnamed(self, inode: Inode, parent: int) -> int:
@@ -336,13 +348,50 @@ def give_attributes(ghosts: list[tuple[Ghost, int]], proc: int) -> None:
     Raises:
         OSError: the kernel refused it.
     """
+    _for_each(ghosts, proc, _give_attributes)
+
+
+def give_owners(
+    ghosts: list[tuple[Ghost, int]], proc: int, uid_map: list[bytes], gid_map: list[bytes]
+) -> None:
+    """Give new files the owners that an id-map will turn into those of their inodes.
+
+    Args:
+        ghosts: as for give_attributes.
+        proc: likewise.
+        uid_map: of the mount, checked; it does not have it yet.
+        gid_map: likewise.
+
+    Raises:
+        DetachedError: an owner is not in the id-map.
+        OSError: the kernel refused it.
+    """
+
+    def give(path: bytes, inode: Inode, _: int) -> None:
+        os.chown(path, _unmapped(inode.uid, uid_map), _unmapped(inode.gid, gid_map))
+
+    _for_each(ghosts, proc, give)
+
+
+def _unmapped(number: int, lines: list[bytes]) -> int:
+    for line in lines:
+        inside, outside, count = (int(text) for text in line.split())
+        if outside <= number < outside + count:
+            return number - outside + inside
+    raise DetachedError(f"the id-map of a mount has no place for {number}, owner of a deleted file")
+
+
+def _for_each(
+    ghosts: list[tuple[Ghost, int]], proc: int, give: Callable[[bytes, Inode, int], None]
+) -> None:
+    """Call a function for each file that was made anew, with a path that leads to it."""
     # Extended attributes are set by path alone, where a file cannot be opened.
     here = os.open(b".", kernel.O_PATH)
     try:
         os.fchdir(proc)
         for ghost, fd in ghosts:
             if ghost.inode is not None and ghost.file is not None:
-                _give_attributes(b"self/fd/%d" % fd, ghost.inode, ghost.file.mode)
+                give(b"self/fd/%d" % fd, ghost.inode, ghost.file.mode)
     finally:
         os.fchdir(here)
         os.close(here)

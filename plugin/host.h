@@ -25,8 +25,8 @@ struct criu_host {
 	int (*fdstore_get)(int id);	    /* a new fd, or -1 */
 	int (*inherit_fd_add)(int fd, const char *key); /* CRIU owns fd afterwards */
 	int (*inherit_fd_get)(const char *key);		/* a new fd, or -1 */
-	int (*dumps_user_namespace)(void); /* root_ns_mask & CLONE_NEWUSER */
-	uint32_t (*userns_uid)(uint32_t uid); /* as the dumped user namespace has it */
+	int (*dumps_user_namespace)(void);		/* root_ns_mask & CLONE_NEWUSER */
+	uint32_t (*userns_uid)(uint32_t uid);		/* as the dumped user namespace has it */
 	uint32_t (*userns_gid)(uint32_t gid);
 	const char *(*plugin_option)(int index); /* "--NAME=VALUE" for any plugin, or NULL */
 	int flushes; /* dump_flush will be called before the dump ends */

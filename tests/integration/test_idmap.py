@@ -65,6 +65,19 @@ def test_id_map(scenario: MakeScenario, placement: Placement, userns: int) -> No
 
 
 @pytest.mark.detached
+def test_deleted_file(scenario: MakeScenario, placement: Placement, userns: int) -> None:
+    """It is made anew by root, for whom this map has no place."""
+    if not kernel.has_statmount_by_fd():
+        pytest.skip("this kernel (before 7.0) does not tell id-maps")
+    held = scenario(placement, [Bind(userns=userns)]).start(hold_owned)
+    (held.ground.source / "tree" / "file").unlink()
+    held.cycle()
+    assert held.ask() == [OWNER, OWNER]
+    held.cycle()
+    assert held.ask() == [OWNER, OWNER]
+
+
+@pytest.mark.detached
 def test_id_mapped_source(scenario: MakeScenario, placement: Placement, userns: int) -> None:
     """The source has the very map: a clone of it has it too, and can be given no other."""
     if not kernel.has_statmount_by_fd():

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from . import disks
 from .conftest import MakeScenario
-from .harness import disks
 from .harness.agent import Check, Task
 from .harness.kernel import MNT_DETACH, umount2
 

@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,25 @@ def mount_of(path: Path) -> mountinfo.MountInfo:
 
 
 @contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """An fd of a file, for a while."""
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def names_in(root: Path) -> dict[str, tuple[int, int]]:
+    """Every name beneath a directory, and its own, with inode and time of modification."""
+    found = {}
+    for path in [root, *root.rglob("*")]:
+        facts = path.lstat()
+        found[str(path)] = (facts.st_ino, facts.st_mtime_ns)
+    return found
+
+
+@contextmanager
 def detached(path: Path, source: Path) -> Iterator[int]:
     """An O_PATH fd of the root of a lazily unmounted bind mount of a directory or file."""
     with mounted(path, "--bind", str(source)):
@@ -105,6 +125,7 @@ def file_record(directory: Path, name: str, **changes: object) -> File:
         mode=found.st_mode,
         rdev=found.st_rdev,
         path=name.encode(),
+        size=found.st_size if stat.S_ISREG(found.st_mode) else 0,
     )
     for field, value in changes.items():
         setattr(record, field, value)
@@ -187,6 +208,8 @@ class StandInHost(Host):
         self.stored: list[int] = []
         self.numbers: list[int] = []
         self.locked: set[int] = set()
+        self.in_user_namespace = False
+        self.options: list[bytes] = []
         self.mount_known: Callable[[int], int] = lambda mnt_id: 0
 
     def close(self) -> None:
@@ -202,6 +225,15 @@ class StandInHost(Host):
 
     def dumps_mount_namespace(self) -> bool:
         return False
+
+    def dumps_user_namespace(self) -> bool:
+        return self.in_user_namespace
+
+    def userns_ids(self, uid: int, gid: int) -> tuple[int, int]:
+        return uid, gid
+
+    def plugin_options(self) -> list[bytes]:
+        return self.options
 
     def need_plugin(self) -> int:
         return 0

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import kernel, log
+from criu_detached import contents, kernel, log
 from criu_detached.dump import Dump
 from criu_detached.errors import DetachedError
 from criu_detached.recordfile import NAME, read_records
-from criu_detached.records import BIND_SOURCE, File, Mount
+from criu_detached.records import BIND_SOURCE, File, Mount, Time
 from criu_detached.superblock import boot_id
 
 from . import support
@@ -144,17 +144,118 @@ def test_what_is_not_detached_is_left(ground: Ground) -> None:
 
 
 def test_deleted(ground: Ground) -> None:
+    """Its record has what it takes to make it anew, its content is in the data file."""
     fd = ground.open("file", os.O_RDONLY)
+    os.utime(fd, ns=(5, -1))
     (ground.source / "file").unlink()
-    ground.refused(fd, "deleted")
+    facts = os.fstat(fd)
+    assert ground.take(fd)
+    records = read_records(ground.images)
+    assert records.files == {}
+    (ghost,) = records.ghosts.values()
+    assert ghost.file is not None and ghost.inode is not None
+    assert (ghost.file.path, ghost.file.mode) == (b"file", facts.st_mode)
+    assert (ghost.unnamed, ghost.alias) == (0, b"")
+    assert (ghost.inode.uid, ghost.inode.gid, ghost.inode.size) == (facts.st_uid, facts.st_gid, 7)
+    assert (ghost.inode.atime, ghost.inode.mtime) == (
+        Time(nsec=5),
+        Time(sec=(1 << 64) - 1, nsec=999_999_999),
+    )
+    data = (ground.path / "images" / contents.NAME).read_bytes()
+    assert data[ghost.inode.data_at :][: ghost.inode.data_size].endswith(b"content")
+
+
+def test_deleted_file_is_recorded_once(ground: Ground) -> None:
+    fds = [ground.open("file", flags) for flags in (os.O_RDONLY, os.O_RDWR, os.O_PATH)]
+    (ground.source / "file").unlink()
+    assert all(ground.take(fd) for fd in fds)
+    assert len(read_records(ground.images).ghosts) == 1
 
 
 def test_deleted_name(ground: Ground) -> None:
     fd = ground.open("file", os.O_RDONLY)
-    os.link(ground.source / "file", ground.source / "second")
+    os.link(ground.source / "file", ground.source / "dir" / "second")
     (ground.source / "file").unlink()
     assert ground.take(ground.root)
-    ground.refused(fd, "deleted")
+    assert ground.take(fd)
+    (ghost,) = read_records(ground.images).ghosts.values()
+    assert ghost.inode is None
+    shown = Path(os.fsdecode(support.mount_of(ground.source).mountpoint))
+    assert shown / os.fsdecode(ghost.alias) == ground.source / "dir" / "second"
+    assert not (ground.path / "images" / contents.NAME).exists()
+
+
+@pytest.mark.parametrize("first", ["file", "second"])
+def test_both_names_of_which_one_is_deleted(ground: Ground, first: str) -> None:
+    """It is one file, whichever name is met first."""
+    os.link(ground.source / "file", ground.source / "second")
+    fds = {name: ground.open(name, os.O_RDONLY) for name in ("file", "second")}
+    (ground.source / "file").unlink()
+    assert ground.take(ground.root)
+    assert ground.take(fds.pop(first))
+    assert ground.take(*fds.values())
+    records = read_records(ground.images)
+    assert len(records.files) + len(records.ghosts) == 2  # with the root
+
+
+def test_name_that_ends_as_the_kernel_marks_deleted_ones(ground: Ground) -> None:
+    (ground.source / "file").rename(ground.source / "file (deleted)")
+    assert ground.take(ground.open("file (deleted)"))
+    records = read_records(ground.images)
+    assert [file.path for file in records.files.values()] == [b"file (deleted)"]
+    assert records.ghosts == {}
+
+
+def test_deleted_root(ground: Ground) -> None:
+    """The path that it had, in a source that shows what was above it."""
+    fd = ground.detach(ground.path / "two", ground.source / "dir")
+    (ground.source / "dir").rmdir()
+    assert ground.take(fd)
+    records = read_records(ground.images)
+    (mount,), (ghost,) = records.mounts.values(), records.ghosts.values()
+    assert mount.root_deleted
+    assert mount.bind_source is not None and ghost.file is not None
+    assert mount.bind_source.path.endswith(b"source/dir")
+    assert ghost.file.path == b"."
+
+
+def test_deleted_root_that_is_there_again(ground: Ground) -> None:
+    """A mount of what is there now does not show what was above the deleted one."""
+    root = ground.path / "two"
+    with ExitStack() as mounts:
+        mounts.enter_context(support.mounted(root, "-t", "tmpfs", "none"))
+        (root / "dir").mkdir()
+        fd = ground.detach(ground.path / "mnt", root / "dir")
+        (root / "dir").rmdir()
+        (root / "dir").mkdir()
+        mounts.enter_context(support.mounted(ground.path / "mnt", "--bind", str(root / "dir")))
+        mounts.enter_context(support.mounted(root, "--bind", str(ground.source)))
+        ground.refused(fd, "no attached mount shows")
+
+
+def test_deleted_in_a_user_namespace(ground: Ground) -> None:
+    """Without handles an fd with O_NOFOLLOW could not be opened again."""
+    fd = ground.open("file", os.O_RDONLY | os.O_NOFOLLOW)
+    by_path = ground.open("file", os.O_PATH | os.O_NOFOLLOW)
+    (ground.source / "file").unlink()
+    ground.host.in_user_namespace = True
+    assert ground.take(by_path)
+    ground.refused(fd, "O_NOFOLLOW .* in a user namespace")
+
+
+@pytest.mark.parametrize("place", ["option", "file"])
+def test_limit_of_deleted_files(ground: Ground, place: str) -> None:
+    (ground.source / "file").write_bytes(b"x" * (1 << 20) + b"y")
+    fd = ground.open("file", os.O_RDONLY)
+    (ground.source / "file").unlink()
+    ground.refused(fd, "over the limit of 1048576: raise the setting ghost-limit")
+    ground.dump = Dump(ground.host)
+    (ground.path / "images" / NAME).unlink()
+    if place == "option":
+        ground.host.options = [b"--criu_detached.ghost-limit=2M"]
+    else:
+        (ground.path / "images" / "criu-detached.conf").write_text("ghost-limit 2M\n")
+    assert ground.take(fd)
 
 
 def test_covered_in_the_source(ground: Ground) -> None:
@@ -217,11 +318,17 @@ def test_device_that_is_not_detached(ground: Ground) -> None:
     assert not ground.dump.ext_file(fd, 7, kernel.fstat(fd))
 
 
-def test_no_fd_stays_open_but_the_records_and_the_roots(ground: Ground) -> None:
+def test_no_fd_stays_open_but_the_images_and_the_roots(ground: Ground) -> None:
     fd = ground.open("file")
     before = set(support.open_fds())
     assert ground.take(fd)
     first = set(support.open_fds()) - before
-    assert len(first) == 2
+    assert len(first) == 3  # the record file, the mount's root, its bind source
     assert ground.take(ground.open("dir", os.O_RDONLY))
     assert len(set(support.open_fds()) - before - first) == 1  # the file itself
+    (ground.source / "doomed").write_text("content")
+    doomed = ground.open("doomed", os.O_RDONLY)
+    (ground.source / "doomed").unlink()
+    before = set(support.open_fds())
+    assert ground.take(doomed)
+    assert len(set(support.open_fds()) - before) == 1  # the data file

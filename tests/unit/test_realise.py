@@ -11,7 +11,15 @@ import pytest
 
 from criu_detached import kernel, realise
 from criu_detached.errors import DetachedError
-from criu_detached.records import BIND_SOURCE, BindSource, Mount, Superblock
+from criu_detached.records import (
+    BIND_SOURCE,
+    BindSource,
+    File,
+    Ghost,
+    Inode,
+    Mount,
+    Superblock,
+)
 
 from . import support
 
@@ -36,7 +44,7 @@ def test_good_record() -> None:
     realise.check_mount(good())
 
 
-@pytest.mark.parametrize("origin", [0, 2, 99, (1 << 64) - 1])
+@pytest.mark.parametrize("origin", [0, 5, 99, (1 << 64) - 1])
 def test_unknown_origin(origin: int) -> None:
     with pytest.raises(DetachedError, match=f"mount 300 has the unknown origin {origin}:"):
         realise.check_mount(good(origin=origin))
@@ -67,6 +75,14 @@ def test_paths_that_leave(field: str, path: bytes) -> None:
     with pytest.raises(DetachedError, match="mount 300 has the invalid path") as error:
         realise.check_mount(good(bind_source=BindSource(mnt_id=30, **names)))
     assert "\0" not in str(error.value)
+
+
+def test_deleted_root_that_is_all_of_the_source() -> None:
+    """What was above it, where it had its name, is not shown then."""
+    source = BindSource(mnt_id=30, mountpoint=b"/mnt", path=b".")
+    realise.check_mount(good(bind_source=source))
+    with pytest.raises(DetachedError, match="mount 300 has a deleted root"):
+        realise.check_mount(good(bind_source=source, root_deleted=1))
 
 
 @pytest.mark.parametrize(
@@ -114,8 +130,9 @@ class Ground:
         """Realise a mount from here."""
         root = os.open(self.path, os.O_PATH)
         try:
-            tree, self.same = realise.realise(mount, root, same_boot, -1)
-            return tree
+            found = realise.realise(mount, [], realise.Means(root, same_boot))
+            self.same = found.keeps_inodes
+            return found.tree
         finally:
             os.close(root)
 
@@ -248,4 +265,119 @@ def test_attribute_field_that_is_none(ground: Ground) -> None:
     before = support.open_fds()
     with pytest.raises(DetachedError, match="can't give the clone of /mnt/tree the attributes"):
         ground.realise(good(superblock=ground.superblock, attr=kernel.MOUNT_ATTR__ATIME))
+    assert support.open_fds() == before
+
+
+def ghost(path: bytes, mode: int = stat.S_IFREG | 0o640, **inode: int) -> Ghost:
+    """The record of a deleted file that is made anew."""
+    return Ghost(file=File(mnt_id=300, ino=77, mode=mode, path=path), inode=Inode(**inode))
+
+
+def realise_ghosts(
+    ground: Ground, mount: Mount, *ghosts: Ghost
+) -> tuple[realise.Realised, list[str]]:
+    """Realise a mount with deleted files; also the links of these."""
+    with support.opened(ground.path, os.O_PATH) as root, support.opened(Path("/proc")) as proc:
+        found = realise.realise(mount, list(ghosts), realise.Means(root, True, proc=proc))
+    return found, [os.readlink(f"/proc/self/fd/{fd}") for _, fd in found.ghosts]
+
+
+def let_go(found: realise.Realised) -> None:
+    for fd in (found.tree, *(fd for _, fd in found.ghosts)):
+        os.close(fd)
+
+
+@pytest.mark.parametrize("attr", [0, kernel.MOUNT_ATTR_RDONLY, kernel.MOUNT_ATTR_NOEXEC])
+def test_deleted_files(ground: Ground, attr: int) -> None:
+    """They are on the mount, which has its attributes, also when it is read-only."""
+    before, mounts = support.names_in(ground.path), Path("/proc/self/mountinfo").read_text()
+    record = good(superblock=ground.superblock, attr=attr)
+    deep, plain = ghost(b"gone/deep", uid=5), ghost(b"file", gid=6)
+    found, links = realise_ghosts(ground, record, deep, plain)
+    assert links == ["/file.cr_link (deleted)", "/gone/deep (deleted)"]
+    assert [each for each, _ in found.ghosts] == [plain, deep]
+    assert {kernel.fstat(fd).mnt_id for _, fd in found.ghosts} == {kernel.fstat(found.tree).mnt_id}
+    status = {0: 0, kernel.MOUNT_ATTR_RDONLY: os.ST_RDONLY, kernel.MOUNT_ATTR_NOEXEC: os.ST_NOEXEC}
+    flags = kernel.fstatfs(found.tree).flags
+    assert flags & (os.ST_RDONLY | os.ST_NOEXEC) == status[attr]
+    assert [(os.fstat(fd).st_uid, os.fstat(fd).st_gid) for _, fd in found.ghosts] == [
+        (0, 6),
+        (5, 0),
+    ]
+    let_go(found)
+    assert support.names_in(ground.path) == before
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+
+
+def test_deleted_files_of_a_read_only_source(ground: Ground) -> None:
+    """The mounts are read-only, the filesystem is not."""
+    source = ground.path / "mnt"
+    with support.mounted(source, "--bind", "-o", "ro", str(source)):
+        found, links = realise_ghosts(ground, good(superblock=ground.superblock), ghost(b"one"))
+    assert links == ["/one (deleted)"]
+    let_go(found)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_deleted_root(ground: Ground, held: bool) -> None:
+    before = support.names_in(ground.path)
+    source = BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"gone/root")
+    record = good(superblock=ground.superblock, bind_source=source, root_deleted=1)
+    records = [ghost(b"lost")]
+    if held:
+        records.append(ghost(b".", stat.S_IFDIR | 0o711, uid=5))
+    found, links = realise_ghosts(ground, record, *records)
+    assert links == ["/ (deleted)", "/lost (deleted)"][not held :]
+    assert os.readlink(f"/proc/self/fd/{found.tree}") == "/ (deleted)"
+    if held:
+        assert (os.fstat(found.tree).st_uid, os.fstat(found.tree).st_mode & 0o777) == (5, 0o711)
+    let_go(found)
+    assert support.names_in(ground.path) == before
+
+
+def test_deleted_file_that_cannot_be_made(ground: Ground) -> None:
+    """Nothing of the others is left, neither a name nor an fd."""
+    names, before = support.names_in(ground.path), support.open_fds()
+    bad = ghost(b"z/bad", stat.S_IFLNK | 0o777)
+    with pytest.raises(DetachedError, match="can't make the deleted files of /mnt/tree again"):
+        realise_ghosts(ground, good(superblock=ground.superblock), ghost(b"a/one"), bad)
+    assert support.open_fds() == before
+    assert support.names_in(ground.path) == names
+
+
+def test_deleted_root_of_another_type(ground: Ground) -> None:
+    names, before = support.names_in(ground.path), support.open_fds()
+    source = BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"root")
+    record = good(superblock=ground.superblock, bind_source=source, root_deleted=1)
+    with pytest.raises(DetachedError, match="a regular file, it was a directory"):
+        realise_ghosts(ground, record, ghost(b"."))
+    assert support.open_fds() == before
+    assert support.names_in(ground.path) == names
+
+
+def test_deleted_file_on_an_id_mapped_mount(ground: Ground) -> None:
+    """The id-map has no place for the one who makes the file, but for its owner."""
+    mapped = good(superblock=ground.superblock, uid_map=[b"1000 5000 1"], gid_map=[b"1000 6000 1"])
+    records = [
+        ghost(b"dir", stat.S_IFDIR | 0o700, uid=5000, gid=6000),
+        ghost(b"dir/file", uid=5000, gid=6000),
+    ]
+    userns = realise.user_namespace(mapped)
+    with support.opened(ground.path, os.O_PATH) as root, support.opened(Path("/proc")) as proc:
+        means = realise.Means(root, True, userns, proc=proc)
+        found = realise.realise(mapped, records, means)
+    os.close(userns)
+    assert [(os.fstat(fd).st_uid, os.fstat(fd).st_gid) for _, fd in found.ghosts] == [
+        (5000, 6000),
+        (5000, 6000),
+    ]
+    let_go(found)
+    assert os.listdir(ground.path / "mnt" / "tree") == ["file"]
+
+
+def test_owner_that_is_not_in_the_id_map(ground: Ground) -> None:
+    mapped = good(superblock=ground.superblock, uid_map=[b"1000 5000 1"], gid_map=[b"1000 6000 1"])
+    before = support.open_fds()
+    with pytest.raises(DetachedError, match="the id-map of a mount has no place for 6001"):
+        realise_ghosts(ground, mapped, ghost(b"doomed", uid=5000, gid=6001))
     assert support.open_fds() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,16 @@ from criu_detached.records import (
     BindSource,
     ExtFile,
     File,
+    Ghost,
+    Handle,
     Header,
+    Inode,
     Mount,
     Superblock,
+    Time,
+    Xattr,
 )
-from criu_detached.wire import WireError
+from criu_detached.wire import WireError, decode, encode
 
 HEADER = Header(format=FORMAT, boot_id=b"boot", machine=b"7.0")
 MOUNT = Mount(
@@ -41,6 +47,26 @@ MOUNT = Mount(
     bind_source=BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"tree"),
 )
 FILE = File(mnt_id=300, ino=5, dev=40, mode=stat.S_IFREG | 0o644, path=b"file")
+GHOST = Ghost(
+    file=File(
+        mnt_id=300,
+        ino=6,
+        dev=40,
+        mode=stat.S_IFREG | 0o600,
+        path=b"deleted",
+        handle=Handle(type=1, bytes=b"handle"),
+    ),
+    inode=Inode(
+        uid=1000,
+        gid=100,
+        atime=Time(sec=1, nsec=2),
+        mtime=Time(sec=(1 << 64) - 1, nsec=999_999_999),
+        size=5,
+        xattrs=[Xattr(name=b"user.a", value=b"1"), Xattr(name=b"user.b")],
+        data_at=8,
+        data_size=21,
+    ),
+)
 EXT_FILE = ExtFile(id=7, flags=os.O_RDWR, pos=3, mnt_id=300, ino=5)
 
 
@@ -49,6 +75,7 @@ def write_all(directory: int) -> None:
     writer = RecordWriter(directory, HEADER)
     writer.mount(MOUNT)
     writer.file(FILE)
+    writer.ghost(GHOST)
     writer.ext_file(EXT_FILE)
 
 
@@ -85,6 +112,7 @@ def test_what_is_written_is_read(directory: int) -> None:
     assert records.header == HEADER
     assert records.mounts == {300: MOUNT}
     assert records.files == {(300, 5): FILE}
+    assert records.ghosts == {(300, 6): GHOST}
     assert records.ext_files == {7: EXT_FILE}
 
 
@@ -109,7 +137,7 @@ def test_framing(written: bytes) -> None:
         at += 4 + size
     assert at == len(written)
     # Field numbers of Entry, as length-delimited tags.
-    assert [tag >> 3 for tag in starts] == [1, 2, 3, 4, 15]
+    assert [tag >> 3 for tag in starts] == [1, 2, 3, 5, 4, 15]
     assert {tag & 7 for tag in starts} == {2}
 
 
@@ -239,6 +267,70 @@ def test_ext_file_twice(directory: int) -> None:
     writer.ext_file(EXT_FILE)
     writer.ext_file(EXT_FILE)
     refused(directory, "0x7", "twice")
+
+
+def test_ghost_twice(directory: int) -> None:
+    writer = RecordWriter(directory, HEADER)
+    writer.mount(MOUNT)
+    writer.ghost(GHOST)
+    writer.ghost(GHOST)
+    refused(directory, "inode 6", "twice")
+
+
+def test_ghost_on_an_unknown_mount(directory: int) -> None:
+    RecordWriter(directory, HEADER).ghost(GHOST)
+    refused(directory, "deleted file", "not there")
+
+
+def test_ghost_without_a_file(directory: int) -> None:
+    writer = RecordWriter(directory, HEADER)
+    writer.mount(MOUNT)
+    writer.ghost(Ghost(alias=b"alias"))
+    refused(directory, "deleted file")
+
+
+def changed(change: Callable[[File, Inode], None]) -> Ghost:
+    """A ghost with something changed."""
+    ghost: Ghost = decode(Ghost, encode(GHOST))
+    assert ghost.file is not None and ghost.inode is not None
+    change(ghost.file, ghost.inode)
+    return ghost
+
+
+def setter(part: str, name: str, value: int) -> Callable[[File, Inode], None]:
+    """Change one number."""
+
+    def change(file: File, inode: Inode) -> None:
+        parts = {"file": file, "inode": inode, "handle": file.handle, "mtime": inode.mtime}
+        setattr(parts[part], name, value)
+
+    return change
+
+
+BOUNDS = [
+    ("file", "mode", 1 << 32),
+    ("handle", "type", 1 << 31),
+    ("inode", "size", 1 << 63),
+    ("inode", "data_at", 1 << 62),
+    ("inode", "data_size", 1 << 62),
+    ("inode", "uid", 1 << 32),
+    ("inode", "gid", 1 << 32),
+    ("mtime", "nsec", 1_000_000_000),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "bound"), BOUNDS)
+def test_number_of_a_ghost(directory: int, part: str, name: str, bound: int) -> None:
+    """What the kernel keeps in fewer bits than a record could."""
+    writer = RecordWriter(directory, HEADER)
+    writer.mount(MOUNT)
+    writer.ghost(changed(setter(part, name, bound - 1)))
+    assert len(read_records(directory).ghosts) == 1
+    ghost = changed(setter(part, name, bound))
+    assert ghost.file is not None
+    ghost.file.ino += 1
+    writer.ghost(ghost)
+    refused(directory, "larger than")
 
 
 def test_record_that_is_too_large(directory: int) -> None:

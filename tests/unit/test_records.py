@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criu_detached import records
-from criu_detached.records import Entry, ExtFile, File, Handle, Header, Mount, Trailer
-from criu_detached.wire import BYTES, BYTES_LIST, FIXED, UINT, Message, decode, encode
+from criu_detached.records import Entry, ExtFile, File, Ghost, Handle, Header, Mount, Trailer
+from criu_detached.wire import BYTES, BYTES_LIST, FIXED, UINT, ListOf, Message, decode, encode
 
 CLASSES: dict[str, type[Message]] = {
     name: value
@@ -30,13 +30,22 @@ def type_name(field: Any) -> str:
     return found.removeprefix("TYPE_").lower()
 
 
+class SameList(ListOf):
+    """A list that equals another one of the same message."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ListOf) and other.cls is self.cls
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def kind_of(field: Any) -> Any:
     """The kind that a field of the schema must have in FIELDS."""
     name = type_name(field)
     repeated = field.is_repeated if hasattr(field, "is_repeated") else field.label == 3
     if name == "message":
-        assert not repeated
-        return CLASSES[field.message_type.name]
+        cls = CLASSES[field.message_type.name]
+        return SameList(cls) if repeated else cls
     if name == "bytes":
         return BYTES_LIST if repeated else BYTES
     assert not repeated and name in WIDTHS
@@ -85,6 +94,8 @@ def messages(descriptor: Any) -> st.SearchStrategy[Message]:
             values[field.name] = st.lists(st.binary(max_size=20), max_size=3)
         elif kind is UINT or kind is FIXED:
             values[field.name] = numbers(field)
+        elif isinstance(kind, ListOf):
+            values[field.name] = st.lists(messages(field.message_type), max_size=3)
         else:
             values[field.name] = st.none() | messages(field.message_type)
     cls: Any = CLASSES[descriptor.name]
@@ -98,6 +109,8 @@ def as_protobuf(schema: ModuleType, message: Message) -> Any:
         value = getattr(message, name)
         if kind is BYTES_LIST:
             getattr(result, name).extend(value)
+        elif isinstance(kind, ListOf):
+            getattr(result, name).extend(as_protobuf(schema, item) for item in value)
         elif isinstance(value, Message):
             getattr(result, name).CopyFrom(as_protobuf(schema, value))
             getattr(result, name).SetInParent()
@@ -133,7 +146,9 @@ def test_trailer_has_one_size() -> None:
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("record", [Header(), Mount(), File(), ExtFile(), Trailer()], ids=repr)
+@pytest.mark.parametrize(
+    "record", [Header(), Mount(), File(), ExtFile(), Ghost(), Trailer()], ids=repr
+)
 def test_content_of_an_entry(record: Message) -> None:
     (field,) = [name for _, name, kind in Entry.FIELDS if kind is type(record)]
     assert Entry(**{field: record}).content() is record

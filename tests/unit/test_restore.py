@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import kernel, log
+from criu_detached import contents, kernel, log
+from criu_detached.contents import ContentWriter
 from criu_detached.errors import DetachedError
 from criu_detached.recordfile import NAME, RecordWriter
 from criu_detached.records import (
@@ -19,8 +20,10 @@ from criu_detached.records import (
     BindSource,
     ExtFile,
     File,
+    Ghost,
     Handle,
     Header,
+    Inode,
     Mount,
     Superblock,
 )
@@ -44,7 +47,8 @@ class Ground:
         (path / "images").mkdir()
         self.images = os.open(path / "images", os.O_RDONLY | os.O_DIRECTORY)
         self.host = StandInHost(self.images, known_files, root=path)
-        self.records: list[File | ExtFile] = []
+        self.records: list[File | ExtFile | Ghost] = []
+        self.writer = ContentWriter(self.images)
         self.header = Header(format=FORMAT, boot_id=boot_id())
         self.mount = self.mount_record(self.tree, in_namespace=False)
 
@@ -79,12 +83,31 @@ class Ground:
         self.records.append(record)
         return b"ile[%x:%x]" % (record.mnt_id, record.ino)
 
+    def ghost(self, path: str, mode: int = stat.S_IFREG | 0o640, content: bytes = b"") -> bytes:
+        """Record a deleted file that is made anew; returns the name that CRIU opens it by."""
+        ino = 1000 + len(self.records)
+        inode = Inode(uid=1234, gid=5678, size=len(content))
+        if content:
+            (self.path / "content").write_bytes(content)
+            with support.opened(self.path / "content") as fd:
+                inode.data_at, inode.data_size = self.writer.add(fd, len(content))
+            (self.path / "content").unlink()
+        rdev = os.makedev(1, 5) if stat.S_ISCHR(mode) else 0
+        file = File(mnt_id=MNT_ID, ino=ino, mode=mode, path=path.encode(), rdev=rdev)
+        self.records.append(Ghost(file=file, inode=inode))
+        return b"ile[%x:%x]" % (MNT_ID, ino)
+
     def restore(self) -> Restore:
         """Write the records and start a restore."""
         writer = RecordWriter(self.images, self.header)
         writer.mount(self.mount)
         for record in self.records:
-            (writer.file if isinstance(record, File) else writer.ext_file)(record)  # type: ignore[arg-type]
+            if isinstance(record, File):
+                writer.file(record)
+            elif isinstance(record, Ghost):
+                writer.ghost(record)
+            else:
+                writer.ext_file(record)
         return Restore(self.host)
 
     def open(self, name: bytes, flags: int = os.O_RDONLY) -> int:
@@ -178,7 +201,7 @@ def test_mount_of_one_file(ground: Ground, flags: int) -> None:
 def test_mount_of_one_file_without_handle(ground: Ground) -> None:
     ground.mount = ground.mount_record(ground.tree / "file", in_namespace=False)
     key = ground.file("file", path=b".")
-    with pytest.raises(DetachedError, match="without handle"):
+    with pytest.raises(DetachedError, match="has no handle"):
         ground.open(key, os.O_RDONLY | os.O_NOFOLLOW)
 
 
@@ -349,6 +372,81 @@ def test_source_in_the_namespace_is_gone(ground: Ground) -> None:
         with pytest.raises(DetachedError, match=r"bind source .*cannot be opened"):
             restore.open(key, os.O_RDONLY)
         assert not ground.host.locked
+
+
+@pytest.mark.parametrize(
+    ("flags", "access"),
+    [
+        (os.O_RDONLY, os.O_RDONLY),
+        (os.O_RDWR | os.O_APPEND, os.O_RDWR),
+        (os.O_RDWR | os.O_NOFOLLOW, os.O_RDWR),
+        (os.O_PATH, os.O_PATH),
+        (os.O_PATH | os.O_NOFOLLOW, os.O_PATH),
+    ],
+)
+def test_deleted_file(placed: Ground, flags: int, access: int) -> None:
+    before = support.names_in(placed.tree)
+    fd = placed.open(placed.ghost("dir/doomed", content=b"content"), flags)
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH) == access
+    assert Path(f"/proc/self/fd/{fd}").read_bytes() == b"content"
+    assert os.readlink(f"/proc/self/fd/{fd}") == "/dir/doomed (deleted)"
+    found = os.fstat(fd)
+    assert (found.st_nlink, found.st_uid, found.st_gid) == (0, 1234, 5678)
+    assert support.names_in(placed.tree) == before
+    os.close(fd)
+
+
+def test_deleted_files_are_made_once(placed: Ground) -> None:
+    """Whoever opens them, and however often; they are on one mount with all others."""
+    names = [placed.ghost("doomed"), placed.ghost("sub", stat.S_IFDIR | 0o700)]
+    other = placed.file("file")
+    restore = placed.restore()
+    fds = [restore.open(name, os.O_RDONLY) for name in [*names, *names, other]]
+    assert os.path.samestat(os.fstat(fds[0]), os.fstat(fds[2]))
+    assert os.path.samestat(os.fstat(fds[1]), os.fstat(fds[3]))
+    assert len({kernel.fstat(fd).mnt_id for fd in fds}) == 1
+    for fd in fds:
+        os.close(fd)
+
+
+def test_deleted_device_that_was_left_to_plugins(ground: Ground) -> None:
+    ground.ghost("zero", stat.S_IFCHR | 0o600)
+    ground.records.append(ExtFile(id=7, flags=os.O_RDWR, mnt_id=MNT_ID, ino=1000))
+    fd = ground.restore().ext_file(7)
+    assert fd is not None
+    assert os.read(fd, 2) == b"\0\0"
+    os.close(fd)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "magic"])
+def test_damaged_data_file(placed: Ground, damage: str) -> None:
+    """Found before there is any task, and before anything is made."""
+    before = support.names_in(placed.tree)
+    placed.ghost("doomed", content=b"content")
+    path = placed.path / "images" / contents.NAME
+    if damage == "missing":
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] if damage == "cut" else b"x" + data[1:])
+    refused(placed, contents.NAME)
+    assert support.names_in(placed.tree) == before
+
+
+def test_data_file_is_not_needed_without_contents(placed: Ground) -> None:
+    os.close(placed.open(placed.ghost("doomed")))
+
+
+@pytest.mark.parametrize("path", ["..", "../a", "/a", "a/../b", "", "a\0b"])
+def test_hostile_path_of_a_deleted_file(placed: Ground, path: str) -> None:
+    placed.ghost(path)
+    refused(placed, "path")
+
+
+def test_deleted_root_of_a_mount_that_has_one(placed: Ground) -> None:
+    """Its attributes would go to what is there."""
+    placed.ghost(".", stat.S_IFDIR | 0o700)
+    refused(placed, NAME, "root")
 
 
 def test_no_records(ground: Ground) -> None:

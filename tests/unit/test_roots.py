@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from criu_detached import kernel, roots
+from criu_detached.paths import Name
 from criu_detached.sources import Source
 
 from . import support
@@ -32,7 +33,8 @@ class Ground:
             before = support.open_fds()
             info = support.mount_of(shown)
             facts = kernel.fstat(fd)
-            found = roots.find_root(fd, path, facts, Source(info, False, root))
+            source_ = Source(info, False, root)
+            found = roots.find_root(fd, Name(path, deleted=False), facts, source_)
             assert support.open_fds() == before
             return found
         finally:
@@ -97,15 +99,45 @@ def test_not_found(ground: Ground, name: str, path: bytes, source: str) -> None:
     assert ground.find(name, path, source) is None
 
 
-def test_deleted(ground: Ground) -> None:
-    path = ground.path / "a" / "b" / "file"
-    fd = os.open(path, os.O_RDONLY)
-    path.unlink()
-    root = os.open(ground.path, os.O_PATH)
-    source = Source(support.mount_of(ground.path), False, root)
-    assert roots.find_root(fd, b"file", kernel.fstat(fd), source) is None
-    os.close(fd)
-    os.close(root)
+@pytest.mark.parametrize(
+    ("path", "root"), [(b"b/file", b"a"), (b"file", b"a/b"), (b".", b"a/b/file")]
+)
+@pytest.mark.parametrize("gone", ["file", "directory"])
+def test_deleted(ground: Ground, path: bytes, root: bytes, gone: str) -> None:
+    """The handle of a file leads to the path that it had; without one nothing does."""
+    name = ground.path / "a" / "b" / "file"
+    with support.opened(name) as fd, support.opened(ground.path, os.O_PATH) as top:
+        name.unlink()
+        if gone == "directory":
+            (ground.path / "a" / "b" / "dir").rmdir()
+            (ground.path / "a" / "b").rmdir()
+        source = Source(support.mount_of(ground.path), False, top)
+        found = roots.find_root(fd, Name(path, deleted=True), kernel.fstat(fd), source)
+        assert found == (None if kernel.name_to_handle is no_handle else root)
+
+
+def test_deleted_with_another_name(ground: Ground) -> None:
+    """Its handle may lead to the other name, which says nothing of the mount's root."""
+    name = ground.path / "a" / "b" / "file"
+    (ground.path / "alias").hardlink_to(name)
+    with support.opened(ground.path / "alias") as fd, support.opened(ground.path, os.O_PATH) as top:
+        name.unlink()
+        source = Source(support.mount_of(ground.path), False, top)
+        assert roots.find_root(fd, Name(b"file", deleted=True), kernel.fstat(fd), source) is None
+
+
+def test_search_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Ground(tmp_path)
+    with support.opened(tmp_path, os.O_PATH) as top, support.opened(tmp_path / "a" / "b") as fd:
+        with support.opened(tmp_path / "a" / "b" / "file") as file:
+            facts = kernel.fstat(file)
+        assert roots.search_inode(top, facts) == b"a/b/file"
+        assert roots.search_inode(fd, facts) == b"file"
+        (tmp_path / "a" / "b" / "file").rename(tmp_path / "a" / "renamed")
+        assert roots.search_inode(top, facts) == b"a/renamed"
+        assert roots.search_inode(fd, facts) is None
+        monkeypatch.setattr(roots, "SEARCH_LIMIT", 0)
+        assert roots.search_inode(top, facts) is None
 
 
 def test_search_wants_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,21 +84,40 @@ def test_import_has_no_side_effect(lib: Path, module: str) -> None:
     assert run(lib, script) == ""
 
 
-# A restore without imports: every path in it, also that of an error, must do.
-TASK = """
+# What is there before the tasks are.
+BEFORE = """
 import os, stat
-from criu_detached import host, kernel, log, paths, realise, recordfile, restore, superblock
+from criu_detached import contents, host, kernel, log, paths, realise, recordfile, recreate
+from criu_detached import restore, superblock
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import *
+
 log.set_writer(lambda level, text: None)
 tree = os.open(sys.argv[1], os.O_RDONLY)
 os.mkdir(sys.argv[1] + "/dir")
+"""
+
+# From here on nothing may be imported; every path, also that of an error, must do.
+TASK = """
 imported = []
 sys.addaudithook(lambda event, args: imported.append(args[0]) if event == "import" else None)
 for place in (sys.meta_path, sys.path, sys.path_hooks):
     place.clear()
 sys.path_importer_cache.clear()
-for work in (
+
+def attempt(work):
+    try:
+        return work()
+    except (OSError, DetachedError) as error:
+        str(error)
+
+for work in works:
+    attempt(work)
+print(*imported)
+"""
+
+OPENING = """
+works = [
     lambda: paths.open_at(tree, b"dir"),
     lambda: paths.open_at(tree, b"absent"),
     lambda: paths.open_mountpoint(tree, b"/dir"),
@@ -112,27 +131,118 @@ for work in (
             superblock=superblock.superblock_of(tree, b"fs"),
             bind_source=BindSource(mountpoint=b"/dir", path=b"."),
         ),
-        tree, True, -1,
+        [],
+        realise.Means(tree, True),
     ),
     lambda: realise.realise(
-        Mount(bind_source=BindSource(mountpoint=b"/absent\\xff", path=b".")), tree, True, -1
+        Mount(bind_source=BindSource(mountpoint=b"/absent\\xff", path=b".")),
+        [],
+        realise.Means(tree, True),
     ),
     lambda: quote(b"\\xff\\n\\0").encode("ascii", "backslashreplace"),
     lambda: "\\u20ac\\udcff".encode("ascii", "backslashreplace"),
     lambda: [reason(number) for number in range(140)],
     lambda: f"{1:#x} {os.makedev(1, 2)}",
-):
+]
+"""
+
+# Deleted files: of each kind, and what goes wrong with one.
+GHOSTS = """
+proc = os.open("/proc", os.O_PATH)
+file = os.open(sys.argv[1] + "/file", os.O_RDWR | os.O_CREAT)
+os.write(file, b"content")
+at, size = contents.ContentWriter(tree).add(file, 7)
+reader = contents.ContentReader(contents.open_data(tree))
+
+def ghost(path, mode, **inode):
+    inode = Inode(uid=os.getuid(), gid=os.getgid(), **inode)
+    return Ghost(file=File(path=path, mode=mode, rdev=os.makedev(1, 5)), inode=inode)
+
+def linked(alias, ino, handle=None):
+    return Ghost(file=File(path=b"linked", mode=0o100640, ino=ino, handle=handle), alias=alias)
+
+handle = kernel.name_to_handle(file)
+color = [Xattr(name=b"trusted.color\\xff", value=b"blue")]
+good = [
+    ghost(b"regular\\xff", 0o100640, size=7, data_at=at, data_size=size, xattrs=color),
+    ghost(b"file", 0o100640, mtime=Time(sec=(1 << 64) - 1, nsec=999999999)),
+    ghost(b"gone/#5", 0o100640, size=7, data_at=at, data_size=size),
+    ghost(b"sub", 0o40750, xattrs=color),
+    ghost(b"sub/pipe", 0o10640),
+    ghost(b"device", 0o20640),
+    ghost(b"link", 0o120777, target=b"\\xff", xattrs=color),
+    linked(b"file", os.fstat(file).st_ino),
+    linked(b"absent", os.fstat(file).st_ino, Handle(type=handle[0], bytes=handle[1])),
+]
+good[2].unnamed = 1
+bad = [
+    ghost(b"damaged", 0o100640, size=5, data_at=at, data_size=size),
+    ghost(b"n" * 300, 0o40750),
+    ghost(b"attribute", 0o100640, xattrs=[Xattr(name=b"\\xff", value=b"x")]),
+    linked(b"absent", 5),
+    linked(b"dir", 5, Handle(type=1, bytes=b"x")),
+]
+hostile = [
+    ghost(b"../\\xff", 0o100640),
+    ghost(b"x", 0o120777, target=b"\\0"),
+    ghost(b"x", 0o40750, xattrs=[Xattr()]),
+]
+
+def make(ghosts):
+    workshop = recreate.Workshop(os.open(sys.argv[1], os.O_RDONLY), proc, reader, True)
     try:
-        work()
-    except (OSError, DetachedError) as error:
-        str(error)
-print(*imported)
+        workshop.make_root(b"dir/new", stat.S_IFDIR, None)
+        made = [(each, workshop.make(each, tree, paths.ROOT)) for each in ghosts]
+    finally:
+        workshop.close()
+    recreate.give_attributes(made, proc)
+    return made
+
+def refuse(*arguments, **names):
+    raise OSError(18, "refused")  # EXDEV
+
+def realised(*ghosts):
+    source = BindSource(mountpoint=b"/dir", path=b"new")
+    mount = Mount(
+        origin=BIND_SOURCE,
+        root_type=stat.S_IFDIR,
+        superblock=superblock.superblock_of(tree, b"fs"),
+        bind_source=source,
+        root_deleted=1,
+    )
+    realise.realise(mount, list(ghosts), realise.Means(tree, True, proc=proc, reader=reader))
+
+counts = []
+works = [
+    lambda: [attempt(lambda: recreate.check_ghost(each, reader)) for each in good + bad + hostile],
+    lambda: counts.append(len(make(sorted(good, key=recreate.depth)))),
+    lambda: [attempt(lambda: make([each])) for each in bad],
+    lambda: setattr(contents, "_copy_file_range", refuse),
+    lambda: counts.append(len(make(good))),
+    lambda: setattr(contents, "_sendfile", refuse),
+    lambda: counts.append(len(make(good))),
+    lambda: setattr(contents, "_read_write", refuse),
+    lambda: make(good),
+    lambda: realised(ghost(b"one", 0o100640), ghost(b"two/three", 0o120777, target=b"x")),
+    lambda: realised(ghost(b"one", 0o100640), bad[0]),
+    lambda: contents.open_data(proc),
+    lambda: contents.ContentReader(os.open("/dev/null", os.O_RDONLY)),
+]
+"""
+
+# As root, all of this works.
+GHOSTS_WORKED = """
+assert os.getuid() or counts == [len(good)] * 3, counts
+assert os.getuid() or sorted(os.listdir(tree)) == [contents.NAME, "dir", "file"], os.listdir(tree)
 """
 
 
-def test_nothing_is_imported_in_a_task(lib: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("works", "check"), [(OPENING, ""), (GHOSTS, GHOSTS_WORKED)], ids=["opening", "ghosts"]
+)
+def test_nothing_is_imported_in_a_task(lib: Path, tmp_path: Path, works: str, check: str) -> None:
     backend = str(Path(str(_cffi_backend.__file__)).parent)
-    script = f"import sys; sys.path[:0] = {[str(lib), backend]!r}\n" + TASK
-    command = [sys.executable, "-I", "-S", "-c", script, str(tmp_path)]
+    script = f"import sys; sys.path[:0] = {[str(lib), backend]!r}\n" + BEFORE + works + TASK
+    command = [sys.executable, "-I", "-S", "-c", script + check, str(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")

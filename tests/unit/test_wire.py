@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criu_detached.records import Entry, File, Handle, Header, Mount, Superblock, Trailer
+from criu_detached.records import (
+    Entry,
+    File,
+    Ghost,
+    Handle,
+    Header,
+    Inode,
+    Mount,
+    Superblock,
+    Trailer,
+    Xattr,
+)
 from criu_detached.wire import Message, WireError, decode, encode
 
 
@@ -26,6 +37,8 @@ from criu_detached.wire import Message, WireError, decode, encode
         (Mount(superblock=Superblock()), "32 00"),
         (Entry(trailer=Trailer()), "7a 0a 0d 00 00 00 00 15 00 00 00 00"),
         (File(handle=Handle(type=1, bytes=b"x")), "3a 05 08 01 12 01 78"),
+        (Inode(xattrs=[Xattr(name=b"a"), Xattr()]), "3a 03 0a 01 61 3a 00"),
+        (Inode(xattrs=[Xattr(value=b"x" * 200)]), "3a cb 01 12 c8 01" + " 78" * 200),
     ],
     ids=str,
 )
@@ -74,6 +87,20 @@ def test_message_within_is_checked_too() -> None:
         decode(Entry, b"\x0a\x01\x08")
 
 
+def test_message_in_a_list_is_checked_too() -> None:
+    with pytest.raises(WireError, match="cut off"):
+        decode(Inode, b"\x3a\x02\x0a\x05")
+    with pytest.raises(WireError, match="another type"):
+        decode(Inode, b"\x38\x01")
+
+
+def test_list_is_read_from_wherever_its_items_are() -> None:
+    """Protobuf lets other fields stand between them."""
+    first, second = Xattr(name=b"1"), Xattr(name=b"2")
+    written = encode(Inode(xattrs=[first])) + encode(Inode(uid=7)) + encode(Inode(xattrs=[second]))
+    assert decode(Inode, written) == Inode(uid=7, xattrs=[first, second])
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes(data: bytes) -> None:
     """Random bytes are a message or raise WireError, nothing else."""
@@ -89,7 +116,9 @@ def test_any_change(data: st.DataObject) -> None:
     """A changed message is another one or raises WireError, nothing else."""
     superblock = Superblock(fs_type=b"ext4", magic=0xEF53, dev=7, fsid=1 << 63, uuid=b"u" * 16)
     mount = Mount(mnt_id=300, origin=1, root=b"/a", superblock=superblock, uid_map=[b"0 1 2"])
-    written = bytearray(encode(Entry(mount=mount)))
+    ghost = Ghost(file=File(path=b"a"), inode=Inode(xattrs=[Xattr(name=b"user.a", value=b"b")]))
+    entry = data.draw(st.sampled_from([Entry(mount=mount), Entry(ghost=ghost)]))
+    written = bytearray(encode(entry))
     at = data.draw(st.integers(0, len(written) - 1))
     written[at] = data.draw(st.integers(0, 255))
     with contextlib.suppress(WireError):
@@ -101,6 +130,7 @@ def test_messages_compare_by_value() -> None:
     assert Header(format=1) != Header(format=2)
     assert Header() != Trailer()
     assert Mount().uid_map is not Mount().uid_map
+    assert Inode().xattrs is not Inode().xattrs
 
 
 def test_message_shows_its_fields() -> None:

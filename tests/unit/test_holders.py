@@ -1,0 +1,73 @@
+"""What other processes hold on a mount."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from criu_detached import kernel
+from criu_detached.holders import held_files
+
+from . import support
+
+HOLD = "import os, sys; {}; print(flush=True); sys.stdin.read()"
+
+
+@contextmanager
+def process(code: str, *fds: int) -> Iterator[int]:
+    """A process that does something, and then waits; its pid."""
+    command = [sys.executable, "-c", HOLD.format(code)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=fds) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        yield running.pid
+
+
+def links(mnt_id: int) -> list[str]:
+    """The links of the files that are found."""
+    return [os.readlink(f"/proc/self/fd/{fd}") for fd in held_files(mnt_id)]
+
+
+def test_held_files(tmp_path: Path) -> None:
+    """Open files and the working directory, of this mount alone."""
+    (tmp_path / "source" / "dir").mkdir(parents=True)
+    (tmp_path / "source" / "file").write_text("content")
+    (tmp_path / "mnt").mkdir()
+    with support.detached(tmp_path / "mnt", tmp_path / "source") as root:
+        mnt_id = kernel.fstat(root).mnt_id
+        assert links(mnt_id) == []  # what this process holds does not count
+        held = f"os.chdir('/proc/{os.getpid()}/fd/{root}/dir'); os.open('../file', 0)"
+        before = support.open_fds()
+        with process(held):
+            assert sorted(links(mnt_id)) == ["/dir", "/file"]
+            attached = support.mount_of(tmp_path).mnt_id
+            assert not {"/dir", "/file"} & set(links(attached))
+        assert links(mnt_id) == []
+        assert support.open_fds() == before
+
+
+def test_deleted_files_are_told(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").touch()
+    (tmp_path / "mnt").mkdir()
+    with support.detached(tmp_path / "mnt", tmp_path / "source") as root:
+        fd = os.open("file", os.O_RDONLY, dir_fd=root)
+        (tmp_path / "source" / "file").unlink()
+        with process("pass", fd):
+            assert links(kernel.fstat(root).mnt_id) == ["/file (deleted)"]
+        os.close(fd)
+
+
+def test_walk_that_is_left_early(tmp_path: Path) -> None:
+    """The first is enough for a dump; its fd is closed all the same."""
+    with support.opened(tmp_path) as held, process("pass", held):
+        before = set(support.open_fds())
+        walk = held_files(kernel.fstat(held).mnt_id)
+        assert next(walk) not in before
+        walk.close()  # type: ignore[attr-defined]
+        assert set(support.open_fds()) == before
