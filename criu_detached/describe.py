@@ -9,7 +9,7 @@ import stat
 
 from criu_detached import kernel, paths, roots
 from criu_detached.classify import Kind
-from criu_detached.errors import DetachedError, quote
+from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.kernel import FileFacts
 from criu_detached.paths import Name
 from criu_detached.realise import mount_attributes, user_namespace
@@ -49,6 +49,43 @@ class DetachedMount:
         self.root = root  # of the detached mount; -1: it is deleted
         self.source = source  # of the bind source
         self.read_only = read_only  # the superblock, not the mount
+
+    def name_of(self, link: bytes, facts: FileFacts) -> Name:
+        """Where a file is: the restore will open the path beneath the source.
+
+        Args:
+            link: its path from the mount's root, as its link shows it.
+            facts: of the file.
+
+        Raises:
+            DetachedError: another file is there, and the link does not say that it is deleted.
+        """
+        refusal = ""
+        for name in paths.readings(link, facts):
+            if name.deleted:
+                return name
+            refusal = "its mount's root is deleted, but it is not: was it moved away?"
+            if self.root < 0:
+                continue
+            try:
+                found = paths.facts_at(self.root, name.path)
+                if (found.dev, found.ino) == (facts.dev, facts.ino):
+                    return name
+                number = 0
+            except OSError as error:
+                number = error.errno or 0
+            refusal = self._not_in_source(name.path, number)
+        raise DetachedError(refusal)
+
+    def _not_in_source(self, path: bytes, number: int) -> str:
+        source = self.record.bind_source
+        assert source is not None
+        where = quote(paths.join(source.mountpoint, paths.join(source.path, path)))
+        if number == errno.EXDEV:
+            return f"another mount covers {where}, its path in the bind source: unmount that"
+        if number:
+            return f"{where}, its path in the bind source, cannot be reached: {reason(number)}"
+        return f"{where}, its path in the bind source, is another file: was it renamed or replaced?"
 
 
 def describe_mount(
@@ -202,7 +239,7 @@ def _record(
         filesystem=source.filesystem.id if source.filesystem else 0,
         root=known.mnt_root.removesuffix(_ROOT_DELETED) if known else root_path,
         root_type=root_type,
-        attr=known.mnt_attr & ~kernel.MOUNT_ATTR_IDMAP if known else _attributes(fd, source),
+        attr=mount_attributes_of(fd, kind),
         superblock=superblock_of(source.fd if root < 0 else root, source.info.fs_type),
         bind_source=BindSource(
             mnt_id=source.info.mnt_id,
@@ -217,12 +254,15 @@ def _record(
     )
 
 
-def _attributes(fd: int, source: Source) -> int:
-    """Mount attributes from statfs(2), which mixes in the superblock's read-only flag.
+def mount_attributes_of(fd: int, kind: Kind) -> int:
+    """Attributes of an open file's mount, MOUNT_ATTR_*.
 
-    On a read-only superblock a read-only mount looks like a writable one; it is
+    Before Linux 7.0 from statfs(2), which mixes in the superblock's read-only flag: on a
+    read-only superblock a read-only mount looks like a writable one; it is
     restored read-only, which differs only if the filesystem is made writable later.
     """
+    if kind.statmount:
+        return kind.statmount.mnt_attr & ~kernel.MOUNT_ATTR_IDMAP
     flags = kernel.fstatfs(fd).flags
     attr = 0
     for flag, attribute in _FROM_STATFS.items():

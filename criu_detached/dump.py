@@ -7,7 +7,6 @@ and file -> record.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
@@ -16,17 +15,18 @@ from criu_detached import classify, kernel, log, paths
 from criu_detached.classify import Classifier, Kind
 from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, describe_mount
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote
 from criu_detached.ghosts import GhostDescriber, handle_of
 from criu_detached.holders import held_files
 from criu_detached.kernel import FileFacts
 from criu_detached.options import Options
 from criu_detached.paths import Name
 from criu_detached.recordfile import RecordWriter
-from criu_detached.records import FORMAT, ExtFile, File, Header
+from criu_detached.records import FORMAT, RECREATED, REMOUNT, ExtFile, File, Header, Mount
 from criu_detached.soleheld import SoleHeld
 from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
+from criu_detached.tmpfs import MemoryMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Dump:
         self._files: dict[tuple[int, int], File] = {}
         self._settings: Options | None = None
         self._ghosts: set[tuple[int, int]] = set()
-        self._sole_held = SoleHeld(self._finder, self._open_records)
         contents = ContentWriter(host.image_dir())
+        self._sole_held = SoleHeld(host, self._open_records, contents)
         self._describer = GhostDescriber(contents, self._options, host.userns_ids)
 
     def link_read(self, fd: int, link: bytes, facts: FileFacts) -> bool:
@@ -109,6 +109,7 @@ class Dump:
     def flush(self) -> None:
         """Write the records of the fast path, which are in memory; raises DetachedError."""
         if self._writer is not None:
+            self._sole_held.finish()
             self._writer.framed(*self._host.take_plain_records())
             self._writer.flush()
 
@@ -140,9 +141,8 @@ class Dump:
             compare_owner = not self._classifier.by_fd
             self._host.plain_mount_add(facts.mnt_id, mount.root, source.mnt_id, compare_owner)
         log.info(
-            f"mount {facts.mnt_id} is detached; its root {quote(mount.record.root)} is shown by"
-            f" mount {source.mnt_id} at {quote(source.mountpoint)}"
-            + (" in the dumped namespace" if source.in_namespace else "")
+            f"mount {facts.mnt_id} is detached; its root {quote(mount.record.root)} "
+            + _way_back(mount.record)
         )
         return mount
 
@@ -150,14 +150,14 @@ class Dump:
         """Describe a mount by a file on it; before Linux 7.0 a deleted one may not do."""
         try:
             return describe_mount(fd, link, facts, kind, self._finder.candidates)
-        except DetachedError:
+        except DetachedError as error:
             if not kind.statmount and link.endswith(paths.DELETED):
                 for other in held_files(facts.mnt_id):
                     other_link = os.readlink(b"/proc/self/fd/%d" % other)
                     if not other_link.endswith(paths.DELETED):
                         other_facts = kernel.fstat(other)
                         return self._describe_mount(other, other_link, other_facts, kind)
-            return self._sole_held.describe(fd, link, facts, kind)
+            return self._sole_held.describe(fd, link, facts, kind, error)
 
     def _open_records(self) -> RecordWriter:
         if self._writer is None:
@@ -193,10 +193,12 @@ class Dump:
 
     def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:
         """Write the record of a file that has none."""
-        name = _name_in_source(mount, link, facts)
+        name = mount.name_of(link, facts)
         _refuse_types(name.path, facts, mount)
         record = _file_record(fd, name.path, facts)
-        if name.deleted:
+        if isinstance(mount, MemoryMount):
+            self._save(fd, record, name, facts, mount)
+        elif name.deleted:
             if name.path == paths.ROOT and not mount.record.root_deleted:
                 raise DetachedError(
                     "it is the root of its mount and deleted, but its path in the bind source is"
@@ -209,6 +211,21 @@ class Dump:
             _check_owner(mount, name.path, facts, self._classifier.by_fd)
             self._open_records().file(record)
         return record
+
+    def _save(
+        self, fd: int, record: File, name: Name, facts: FileFacts, mount: MemoryMount
+    ) -> None:
+        """Save a file of a filesystem in memory, and write its record."""
+        if not name.deleted:
+            assert mount.record.bind_source is not None
+            mount.memory.save(fd, record, facts, mount.record.bind_source.path)
+            self._open_records().file(record)
+            return
+        self._ghosts.add((facts.mnt_id, facts.ino))
+        if facts.nlink and not stat.S_ISDIR(facts.mode):
+            mount.memory.save_later(fd, record)
+        else:
+            self._open_records().ghost(self._describer.describe(fd, record, facts, mount))
 
     def _options(self) -> Options:
         """The settings, read when the first is asked for."""
@@ -317,30 +334,6 @@ def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
             )
 
 
-def _name_in_source(mount: DetachedMount, link: bytes, facts: FileFacts) -> Name:
-    """The restore will open the path beneath the source: it must be this very file.
-
-    Raises:
-        DetachedError: it is not, and its link does not say that it is deleted.
-    """
-    refusal = ""
-    for name in paths.readings(link, facts):
-        if name.deleted:
-            return name
-        refusal = "its mount's root is deleted, but it is not: were the mount's files moved away?"
-        if mount.root < 0:
-            continue
-        try:
-            found = paths.facts_at(mount.root, name.path)
-            if (found.dev, found.ino) == (facts.dev, facts.ino):
-                return name
-            number = 0
-        except OSError as error:
-            number = error.errno or 0
-        refusal = _not_in_source(mount, name.path, number)
-    raise DetachedError(refusal)
-
-
 def _check_owner(mount: DetachedMount, path: bytes, facts: FileFacts, maps_known: bool) -> None:
     """Where the kernel does not tell a mount's id-map, another owner does."""
     found = paths.facts_at(mount.root, path)
@@ -350,15 +343,16 @@ def _check_owner(mount: DetachedMount, path: bytes, facts: FileFacts, maps_known
         )
 
 
-def _not_in_source(mount: DetachedMount, path: bytes, number: int) -> str:
-    source = mount.record.bind_source
+def _way_back(mount: Mount) -> str:
+    source = mount.bind_source
     assert source is not None
-    where = quote(paths.join(source.mountpoint, paths.join(source.path, path)))
-    if number == errno.EXDEV:
-        return f"another mount covers {where}, its path in the bind source: unmount that"
-    if number:
-        return f"{where}, its path in the bind source, cannot be reached: {reason(number)}"
-    return f"{where}, its path in the bind source, is another file: was it renamed or replaced?"
+    if mount.origin == REMOUNT:
+        return "is on a filesystem that will be mounted again"
+    if mount.origin == RECREATED:
+        return "is on a filesystem that will be made anew"
+    return f"is shown by mount {source.mnt_id} at {quote(source.mountpoint)}" + (
+        " in the dumped namespace" if source.in_namespace else ""
+    )
 
 
 def _position(fd: int) -> int:

@@ -71,49 +71,61 @@ class GhostDescriber:
                     " in the bind source: give it a name there, or close the file"
                 )
             return ghost
+        if stat.S_ISREG(facts.mode):
+            self._check_limit(fd)
+        ghost.inode = inode_of(fd, facts, self._contents)
         source = mount.record.bind_source
         assert source is not None
-        ids = (facts.uid, facts.gid)
         if source.in_namespace:
-            ids = self._inner_ids(*ids)
-        ghost.inode = self._inode(fd, facts, *ids)
+            ghost.inode.uid, ghost.inode.gid = self._inner_ids(facts.uid, facts.gid)
         return ghost
 
-    def _inode(self, fd: int, facts: FileFacts, uid: int, gid: int) -> Inode:
-        found = os.fstat(fd)
-        inode = Inode(
-            uid=uid,
-            gid=gid,
-            atime=_time(found.st_atime_ns),
-            mtime=_time(found.st_mtime_ns),
-            xattrs=_xattrs(fd),
-        )
-        if stat.S_ISLNK(facts.mode):
-            inode.target = os.readlink(b"", dir_fd=fd)
-        elif stat.S_ISREG(facts.mode):
-            self._check_limit(found.st_blocks * _BLOCK)
-            inode.size = found.st_size
-            if found.st_blocks:  # else there is nothing but holes
-                inode.data_at, inode.data_size = self._content(fd, found.st_size)
-        return inode
-
-    def _check_limit(self, size: int) -> None:
-        limit = self._options().ghost_limit
+    def _check_limit(self, fd: int) -> None:
+        size, limit = os.fstat(fd).st_blocks * _BLOCK, self._options().ghost_limit
         if size > limit:
             raise DetachedError(
                 f"it is deleted and has {size} bytes on disk, over the limit of {limit}: raise"
                 f" the setting {quote(GHOST_LIMIT)} of criu-detached"
             )
 
-    def _content(self, fd: int, size: int) -> tuple[int, int]:
-        try:
-            reading = _reopen(fd)
-            try:
-                return self._contents.add(reading, size)
-            finally:
-                os.close(reading)
-        except OSError as error:
-            raise DetachedError(f"it is deleted, and can't be read: {error}") from error
+
+def inode_of(fd: int, facts: FileFacts, contents: ContentWriter) -> Inode:
+    """Save what it takes to make a file anew.
+
+    Args:
+        fd: the file.
+        facts: of the file.
+        contents: where its content goes.
+
+    Raises:
+        DetachedError: it cannot be read, or not be saved.
+    """
+    found = os.fstat(fd)
+    inode = Inode(
+        uid=facts.uid,
+        gid=facts.gid,
+        atime=_time(found.st_atime_ns),
+        mtime=_time(found.st_mtime_ns),
+    )
+    try:
+        inode.xattrs = _xattrs(fd)
+        if stat.S_ISLNK(facts.mode):
+            inode.target = os.readlink(b"", dir_fd=fd)
+        elif stat.S_ISREG(facts.mode):
+            inode.size = found.st_size
+            if found.st_blocks:  # else there is nothing but holes
+                inode.data_at, inode.data_size = _content(fd, found.st_size, contents)
+    except OSError as error:
+        raise DetachedError(f"its content or attributes can't be read: {error}") from error
+    return inode
+
+
+def _content(fd: int, size: int, contents: ContentWriter) -> tuple[int, int]:
+    reading = _reopen(fd)
+    try:
+        return contents.add(reading, size)
+    finally:
+        os.close(reading)
 
 
 def _reopen(fd: int) -> int:
@@ -144,7 +156,7 @@ def _xattrs(fd: int) -> list[Xattr]:
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             return []
-        raise DetachedError(f"it is deleted, and its attributes can't be read: {error}") from error
+        raise
 
 
 def handle_of(fd: int) -> Handle | None:

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What processes hold on a mount, as procfs shows it."""
+"""What processes, and the kernel, hold on a mount or a filesystem."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 
-from criu_detached import kernel
+from criu_detached import kernel, mountinfo
+from criu_detached.errors import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from criu_detached.mountinfo import MountInfo
+
+_LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
+_LOOP_INFO64_SIZE = 232  # struct loop_info64; lo_device is its first field
 
 
 def held_files(mnt_id: int) -> Iterator[int]:
@@ -18,25 +25,147 @@ def held_files(mnt_id: int) -> Iterator[int]:
     Args:
         mnt_id: the mount's 32-bit id.
     """
-    own = str(os.getpid())
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if pid == own:
-            continue
-        for link in _links(f"/proc/{pid}"):
-            try:
-                fd = os.open(link, kernel.O_PATH)
-            except OSError:
-                continue  # the process ended, or is a kernel thread
-            try:
-                if kernel.fstat(fd).mnt_id == mnt_id:
-                    yield fd
-            finally:
-                os.close(fd)
+    for pid in _processes():
+        for fd in _open_links(pid):
+            if kernel.fstat(fd).mnt_id == mnt_id:
+                yield fd
 
 
-def _links(process: str) -> list[str]:
+def outside_holder(dev: int) -> str | None:
+    """Name somebody who keeps a filesystem alive besides the dumped tasks.
+
+    Args:
+        dev: device of its superblock.
+
+    Returns:
+        A holder, for a message; None when none is to be found. What procfs does not show
+        (files in flight in the sockets of others, registered with io_uring) is not seen.
+
+    Raises:
+        OSError: what has to be looked at cannot be.
+    """
+    for pid in _processes():
+        if not _is_traced(pid) and _holds(pid, dev):
+            return f"process {pid}"
+    return _loop_device_on(dev) or _overlay_on(dev)
+
+
+def attached_mount(dev: int) -> str | None:
+    """Say where a filesystem is mounted, in whatever namespace; None: nowhere.
+
+    Args:
+        dev: device of its superblock.
+    """
+    for _, pids in mountinfo.namespaces():
+        for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
+            if mount.dev == dev:
+                return f"{quote(mount.mountpoint)} in the mount namespace of process {pid}"
+    try:
+        for ns_id in kernel.mount_namespaces():
+            if dev in kernel.superblocks_in_ns(ns_id):
+                return f"a place in mount namespace {ns_id}, which no process lives in"
+    except OSError:
+        pass  # before Linux 6.12, and in a PID namespace
+    return None
+
+
+def _processes() -> Iterator[int]:
+    own = os.getpid()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != own:
+            yield int(name)
+
+
+def _open_links(pid: int) -> Iterator[int]:
+    """Open, for a moment each, what a process has open and where it is."""
+    process = f"/proc/{pid}"
     try:
         fds = os.listdir(f"{process}/fd")
     except OSError:
         fds = []
-    return [f"{process}/{name}" for name in ("cwd", "root", "exe", *(f"fd/{fd}" for fd in fds))]
+    for name in ("cwd", "root", "exe", *(f"fd/{fd}" for fd in fds)):
+        try:
+            fd = os.open(f"{process}/{name}", kernel.O_PATH)
+        except OSError:
+            continue  # the process ended, or is a kernel thread
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _is_traced(pid: int) -> bool:
+    """Tell the dumped tasks: CRIU traces them (compel_wait_task, compel/src/lib/infect.c)."""
+    return _read(f"/proc/{pid}/status").find(b"\nTracerPid:\t%d\n" % os.getpid()) >= 0
+
+
+def _holds(pid: int, dev: int) -> bool:
+    if any(kernel.fstat(fd).dev == dev for fd in _open_links(pid)):
+        return True
+    mapped = b" %02x:%02x " % (os.major(dev), os.minor(dev))
+    return mapped in _read(f"/proc/{pid}/maps")
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _loop_device_on(dev: int) -> str | None:
+    for name in os.listdir("/sys/block") if os.path.isdir("/sys/block") else []:
+        if not name.startswith("loop") or not os.path.exists(f"/sys/block/{name}/loop"):
+            continue
+        fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            info = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_SIZE))
+        finally:
+            os.close(fd)
+        if _huge_decode_dev(int.from_bytes(info[:8], "little")) == dev:
+            return f"loop device {name}"
+    return None
+
+
+def _huge_decode_dev(number: int) -> int:
+    """include/linux/kdev_t.h, new_decode_dev."""
+    major = (number & 0xFFF00) >> 8
+    return os.makedev(major, (number & 0xFF) | ((number >> 12) & 0xFFF00))
+
+
+def _overlay_on(dev: int) -> str | None:
+    """A layer that cannot be looked at may be on the filesystem, so it counts as if it was.
+
+    Not so those of a root: whoever made that made it of what is out of reach from within.
+    """
+    for _, pids in mountinfo.namespaces():
+        for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
+            if mount.fs_type == b"overlay" and _has_layer_on(pid, mount, dev):
+                return f"the overlay at {quote(mount.mountpoint)} as a layer, or perhaps so"
+    return None
+
+
+def _has_layer_on(pid: int, mount: MountInfo, dev: int) -> bool:
+    for layer in _layers(mount):
+        try:
+            found = os.stat(b"/proc/%d/root/%s" % (pid, layer)).st_dev
+        except OSError:
+            try:
+                found = os.stat(layer).st_dev
+            except OSError:
+                if mount.mountpoint == b"/":
+                    continue
+                return True
+        if found == dev:
+            return True
+    return False
+
+
+def _layers(mount: MountInfo) -> Iterator[bytes]:
+    for option in mount.super_options:
+        name, _, value = mountinfo.unescape(option).partition(b"=")
+        if name in (b"upperdir", b"lowerdir+", b"datadir+"):
+            yield value
+        elif name == b"lowerdir":
+            yield from filter(None, value.split(b":"))

@@ -37,6 +37,7 @@ STATMOUNT_MNT_ROOT = 0x8
 STATMOUNT_MNT_POINT = 0x10
 STATMOUNT_FS_TYPE = 0x20
 STATMOUNT_MNT_NS_ID = 0x40
+STATMOUNT_MNT_OPTS = 0x80
 STATMOUNT_MNT_UIDMAP = 0x2000
 STATMOUNT_MNT_GIDMAP = 0x4000
 
@@ -168,6 +169,7 @@ class StatMount:
         self.mask = self._number(8, 8)
         self.sb_dev = os.makedev(self._number(16, 4), self._number(20, 4))
         self.sb_magic = self._number(24, 8)
+        self.sb_flags = self._number(32, 4)
         self.mnt_id = self._number(40, 8)
         self.mnt_attr = self._number(64, 8)
 
@@ -182,6 +184,11 @@ class StatMount:
     def fs_type(self) -> bytes:
         """Filesystem type; ask for STATMOUNT_FS_TYPE."""
         return self._strings(36, 1)[0]
+
+    @property
+    def mnt_opts(self) -> list[bytes]:
+        """Options of the superblock, escaped as in mountinfo; ask for STATMOUNT_MNT_OPTS."""
+        return [option for option in self._strings(4, 1)[0].split(b",") if option]
 
     @property
     def mnt_root(self) -> bytes:
@@ -261,6 +268,25 @@ def mount_in_ns(mnt_id: int, ns_id: int) -> bool:
         return False
     _checked(result, "statmount")
     return True
+
+
+def superblocks_in_ns(ns_id: int) -> set[int]:
+    """Devices of the superblocks that a mount namespace, by its id, shows.
+
+    Source: listmount(2) and statmount(2), their mnt_ns_id from Linux 6.11.
+    """
+    found: set[int] = set()
+    ids = ffi.new("uint64_t[512]")
+    buf = ffi.new("char[]", 512)
+    last = 0
+    while count := _checked(lib.sys_listmount(ns_id, last, ids, 512), "listmount"):
+        for index in range(count):
+            result = lib.sys_statmount_in_ns(ids[index], ns_id, STATMOUNT_SB_BASIC, buf, 512)
+            if result != -errno.ENOENT:  # gone by now
+                _checked(result, "statmount")
+                found.add(StatMount(bytes(ffi.buffer(buf))).sb_dev)
+        last = ids[count - 1]
+    return found
 
 
 def mount_namespaces() -> Iterator[int]:
@@ -385,7 +411,8 @@ class PrivateNamespace:
 
 
 # linux/mount.h: fsconfig(2)
-_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING = 0, 1
+_FSCONFIG_CMD_CREATE, _FSCONFIG_CMD_RECONFIGURE = 6, 7
 
 
 def new_mount(fs_type: bytes, source: bytes, options: list[bytes]) -> int:
@@ -406,16 +433,38 @@ def new_mount(fs_type: bytes, source: bytes, options: list[bytes]) -> int:
     try:
         if source:
             _configure(fd, _FSCONFIG_SET_STRING, b"source", source)
-        for option in options:
-            name, equals, value = option.partition(b"=")
-            if equals:
-                _configure(fd, _FSCONFIG_SET_STRING, name, value)
-            else:
-                _configure(fd, _FSCONFIG_SET_FLAG, name, ffi.NULL)
+        _set_options(fd, options)
         _configure(fd, _FSCONFIG_CMD_CREATE, ffi.NULL, ffi.NULL)
         return _checked(lib.sys_fsmount(fd, 0), "fsmount")
     finally:
         os.close(fd)
+
+
+def remount(tree: int, options: list[bytes]) -> None:
+    """Change options of a mounted superblock: fspick(2), as mount(8) does with remount.
+
+    Args:
+        tree: the root of one of its mounts.
+        options: as of new_mount.
+
+    Raises:
+        OSError: as mount(2); the text has what the filesystem says.
+    """
+    fd = _checked(lib.sys_fspick(tree), "fspick")
+    try:
+        _set_options(fd, options)
+        _configure(fd, _FSCONFIG_CMD_RECONFIGURE, ffi.NULL, ffi.NULL)
+    finally:
+        os.close(fd)
+
+
+def _set_options(fd: int, options: list[bytes]) -> None:
+    for option in options:
+        name, equals, value = option.partition(b"=")
+        if equals:
+            _configure(fd, _FSCONFIG_SET_STRING, name, value)
+        else:
+            _configure(fd, _FSCONFIG_SET_FLAG, name, ffi.NULL)
 
 
 def _configure(fd: int, command: int, key: Any, value: Any) -> None:

@@ -52,6 +52,11 @@ def split(path: bytes) -> tuple[bytes, bytes]:
     return directory or ROOT, name
 
 
+def is_invalid(path: bytes) -> bool:
+    """Tell a path that could leave its mount, or is none; the root's aside."""
+    return b"\0" in path or bool({b"", b".", b".."} & set(path.split(b"/")))
+
+
 def join(one: bytes, other: bytes) -> bytes:
     """Append one record path to another."""
     if one == ROOT:

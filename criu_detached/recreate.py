@@ -43,7 +43,7 @@ def check_ghost(ghost: Ghost, reader: ContentReader | None) -> None:
     file, inode = ghost.file, ghost.inode
     assert file is not None  # recordfile
     for path in (file.path, ghost.alias or paths.ROOT):
-        if path != paths.ROOT and _is_invalid(path):
+        if path != paths.ROOT and paths.is_invalid(path):
             raise DetachedError(f"a deleted file has the invalid path {quote(path)}")
     if stat.S_IFMT(file.mode) not in _KINDS:
         raise DetachedError(f"{quote(file.path)} has the invalid mode {file.mode:#o}")
@@ -51,19 +51,30 @@ def check_ghost(ghost: Ghost, reader: ContentReader | None) -> None:
         if not ghost.alias and file.handle is None:
             raise DetachedError(f"nothing tells where {quote(file.path)} is to be found")
         return
-    if b"\0" in inode.target or stat.S_ISLNK(file.mode) == (not inode.target):
-        raise DetachedError(f"{quote(file.path)} has an invalid target")
+    check_inode(file.path, file.mode, inode, reader)
+
+
+def check_inode(path: bytes, mode: int, inode: Inode, reader: ContentReader | None) -> None:
+    """Refuse a record that no dump writes.
+
+    Args:
+        path: of the file, for messages.
+        mode: of the file.
+        inode: the record.
+        reader: of the data file; None: there is none.
+
+    Raises:
+        DetachedError: it is bad, or the content is not there.
+    """
+    if b"\0" in inode.target or stat.S_ISLNK(mode) == (not inode.target):
+        raise DetachedError(f"{quote(path)} has an invalid target")
     for xattr in inode.xattrs:
         if not xattr.name or b"\0" in xattr.name:
-            raise DetachedError(f"{quote(file.path)} has an invalid extended attribute")
+            raise DetachedError(f"{quote(path)} has an invalid extended attribute")
     if inode.data_size:
-        if reader is None or not stat.S_ISREG(file.mode):
-            raise DetachedError(f"{quote(file.path)} has a content, which is not there")
+        if reader is None or not stat.S_ISREG(mode):
+            raise DetachedError(f"{quote(path)} has a content, which is not there")
         reader.check(inode.data_at, inode.data_size, inode.size)
-
-
-def _is_invalid(path: bytes) -> bool:
-    return b"\0" in path or bool({b"", b".", b".."} & set(path.split(b"/")))
 
 
 class Workshop:
@@ -348,7 +359,7 @@ def give_attributes(ghosts: list[tuple[Ghost, int]], proc: int) -> None:
     Raises:
         OSError: the kernel refused it.
     """
-    _for_each(ghosts, proc, _give_attributes)
+    _for_each(ghosts, proc, set_attributes)
 
 
 def give_owners(
@@ -397,7 +408,14 @@ def _for_each(
         os.close(here)
 
 
-def _give_attributes(path: bytes, inode: Inode, mode: int) -> None:
+def set_attributes(path: bytes, inode: Inode, mode: int) -> None:
+    """Give a new file what its inode had; raises OSError.
+
+    Args:
+        path: a link of procfs that leads to it.
+        inode: its record.
+        mode: type and permissions.
+    """
     os.chown(path, inode.uid, inode.gid)
     if not stat.S_ISLNK(mode):
         os.chmod(path, stat.S_IMODE(mode))

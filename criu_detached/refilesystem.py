@@ -7,8 +7,10 @@ Runs in a mount namespace of this process alone, before any task exists.
 from __future__ import annotations
 
 import os
+import stat
 
 from criu_detached import kernel
+from criu_detached.refill import IN_MEMORY, fill, make_memory, set_limits
 from criu_detached.remount import mount_again
 
 TYPE_CHECKING = False
@@ -28,10 +30,42 @@ def make_filesystems(records: Records, means: Means) -> None:
         DetachedError: one of them cannot come back.
     """
     for number, filesystem in records.filesystems.items():
-        tree = mount_again(filesystem)
+        assert filesystem.superblock is not None  # check_filesystem
+        in_memory = filesystem.superblock.fs_type in IN_MEMORY
+        tree = make_memory(filesystem) if in_memory else mount_again(filesystem)
         means.tops[number] = tree
         root = os.open("/", kernel.O_PATH)
         try:
             kernel.attach(tree, root)  # only an attached mount can be cloned in part
         finally:
             os.close(root)
+        if in_memory:
+            fill(tree, records.nodes.get(number, []), _roots(records, number), means)
+
+
+def settle_filesystems(records: Records, means: Means) -> None:
+    """Give what was made its limits, which its making may have gone beyond for a moment.
+
+    Args:
+        records: all of the dump.
+        means: with the roots of the filesystems.
+
+    Raises:
+        DetachedError: they are too low for what is in it.
+    """
+    for number, filesystem in records.filesystems.items():
+        assert filesystem.superblock is not None
+        if filesystem.superblock.fs_type in IN_MEMORY:
+            set_limits(filesystem, means.tops[number])
+
+
+def _roots(records: Records, number: int) -> list[bytes]:
+    """Directories that a filesystem's mounts have as their roots, whatever is in them."""
+    return [
+        mount.bind_source.path
+        for mount in records.mounts.values()
+        if mount.filesystem == number
+        and mount.bind_source is not None
+        and stat.S_ISDIR(mount.root_type)
+        and not mount.root_deleted
+    ]

@@ -29,9 +29,9 @@ from criu_detached.realise import (
     user_namespace,
 )
 from criu_detached.recordfile import Records, damaged, read_records
-from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, ExtFile, File, Ghost, Mount
+from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, ExtFile, File, Ghost, Mount, Node
 from criu_detached.recreate import check_ghost
-from criu_detached.refilesystem import make_filesystems
+from criu_detached.refilesystem import make_filesystems, settle_filesystems
 from criu_detached.superblock import boot_id
 from criu_detached.wire import WireError
 
@@ -100,7 +100,8 @@ class Restore:
         """The data file, if there is something in it, and all of it checked; else -1."""
         ghosts = self._records.ghosts.values()
         data, reader = -1, None
-        if any(_has_content(ghost) for ghost in ghosts):
+        nodes = (node for nodes in self._records.nodes.values() for node in nodes)
+        if any(map(_has_content, ghosts)) or any(map(_has_content, nodes)):
             data = open_data(self._host.image_dir())
             reader = ContentReader(data)
         for ghost in ghosts:
@@ -145,6 +146,7 @@ class Restore:
                 for mount in self._mounts.values():
                     if mount.origin in (REMOUNT, RECREATED):
                         self._realise(mount, means)
+                settle_filesystems(self._records, means)
         except OSError as error:
             raise DetachedError(f"can't make a mount namespace to work in: {error}") from error
         finally:
@@ -397,8 +399,8 @@ class Restore:
             )
 
 
-def _has_content(ghost: Ghost) -> bool:
-    return ghost.inode is not None and ghost.inode.data_size > 0
+def _has_content(record: Ghost | Node) -> bool:
+    return record.inode is not None and record.inode.data_size > 0
 
 
 def _is_in_namespace(mount: Mount) -> bool:

@@ -9,35 +9,53 @@ made anew with their contents, if it is proven that nobody else holds them.
 
 from __future__ import annotations
 
+from criu_detached import kernel, log
 from criu_detached.describe import DetachedMount, describe_mount
+from criu_detached.errors import DetachedError
+from criu_detached.holders import attached_mount, outside_holder
 from criu_detached.remount import remounted
+from criu_detached.tmpfs import RAMFS_MAGIC, TMPFS_MAGIC, Memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from criu_detached.classify import Kind
+    from criu_detached.contents import ContentWriter
+    from criu_detached.host import Host
     from criu_detached.kernel import FileFacts
     from criu_detached.recordfile import RecordWriter
     from criu_detached.records import Filesystem
-    from criu_detached.sources import Source, SourceFinder
+    from criu_detached.sources import Source
 
 
 class SoleHeld:
     """The sole-held filesystems of one dump."""
 
-    def __init__(self, finder: SourceFinder, records: Callable[[], RecordWriter]) -> None:
+    def __init__(
+        self, host: Host, records: Callable[[], RecordWriter], contents: ContentWriter
+    ) -> None:
         """Take what it needs.
 
         Args:
-            finder: knows the attached mounts.
+            host: CRIU.
             records: gives the record file.
+            contents: where contents of files go.
         """
-        self._finder = finder
+        self._host = host
         self._records = records
+        self._contents = contents
         self._filesystems: dict[int, Filesystem] = {}  # by the device of the superblock
+        self._memories: dict[int, Memory] = {}  # likewise
 
-    def describe(self, fd: int, link: bytes, facts: FileFacts, kind: Kind) -> DetachedMount:
+    def finish(self) -> None:
+        """Save what the tasks can reach of filesystems in memory; raises DetachedError."""
+        for memory in self._memories.values():
+            memory.finish()
+
+    def describe(
+        self, fd: int, link: bytes, facts: FileFacts, kind: Kind, error: DetachedError
+    ) -> DetachedMount:
         """Describe a mount that has no bind source.
 
         Args:
@@ -45,10 +63,19 @@ class SoleHeld:
             link: its path from the mount's root, as its link shows it.
             facts: of the file.
             kind: what the classifier said.
+            error: why there is no bind source.
 
         Raises:
             DetachedError: its filesystem cannot come back.
         """
+        device = kind.statmount.sb_dev if kind.statmount else facts.dev
+        where = attached_mount(device)
+        if where is not None:
+            if "the mount namespace of process" in where:
+                log.info(f"the filesystem of mount {facts.mnt_id} is mounted at {where}")
+            raise error
+        if kernel.fstatfs(fd).magic in (TMPFS_MAGIC, RAMFS_MAGIC):
+            return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
 
         def candidates(dev: int, fs_type: bytes | None, magic: int) -> Iterator[Source]:
             for source in remounted(fd, dev, fs_type, self._number(dev)):
@@ -57,7 +84,42 @@ class SoleHeld:
                     self._records().filesystem(source.filesystem)
                 yield source
 
-        return describe_mount(fd, link, facts, kind, candidates)
+        try:
+            return describe_mount(fd, link, facts, kind, candidates)
+        except DetachedError as other:
+            raise error from other
+
+    def _memory(self, fd: int, facts: FileFacts, device: int, kind: Kind) -> Memory:
+        """The filesystem in memory of an open file, if the dumped tasks alone hold it."""
+        if device in self._memories:
+            return self._memories[device]
+        if not self._host.flushes():
+            raise DetachedError(
+                "its filesystem is in memory alone, and this CRIU does not say when a dump ends,"
+                " which it takes to save it"
+            )
+        try:
+            holder = outside_holder(device)
+        except OSError as error:
+            raise DetachedError(
+                f"its filesystem is in memory alone, and whether others hold it is unsure: {error}"
+            ) from error
+        if holder is not None:
+            raise DetachedError(
+                f"its filesystem is in memory alone, and {holder} holds it too: with two of it"
+                " the data would part; end that, or mount the filesystem somewhere again"
+            )
+        memory = Memory(
+            self._number(device),
+            fd,
+            kind,
+            self._records(),
+            self._contents,
+            self._host.dumps_user_namespace(),
+        )
+        self._filesystems[device] = memory.record
+        self._memories[device] = memory
+        return memory
 
     def _number(self, dev: int) -> int:
         known = self._filesystems.get(dev)

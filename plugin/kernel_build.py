@@ -27,6 +27,7 @@ struct beneath {
 /* Each returns a new fd, a count or 0; on failure -errno. */
 int sys_statmount_by_fd(int fd, uint64_t mask, void *buf, size_t size);
 int sys_statmount_in_ns(uint64_t mnt_id, uint64_t ns_id, uint64_t mask, void *buf, size_t size);
+int sys_listmount(uint64_t ns_id, uint64_t after, uint64_t *mnt_ids, size_t count);
 int sys_mnt_id_unique(int fd, uint64_t *mnt_id);
 int sys_open_tree(int dirfd, const char *path, unsigned int flags);
 int sys_mount_setattr(int fd, uint64_t set, uint64_t clear, uint64_t propagation, int userns_fd);
@@ -51,6 +52,7 @@ int sys_leave_private_ns(const int *place);
 int sys_fsopen(const char *fs_type);
 int sys_fsconfig(int fd, unsigned int command, const char *key, const char *value);
 int sys_fsmount(int fd, unsigned int attr);
+int sys_fspick(int fd);
 int sys_move_mount(int tree, int target);
 """
 
@@ -78,9 +80,11 @@ SOURCE = r"""
 #define NR_fsopen 430
 #define NR_fsconfig 431
 #define NR_fsmount 432
+#define NR_fspick 433
 #define NR_openat2 437
 #define NR_mount_setattr 442
 #define NR_statmount 457
+#define NR_listmount 458
 
 #define ret(call) ({ long r = (call); r < 0 ? -errno : (int)r; })
 
@@ -109,6 +113,17 @@ static int sys_statmount_in_ns(uint64_t mnt_id, uint64_t ns_id, uint64_t mask, v
 	};
 
 	return ret(syscall(NR_statmount, &req, buf, size, 0));
+}
+
+/* All mounts of a namespace, from the one after another. */
+static int sys_listmount(uint64_t ns_id, uint64_t after, uint64_t *mnt_ids, size_t count)
+{
+	struct mnt_id_req_ver1 req = { .size = sizeof(req),
+				       .mnt_id = UINT64_MAX /* LSMT_ROOT */,
+				       .param = after,
+				       .mnt_ns_id = ns_id };
+
+	return ret(syscall(NR_listmount, &req, mnt_ids, count, 0));
 }
 
 #ifndef STATX_MNT_ID_UNIQUE
@@ -435,6 +450,11 @@ static int sys_fsconfig(int fd, unsigned int command, const char *key, const cha
 static int sys_fsmount(int fd, unsigned int attr)
 {
 	return ret(syscall(NR_fsmount, fd, 1 /* FSMOUNT_CLOEXEC */, attr));
+}
+
+static int sys_fspick(int fd)
+{
+	return ret(syscall(NR_fspick, fd, "", 0x9 /* FSPICK_CLOEXEC | FSPICK_EMPTY_PATH */));
 }
 
 static int sys_move_mount(int tree, int target)
