@@ -43,21 +43,6 @@ def refused(held: Scenario, *patterns: str) -> None:
     assert held.ask() == answer
 
 
-@pytest.mark.covers("file", outcome="refused", column="sole-held")
-def test_no_source(scenario: MakeScenario) -> None:
-    """The source is unmounted as well: nothing but the process holds the filesystem."""
-    held = scenario().start(hold_file)
-    kernel.umount2(held.ground.source, kernel.MNT_DETACH)
-    refused(held, "file")
-
-
-@pytest.mark.covers("file", outcome="refused", column="sole-held")
-def test_no_source_in_namespace(scenario: MakeScenario) -> None:
-    held = scenario(Placement.HOST_SOURCE).start(hold_file)
-    kernel.umount2(held.ground.source, kernel.MNT_DETACH)
-    refused(held, "file")
-
-
 def test_source_shows_less(scenario: MakeScenario) -> None:
     """The filesystem is attached still, but only a directory of it that lacks the file."""
     held = scenario()

@@ -283,7 +283,7 @@ def test_terminal(ground: Ground) -> None:
 def test_no_source(ground: Ground) -> None:
     with support.mounted(ground.path / "two", "-t", "tmpfs", "none"):
         fd = ground.open(str(ground.path / "two"))
-    ground.refused(fd, "no attached mount shows")
+    ground.refused(fd, "in memory alone")
     assert not (ground.path / "images" / NAME).exists()
 
 
