@@ -17,7 +17,7 @@ from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, describe_mount
 from criu_detached.errors import DetachedError, quote
 from criu_detached.ghosts import GhostDescriber, handle_of
-from criu_detached.holders import held_files
+from criu_detached.holders import held_files, watches
 from criu_detached.kernel import FileFacts
 from criu_detached.options import Options
 from criu_detached.paths import Name
@@ -49,9 +49,12 @@ class Dump:
         self._files: dict[tuple[int, int], File] = {}
         self._settings: Options | None = None
         self._ghosts: set[tuple[int, int]] = set()
+        self._made_anew: list[File] = []
         contents = ContentWriter(host.image_dir())
         self._sole_held = SoleHeld(host, self._open_records, contents)
-        self._describer = GhostDescriber(contents, self._options, host.userns_ids)
+        self._describer = GhostDescriber(
+            contents, self._options, host.userns_ids, host.dumps_user_namespace()
+        )
 
     def link_read(self, fd: int, link: bytes, facts: FileFacts) -> bool:
         """Take note of a file that CRIU is about to dump as a regular file.
@@ -110,8 +113,25 @@ class Dump:
         """Write the records of the fast path, which are in memory; raises DetachedError."""
         if self._writer is not None:
             self._sole_held.finish()
+            self._refuse_watched()
             self._writer.framed(*self._host.take_plain_records())
             self._writer.flush()
+
+    def _refuse_watched(self) -> None:
+        """Refuse watches of files that are made anew.
+
+        CRIU keeps a watch by the file's handle, and knows no ghosts but its own at restore
+        (get_mark_path, criu/fsnotify.c). On tmpfs it refuses such a watch by itself.
+        """
+        anew = {(ghost.dev, ghost.ino): ghost for ghost in self._made_anew}
+        for pid, dev, ino in watches() if anew else ():
+            file = anew.get((dev, ino))
+            if file is not None:
+                raise DetachedError(
+                    f"process {pid} watches the deleted file {quote(file.path)} on mount"
+                    f" {file.mnt_id} (inotify or fanotify), which will be another one after the"
+                    " restore: end the watch, or close the file"
+                )
 
     def _mount_of(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
         """The record of a file's mount, made when it is first met; None: not detached."""
@@ -207,6 +227,8 @@ class Dump:
             ghost = self._describer.describe(fd, record, facts, mount)
             self._open_records().ghost(ghost)
             self._ghosts.add((facts.mnt_id, facts.ino))
+            if ghost.inode:
+                self._made_anew.append(record)
         else:
             _check_owner(mount, name.path, facts, self._classifier.by_fd)
             self._open_records().file(record)

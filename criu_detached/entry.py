@@ -136,9 +136,23 @@ def restore_ext_file(file_id: int) -> int:
     return -errno.ENOTSUP if fd is None else fd
 
 
+@ffi.def_extern(onerror=_unexpected)
+def forget() -> None:
+    """Let another dump or restore of this process begin anew."""
+    global _dump, _restore
+    _dump = _restore = None
+    for place, entries in _IMPORTS:
+        place[:] = entries  # as before a restore closed them
+
+
+# What an import goes through, as it was at first.
+_IMPORTS: list[tuple[list[Any], list[Any]]] = [
+    (place, list(place)) for place in (sys.meta_path, sys.path_hooks, sys.path)
+]
+
+
 def _close_imports() -> None:
     """From here on nothing can be imported: a task's filesystem may be a container's."""
-    sys.meta_path.clear()
-    sys.path_hooks.clear()
-    sys.path.clear()
+    for place, _ in _IMPORTS:
+        place.clear()
     sys.path_importer_cache.clear()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from criu_detached.describe import DetachedMount
 
 _BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
+_NO_ID = 0xFFFFFFFF  # userns_uid (criu/namespaces.c) of what has none
 
 
 class GhostDescriber:
@@ -31,6 +32,7 @@ class GhostDescriber:
         contents: ContentWriter,
         options: Callable[[], Options],
         inner_ids: Callable[[int, int], tuple[int, int]],
+        restricted: bool,
     ) -> None:
         """Take what it needs.
 
@@ -38,10 +40,13 @@ class GhostDescriber:
             contents: where contents go.
             options: gives the settings.
             inner_ids: turns owner and group into those of the dumped user namespace.
+            restricted: there is one, so tasks make what is in their mount namespace with its
+                privileges alone.
         """
         self._contents = contents
         self._options = options
         self._inner_ids = inner_ids
+        self._restricted = restricted
 
     def describe(self, fd: int, file: File, facts: FileFacts, mount: DetachedMount) -> Ghost:
         """Describe a deleted file.
@@ -78,6 +83,8 @@ class GhostDescriber:
         assert source is not None
         if source.in_namespace:
             ghost.inode.uid, ghost.inode.gid = self._inner_ids(facts.uid, facts.gid)
+            if self._restricted:
+                _refuse_privileged(ghost.inode, facts)
         return ghost
 
     def _check_limit(self, fd: int) -> None:
@@ -87,6 +94,23 @@ class GhostDescriber:
                 f"it is deleted and has {size} bytes on disk, over the limit of {limit}: raise"
                 f" the setting {quote(GHOST_LIMIT)} of criu-detached"
             )
+
+
+def _refuse_privileged(inode: Inode, facts: FileFacts) -> None:
+    """What is made anew in a user namespace cannot have what takes privileges outside of it."""
+    why = ""
+    if stat.S_ISBLK(facts.mode) or stat.S_ISCHR(facts.mode):
+        why = "it is a device"
+    elif _NO_ID in (inode.uid, inode.gid):
+        why = f"its owner {facts.uid}:{facts.gid} is not in that namespace"
+    for xattr in inode.xattrs:
+        if not xattr.name.startswith((b"user.", b"security.selinux")):
+            why = f"it has the extended attribute {quote(xattr.name)}"
+    if why:
+        raise DetachedError(
+            f"it is deleted, and would be made anew in the tasks' user namespace, but {why}:"
+            " close it"
+        )
 
 
 def inode_of(fd: int, facts: FileFacts, contents: ContentWriter) -> Inode:

@@ -50,6 +50,31 @@ def outside_holder(dev: int) -> str | None:
     return _loop_device_on(dev) or _overlay_on(dev)
 
 
+def watches() -> Iterator[tuple[int, int, int]]:
+    """Yield the inotify and fanotify watches of the dumped tasks: process, device and inode.
+
+    Source: fs/notify/fdinfo.c.
+    """
+    for pid in _processes():
+        if not _is_traced(pid):
+            continue
+        try:
+            fds = os.listdir(f"/proc/{pid}/fdinfo")
+        except OSError:
+            continue
+        for fd in fds:
+            for line in _read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n"):
+                if line.startswith((b"inotify wd:", b"fanotify ino:")):
+                    yield pid, *_watched(line)
+
+
+def _watched(line: bytes) -> tuple[int, int]:
+    """Device and inode of a watch; the device is the kernel's own dev_t."""
+    fields = dict(field.split(b":", 1) for field in line.split() if b":" in field)
+    number = int(fields[b"sdev"], 16)
+    return os.makedev(number >> 20, number & 0xFFFFF), int(fields[b"ino"], 16)
+
+
 def attached_mount(dev: int) -> str | None:
     """Say where a filesystem is mounted, in whatever namespace; None: nowhere.
 

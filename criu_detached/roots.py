@@ -97,8 +97,9 @@ def open_on(source: int, handle: tuple[int, bytes]) -> int:
 
     open_by_handle_at(2) refuses an O_PATH fd as the mount, so open the root for real.
     """
-    if not stat.S_ISREG(mode := kernel.fstat(source).mode) and not stat.S_ISDIR(mode):
-        raise OSError(errno.EOPNOTSUPP, "a device or FIFO is not opened")
+    if not stat.S_ISDIR(kernel.fstat(source).mode):
+        # A device would notice, and a lease be broken. What is shown is that file alone.
+        raise OSError(errno.EOPNOTSUPP, "a source of one file is not opened")
     mount = os.open(b"/proc/self/fd/%d" % source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return kernel.open_by_handle(mount, handle, kernel.O_PATH)

@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-_Function = TypeVar("_Function", bound=Callable[..., int])
+_Function = TypeVar("_Function", bound=Callable[..., int | None])
 
 class _FFI:
     NULL: Any

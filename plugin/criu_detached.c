@@ -643,6 +643,8 @@ static int plugin_init(int stage)
 	ready = false;
 	live_key[0] = '\0';
 	fill_host();
+	if (python_started)
+		python.reset();
 	switch (stage) {
 	case STAGE_DUMP:
 		return dump_init(missing);

@@ -73,6 +73,7 @@ int dump_flush(void);
 int restore_init(void);
 int restore_open(const char *name, int flags);
 int restore_ext_file(int id);
+void forget(void);
 """
 
 SOURCE = r"""
@@ -197,6 +198,13 @@ static int start_interpreter(void)
 	return 0;
 }
 
+static void reset(void)
+{
+	plain_files_reset();
+	known_files_reset();
+	forget();
+}
+
 /* The entry point for every link of a dump. */
 static int dump_plain_link(int fd, const char *link, const struct file_facts *facts)
 {
@@ -230,6 +238,7 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 		.restore_ext_file = restore_ext_file,
 		.may_keep_fds = known_files_may_keep,
 		.settle = known_files_settle,
+		.reset = reset,
 	};
 	return 0;
 }

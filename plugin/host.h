@@ -37,7 +37,7 @@ struct file_facts {
 	uint64_t dev; /* as makedev() makes it */
 	uint64_t ino;
 	uint64_t rdev;
-	uint64_t size; /* of regular files, else 0 */
+	uint64_t size;	 /* of regular files, else 0 */
 	uint32_t mnt_id; /* the reused 32-bit id, as in fdinfo and in CRIU's images */
 	uint32_t mode;
 	uint32_t nlink;
@@ -61,6 +61,7 @@ struct embedded {
 	int (*restore_ext_file)(int id);
 	void (*may_keep_fds)(bool allowed); /* known_files_may_keep */
 	void (*settle)(void);		    /* known_files_settle */
+	void (*reset)(void);		    /* forget an earlier dump or restore of this process */
 };
 
 /*

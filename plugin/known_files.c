@@ -124,7 +124,16 @@ struct reader {
 
 /* criu_detached.proto: Entry.file = 3, and the fields of File */
 enum { ENTRY_FILE = 3 };
-enum { FILE_MNT_ID = 1, FILE_INO, FILE_DEV, FILE_MODE, FILE_PATH, FILE_RDEV, FILE_HANDLE, FILE_SIZE };
+enum {
+	FILE_MNT_ID = 1,
+	FILE_INO,
+	FILE_DEV,
+	FILE_MODE,
+	FILE_PATH,
+	FILE_RDEV,
+	FILE_HANDLE,
+	FILE_SIZE
+};
 enum { WIRE_VARINT = 0, WIRE_LENGTH = 2 };
 
 static bool read_varint(struct reader *r, uint64_t *value)
@@ -432,4 +441,12 @@ int known_file_open(const char *name, int flags, const struct criu_host *host)
 	fd = open_in(tree, file, flags, 0);
 	close(tree);
 	return fd;
+}
+
+void known_files_reset(void)
+{
+	for (size_t i = 0; i < nr_mounts; i++)
+		free(mounts[i].key);
+	nr_files = nr_mounts = 0;
+	kept.mount = NULL;
 }

@@ -49,6 +49,9 @@ int known_file_open(const char *name, int flags, const struct criu_host *host);
  */
 void known_files_may_keep(bool allowed);
 
+/** known_files_reset - forget everything: another restore begins */
+void known_files_reset(void);
+
 /** known_files_settle - close the tree fd that was kept in this task, if any */
 void known_files_settle(void);
 

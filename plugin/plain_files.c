@@ -207,3 +207,13 @@ bool plain_file_take(const char *link, const struct file_facts *facts)
 	append_record(path, facts);
 	return true;
 }
+
+void plain_files_reset(void)
+{
+	for (size_t i = 0; i < table_size; i++)
+		free((void *)table[i].path);
+	free(table);
+	table = NULL;
+	table_size = nr_files = nr_mounts = 0;
+	plain_files_written();
+}

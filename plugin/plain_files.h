@@ -60,4 +60,7 @@ const uint8_t *plain_files_pending(size_t *size, unsigned int *entries);
 /** plain_files_written - forget the pending records */
 void plain_files_written(void);
 
+/** plain_files_reset - forget everything: another dump begins */
+void plain_files_reset(void);
+
 #endif

@@ -208,11 +208,6 @@ def hold_deleted(task: Task) -> Check:
     return check
 
 
-@pytest.mark.xfail(
-    "not config.getoption('--attached')",
-    strict=True,
-    reason="the dump succeeds and the restore fails: CRIU finds no file for the watch",
-)
 def test_deleted_on_ext4(
     scenario: MakeScenario, placement: Placement, mount_ext4: Callable[[Path], None]
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Ground:
         self.directory = stack.enter_context(support.opened(self.images))
         self.options = [b"--criu_detached.ghost-limit=64K"]
         self.in_namespace = False
+        self.restricted = False
         self.read_only = False
         self.writer = ContentWriter(self.directory)
 
@@ -55,6 +57,7 @@ class Ground:
             self.writer,
             lambda: Options(self.directory, self.options),
             lambda uid, gid: (uid + 100_000, gid + 200_000),
+            self.restricted,
         )
         source = BindSource(in_namespace=int(self.in_namespace))
         with support.opened(self.source, os.O_PATH) as root:
@@ -278,8 +281,38 @@ def test_owner_in_the_dumped_user_namespace(ground: Ground, in_namespace: bool) 
     os.fchown(fd, 5, 6)
     os.unlink(ground.source / "file")
     ground.in_namespace = in_namespace
+    ground.restricted = True
     inode = inode_of(ground.describe(fd))
     assert (inode.uid, inode.gid) == ((100_005, 200_006) if in_namespace else (5, 6))
+
+
+def make_device(ground: Ground) -> int:
+    os.mknod(ground.source / "zero", 0o20600, os.makedev(1, 5))
+    return ground.open("zero", os.O_PATH)
+
+
+def make_acl(ground: Ground) -> int:
+    fd = ground.open("file")
+    entries = [(1, 6, -1), (2, 4, 1000), (4, 4, -1), (16, 4, -1), (32, 0, -1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    os.setxattr(fd, "system.posix_acl_access", acl)
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("make", "why"), [(make_device, "it is a device"), (make_acl, "system.posix_acl_access")]
+)
+def test_privileges_in_the_dumped_user_namespace(
+    ground: Ground, make: Callable[[Ground], int], why: str
+) -> None:
+    """A task could not make it again: refused, unless criu makes it."""
+    fd = make(ground)
+    (ground.source / ground.name_of(fd)).unlink()
+    ground.restricted = True
+    ground.describe(fd)
+    ground.in_namespace = True
+    with pytest.raises(DetachedError, match=why):
+        ground.describe(fd)
 
 
 def test_full_filesystem(ground: Ground, tmpfs: Path) -> None:
