@@ -15,6 +15,7 @@ from criu_detached import classify, kernel, log, paths
 from criu_detached.classify import Classifier, Kind
 from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, describe_mount
+from criu_detached.dump_sockets import SocketAnswer, Sockets
 from criu_detached.errors import DetachedError, quote
 from criu_detached.ghosts import GhostDescriber, handle_of
 from criu_detached.holders import held_files, watches
@@ -55,6 +56,7 @@ class Dump:
         self._describer = GhostDescriber(
             contents, self._options, host.userns_ids, host.dumps_user_namespace()
         )
+        self._sockets = Sockets(host, self._finder)
 
     def link_read(self, fd: int, link: bytes, facts: FileFacts) -> bool:
         """Take note of a file that CRIU is about to dump as a regular file.
@@ -108,6 +110,37 @@ class Dump:
             ExtFile(id=file_id, flags=flags, pos=position, mnt_id=facts.mnt_id, ino=facts.ino)
         )
         return True
+
+    def socket_bound(self, fd: int, name: bytes, facts: FileFacts) -> SocketAnswer | None:
+        """Take note of the name of a unix socket that CRIU is about to dump.
+
+        Args:
+            fd: the socket's file.
+            name: that the socket is bound to.
+            facts: of the file.
+
+        Returns:
+            What CRIU is to be told; None: the file is its own business.
+
+        Raises:
+            DetachedError: it cannot be restored faithfully.
+        """
+        link = os.readlink(b"/proc/self/fd/%d" % fd)
+        mount = self._mount_of(fd, link, facts)
+        if mount is None:
+            return None
+        if isinstance(mount, MemoryMount):
+            raise DetachedError(
+                "it is bound on a filesystem in memory that no attached mount shows any more: mount"
+                " that somewhere again, or close the socket"
+            )
+        file = mount.name_of(link, facts)
+        answer, new = self._sockets.note(name, file, mount)
+        if new is not None:
+            if not new.deleted:
+                _check_owner(mount, file.path, facts, self._classifier.by_fd)
+            self._open_records().bound_socket(new)
+        return answer
 
     def flush(self) -> None:
         """Write the records of the fast path, which are in memory; raises DetachedError."""
@@ -343,8 +376,8 @@ def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
     """Refuse what would come back as something else."""
     if stat.S_ISSOCK(facts.mode):
         raise DetachedError(
-            "it is a bound unix socket: CRIU would restore it at the same path of another mount;"
-            " close the socket before the dump"
+            "it is the file of a unix socket, which CRIU does not dump, or not by this way:"
+            " close it before the dump"
         )
     superblock = mount.record.superblock
     assert superblock is not None

@@ -84,6 +84,20 @@ def dump_ext_file(fd: int, file_id: int, facts: Any) -> int:
         return _refuse(facts, b"device", error)
 
 
+@ffi.def_extern(error=_REFUSE, onerror=_unexpected)
+def dump_bound_socket(fd: int, name: Any, facts: Any, answer: Any) -> int:
+    """Return the id of a bound unix socket's record, 0 for a file that is left to CRIU, or -1."""
+    text: bytes = ffi.string(name)
+    try:
+        found = _the_dump().socket_bound(fd, text, facts)
+    except DetachedError as error:
+        return _refuse(facts, text, error)
+    if found is None:
+        return _LEAVE
+    answer.stand_in, answer.place, answer.deleted = found.stand_in, found.place, found.deleted
+    return found.number
+
+
 @ffi.def_extern(error=-1, onerror=_unexpected)
 def dump_flush() -> int:
     """Return 0 when every record is in the image directory."""
@@ -134,6 +148,18 @@ def restore_ext_file(file_id: int) -> int:
         log.error(str(error))
         return -1
     return -errno.ENOTSUP if fd is None else fd
+
+
+@ffi.def_extern(error=-1, onerror=_unexpected)
+def restore_lead(number: int) -> int:
+    """Return 0 when the name of a recorded socket leads to its mount, in a task."""
+    assert _restore is not None
+    try:
+        _restore.lead_socket_name(number)
+        return 0
+    except DetachedError as error:
+        log.error(str(error))
+        return -1
 
 
 @ffi.def_extern(onerror=_unexpected)

@@ -112,6 +112,11 @@ class Host:
         self._lib.plain_files_written()
         return records, int(entries[0])
 
+    def socket_name_add(self, number: int, name: bytes, deleted: bool) -> None:
+        """Say what the name of a recorded socket is (plugin/sockets.h)."""
+        if self._criu.socket_name_add(number, name, deleted):
+            raise DetachedError("no memory for the names of unix sockets")
+
     def shared_alloc(self, count: int) -> None:
         """Make memory that all tasks share, with a lock and a number for each mount."""
         if self._lib.shared_alloc(count):

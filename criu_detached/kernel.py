@@ -335,6 +335,18 @@ def clone_mount_visiting(ns_fd: int, own_ns_fd: int, fd: int) -> int:
     return _checked(lib.sys_clone_mount_visiting(ns_fd, own_ns_fd, fd), "setns or open_tree")
 
 
+def root_with_proc(name: bytes) -> int:
+    """Make a tree of an empty tmpfs and, at a name in it, this process's procfs.
+
+    It is in no mount namespace; the mounts end when the fd, the caller's, and all its
+    duplicates are closed.
+
+    Source: open_tree(2) with OPEN_TREE_CLONE and AT_RECURSIVE, in a mount namespace of a
+    child's own.
+    """
+    return _checked(lib.sys_root_with_proc(name), "mount or open_tree")
+
+
 def name_to_handle(fd: int, flags: int = 0) -> tuple[int, bytes]:
     """name_to_handle_at(2) of an open file: handle type and bytes.
 

@@ -17,6 +17,7 @@ from criu_detached.errors import DetachedError, reason
 from criu_detached.paths import ROOT
 from criu_detached.records import (
     FORMAT,
+    BoundSocket,
     Entry,
     ExtFile,
     File,
@@ -105,6 +106,10 @@ class RecordWriter:
         """Append a node, for the next flush; raises DetachedError when there are too many."""
         self._add(record)
 
+    def bound_socket(self, record: BoundSocket) -> None:
+        """Append the name of a socket; raises DetachedError when it cannot be written."""
+        self._append(record)
+
     def framed(self, records: bytes, entries: int) -> None:
         """Append entries that are framed already, for the next flush.
 
@@ -167,6 +172,7 @@ class Records:
         self.ghosts: dict[tuple[int, int], Ghost] = {}
         self.filesystems: dict[int, Filesystem] = {}
         self.nodes: dict[int, list[Node]] = {}
+        self.bound_sockets: dict[int, BoundSocket] = {}
         self._file_entries: list[bytes] = []
         self._files: dict[tuple[int, int], File] | None = None
         entries = _payloads(data)
@@ -228,6 +234,12 @@ class Records:
             _bound(record.pos, 63)
             if self.ext_files.setdefault(record.id, record) is not record:
                 raise WireError(f"external file {record.id:#x} is there twice")
+        elif isinstance(record, BoundSocket):
+            _bound(record.id, 31)
+            if not record.id or record.mnt_id not in self.mounts:
+                raise WireError("a socket has no id, or is on a mount that is not there")
+            if self.bound_sockets.setdefault(record.id, record) is not record:
+                raise WireError(f"socket {record.id} is there twice")
         else:
             raise WireError("an entry holds no record, or several")
 

@@ -220,6 +220,23 @@ class ExtFile(Message):
     ino: int
 
 
+class BoundSocket(Message):
+    """The name of a bound unix socket, and where it leads to."""
+
+    FIELDS = (
+        (1, "id", UINT),
+        (2, "mnt_id", UINT),
+        (3, "name", BYTES),
+        (4, "directory", BYTES),
+        (5, "deleted", UINT),
+    )
+    id: int
+    mnt_id: int
+    name: bytes
+    directory: bytes
+    deleted: int
+
+
 class Trailer(Message):
     """The last entry: says that nothing is missing and nothing was changed."""
 
@@ -237,6 +254,7 @@ class Entry(Message):
         (3, "file", File),
         (4, "ext_file", ExtFile),
         (5, "ghost", Ghost),
+        (6, "bound_socket", BoundSocket),
         (7, "filesystem", Filesystem),
         (8, "node", Node),
         (15, "trailer", Trailer),
@@ -246,6 +264,7 @@ class Entry(Message):
     file: File | None
     ext_file: ExtFile | None
     ghost: Ghost | None
+    bound_socket: BoundSocket | None
     filesystem: Filesystem | None
     node: Node | None
     trailer: Trailer | None

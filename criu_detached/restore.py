@@ -32,6 +32,7 @@ from criu_detached.recordfile import Records, damaged, read_records
 from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, ExtFile, File, Ghost, Mount, Node
 from criu_detached.recreate import check_ghost
 from criu_detached.refilesystem import make_filesystems, settle_filesystems
+from criu_detached.restore_sockets import SocketNames
 from criu_detached.superblock import boot_id
 from criu_detached.wire import WireError
 
@@ -84,6 +85,7 @@ class Restore:
         data = self._open_data()
         self._realise_outside(proc, ContentReader(data) if data >= 0 else None)
         self._index_files()
+        self._socket_names = SocketNames(host, self._records)
         host.inherit_fd_add(proc, _PROC_KEY)
         if data >= 0:
             host.inherit_fd_add(data, _DATA_KEY)
@@ -217,6 +219,10 @@ class Restore:
         fd = self.open(b"ile[%x:%x]" % (record.mnt_id, record.ino), record.flags)
         _set_position(fd, record)
         return fd
+
+    def lead_socket_name(self, number: int) -> None:
+        """Make the name of a recorded socket lead to its mount; raises DetachedError."""
+        self._socket_names.lead(number, self._tree_fd)
 
     def _tree_fd(self, mnt_id: int) -> int:
         """A new fd of a mount's tree."""

@@ -125,7 +125,7 @@ def import_paths(lib: Path) -> list[str]:
 
 def build_shim(output: Path) -> None:
     """Build what CRIU loads; it links libc alone and is never unmapped."""
-    sources = [SOURCE / "criu_detached.c", SOURCE / "steer.c"]
+    sources = [SOURCE / name for name in ("criu_detached.c", "sockets.c", "steer.c")]
     cc(output, sources, *STRICT, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
 
 

@@ -15,18 +15,21 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/sockios.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "host.h"
+#include "sockets.h"
 #include "steer.h"
 
 #define PLUGIN_NAME "criu_detached"
@@ -206,6 +209,7 @@ static void fill_host(void)
 		.userns_uid = criu.userns_uid,
 		.userns_gid = criu.userns_gid,
 		.plugin_option = host_plugin_option,
+		.socket_name_add = socket_name_add,
 	};
 }
 
@@ -418,12 +422,19 @@ static ssize_t steered_readlink(const char *path, char *buf, size_t size)
 	ssize_t len = readlink(path, buf, size);
 	int saved_errno = errno;
 	char link[PATH_MAX];
+	const char *other;
 	int fd;
 
 	/* Links that fill the buffer are an error to CRIU; those without '/' are no paths. */
 	if (len <= 0 || (size_t)len >= size || len >= PATH_MAX || buf[0] != '/' ||
 	    !is_fd_path(path, &fd))
 		return len;
+	other = socket_stand_in_link(fd);
+	if (other) {
+		len = strnlen(other, size);
+		memcpy(buf, other, len);
+		return len;
+	}
 	memcpy(link, buf, len);
 	link[len] = '\0';
 	if (dump_link(fd, link) == DUMP_REFUSE) {
@@ -439,6 +450,65 @@ static ssize_t steered_readlink_chk(const char *path, char *buf, size_t size, si
 	if (size > bufsize)
 		abort(); /* what __readlink_chk does */
 	return steered_readlink(path, buf, size);
+}
+
+/* A socket's file (O_PATH): the fd that CRIU is given, or -1. */
+static int dump_socket_file(int sk, int fd)
+{
+	struct socket_answer answer = { .stand_in = -1 };
+	char name[SOCKET_NAME_SIZE];
+	struct file_facts facts;
+	int id = 0;
+
+	if (!socket_name_of(sk, name) || get_facts(fd, &facts))
+		return fd;
+	answer.deleted = facts.nlink == 0;
+	if (!criu.lookup_mnt_id(facts.mnt_id))
+		id = start_python() ? -1 : python.dump_bound_socket(fd, name, &facts, &answer);
+	if (id < 0)
+		return -1;
+	switch (socket_name_note(name, answer.place, answer.deleted)) {
+	case SOCKET_CONFLICT:
+		say(LOG_ERROR,
+		    "can't dump a unix socket at %s: by its name it is mixed up with another one,"
+		    " and one of them is on a detached mount: close one before the dump",
+		    name);
+		return -1;
+	case SOCKET_NO_MEMORY:
+		say(LOG_ERROR, "no memory for the names of unix sockets");
+		return -1;
+	case SOCKET_NOTED:
+		break;
+	}
+	return id ? socket_stand_in(fd, answer.stand_in, id, name, answer.deleted) : fd;
+}
+
+#define SIOCUNIXFILE_ (SIOCPROTOPRIVATE + 0) /* linux/un.h */
+
+/* unix_resolve_name (criu/sk-unix.c): here both the socket and its file are at hand. */
+static int steered_ioctl(int fd, unsigned long request, ...)
+{
+	va_list args;
+	void *arg;
+	int ret, file;
+
+	va_start(args, request);
+	arg = va_arg(args, void *);
+	va_end(args);
+	ret = ioctl(fd, request, arg);
+	if (request != SIOCUNIXFILE_ || ret < 0)
+		return ret;
+	file = dump_socket_file(fd, ret);
+	if (file < 0) {
+		close(ret);
+		errno = EIO;
+	}
+	return file;
+}
+
+static int steered_fstat(int fd, struct stat *st)
+{
+	return socket_stand_in_stat(fd, st) ? 0 : fstat(fd, st);
 }
 
 /* Only then openat(2) has a fourth argument; O_TMPFILE shares a bit with O_DIRECTORY. */
@@ -470,6 +540,15 @@ static int steered_dump_openat(int dirfd, const char *path, int flags, ...)
 static const struct steering flush_steering[] = {
 	{ "openat", steered_dump_openat },
 	{ "openat64", steered_dump_openat },
+};
+
+static const struct steering file_steering[] = {
+	{ "fstat", steered_fstat },
+	{ "fstat64", steered_fstat },
+};
+
+static const struct steering ioctl_steering[] = {
+	{ "ioctl", steered_ioctl },
 };
 
 static const struct steering dump_steering[] = {
@@ -533,6 +612,7 @@ static int steered_openat_2(int dirfd, const char *path, int flags)
 static int steered_fchdir(int fd)
 {
 	python.settle();
+	socket_view_leave();
 	return fchdir(fd);
 }
 
@@ -590,6 +670,9 @@ static int dump_init(const char *missing)
 		return 0;
 	}
 	host.flushes = STEER(flush_steering) > 0;
+	/* Without it, CRIU reads the link of a socket's file, and Python refuses that. */
+	if (STEER(file_steering) > 0)
+		STEER(ioctl_steering);
 	ready = true;
 	say(LOG_DEBUG, "ready to dump");
 	return 0;
@@ -608,8 +691,26 @@ static bool images_need_plugin(void)
 	       !criu.check_and_remove_inventory_plugin(PLUGIN_NAME, n);
 }
 
+static int steer_sockets(bool steers_fchdir)
+{
+	const char *missing = steers_fchdir ? NULL : "fchdir";
+
+	for (size_t i = 0; !missing && i < nr_socket_steering; i++)
+		if (steer_main_program(&socket_steering[i], 1) <= 0)
+			missing = socket_steering[i].name;
+	if (missing)
+		say(LOG_ERROR,
+		    "the images have unix sockets on detached mounts, but this CRIU"
+		    " does not import %s",
+		    missing);
+	sockets_expect(python.restore_lead);
+	return missing ? -1 : 0;
+}
+
 static int restore_init(const char *missing)
 {
+	bool settles;
+
 	if (!criu.check_and_remove_inventory_plugin) {
 		say(LOG_WARN, "this CRIU has no plugin inventory: going on without the plugin");
 		return 0;
@@ -629,7 +730,12 @@ static int restore_init(const char *missing)
 		unsteer_main_program(); /* CRIU unloads a plugin whose init fails */
 		return -1;
 	}
-	python.may_keep_fds(STEER(settle_steering) > 0);
+	settles = STEER(settle_steering) > 0;
+	python.may_keep_fds(settles);
+	if (sockets_recorded() && steer_sockets(settles)) {
+		unsteer_main_program();
+		return -1;
+	}
 	ready = true;
 	return 0;
 }
@@ -642,6 +748,7 @@ static int plugin_init(int stage)
 
 	ready = false;
 	live_key[0] = '\0';
+	sockets_reset();
 	fill_host();
 	if (python_started)
 		python.reset();

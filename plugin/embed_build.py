@@ -25,6 +25,7 @@ struct criu_host {
     uint32_t (*userns_gid)(uint32_t gid);
     const char *(*plugin_option)(int index);
     int flushes;
+    int (*socket_name_add)(uint32_t id, const char *name, int deleted);
 };
 struct file_facts {
     uint64_t dev;
@@ -36,6 +37,11 @@ struct file_facts {
     uint32_t nlink;
     uint32_t uid;
     uint32_t gid;
+};
+struct socket_answer {
+    int stand_in;
+    uint32_t place;
+    int deleted;
 };
 struct criu_host *the_host(void);
 """
@@ -69,10 +75,13 @@ void plain_files_written(void);
 ENTRY_POINTS = """
 int dump_link(int fd, const char *link, const struct file_facts *facts);
 int dump_ext_file(int fd, int id, const struct file_facts *facts);
+int dump_bound_socket(int fd, const char *name, const struct file_facts *facts,
+                struct socket_answer *answer);
 int dump_flush(void);
 int restore_init(void);
 int restore_open(const char *name, int flags);
 int restore_ext_file(int id);
+int restore_lead(uint32_t id);
 void forget(void);
 """
 
@@ -232,10 +241,12 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 	*entry = (struct embedded){
 		.dump_link = dump_plain_link,
 		.dump_ext_file = dump_ext_file,
+		.dump_bound_socket = dump_bound_socket,
 		.dump_flush = dump_flush,
 		.restore_init = restore_init,
 		.restore_open = open_known,
 		.restore_ext_file = restore_ext_file,
+		.restore_lead = restore_lead,
 		.may_keep_fds = known_files_may_keep,
 		.settle = known_files_settle,
 		.reset = reset,

@@ -30,6 +30,7 @@ struct criu_host {
 	uint32_t (*userns_gid)(uint32_t gid);
 	const char *(*plugin_option)(int index); /* "--NAME=VALUE" for any plugin, or NULL */
 	int flushes; /* dump_flush will be called before the dump ends */
+	int (*socket_name_add)(uint32_t id, const char *name, int deleted); /* sockets.h */
 };
 
 /* What statx(2) says of a file that CRIU is about to dump. */
@@ -45,6 +46,13 @@ struct file_facts {
 	uint32_t gid;
 };
 
+/* What Python says of the file of a bound unix socket. */
+struct socket_answer {
+	int stand_in;	/* fd of something that CRIU can dump, the caller's; -1: no need */
+	uint32_t place; /* the directory that the file is in */
+	int deleted;	/* its name is no longer there */
+};
+
 enum dump_answer {
 	DUMP_REFUSE = -1,  /* the reason is in the log: fail the dump */
 	DUMP_LEAVE = 0,	   /* not ours: as if the plugin were not there */
@@ -55,10 +63,14 @@ enum dump_answer {
 struct embedded {
 	int (*dump_link)(int fd, const char *link, const struct file_facts *facts);
 	int (*dump_ext_file)(int fd, int id, const struct file_facts *facts);
+	/* the record's id, 0 when the file is CRIU's business, or -1 */
+	int (*dump_bound_socket)(int fd, const char *name, const struct file_facts *facts,
+				 struct socket_answer *answer);
 	int (*dump_flush)(void);
 	int (*restore_init)(void);
 	int (*restore_open)(const char *name, int flags);
 	int (*restore_ext_file)(int id);
+	int (*restore_lead)(uint32_t id);   /* sockets_expect */
 	void (*may_keep_fds)(bool allowed); /* known_files_may_keep */
 	void (*settle)(void);		    /* known_files_settle */
 	void (*reset)(void);		    /* forget an earlier dump or restore of this process */

@@ -54,6 +54,7 @@ int sys_fsconfig(int fd, unsigned int command, const char *key, const char *valu
 int sys_fsmount(int fd, unsigned int attr);
 int sys_fspick(int fd);
 int sys_move_mount(int tree, int target);
+int sys_root_with_proc(const char *name);
 """
 
 SOURCE = r"""
@@ -66,6 +67,7 @@ SOURCE = r"""
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -96,7 +98,9 @@ struct mnt_id_req_ver1 {
 	uint64_t param;
 	uint64_t mnt_ns_id;
 };
+#ifndef STATMOUNT_BY_FD /* sys/mount.h may have it */
 #define STATMOUNT_BY_FD 1
+#endif
 
 static int sys_statmount_by_fd(int fd, uint64_t mask, void *buf, size_t size)
 {
@@ -461,6 +465,47 @@ static int sys_move_mount(int tree, int target)
 {
 	return ret(syscall(NR_move_mount, tree, "", target, "",
 			   0x44 /* MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH */));
+}
+
+/* In a child with a mount namespace of its own and its parent's fds. */
+static int make_root_with_proc(int slot, const char *name)
+{
+	char target[300];
+	int tree;
+
+	snprintf(target, sizeof(target), "/proc/%s", name);
+	/* The new tmpfs covers the procfs, which is reached from the working directory. */
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || chdir("/proc") ||
+	    mount("criu-detached", "/proc", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755") ||
+	    mkdir(target, 0755) || mount(".", target, NULL, MS_BIND, NULL) || chdir("/proc"))
+		return -errno;
+	tree = sys_open_tree(AT_FDCWD, ".", O_CLOEXEC | OPEN_TREE_CLONE_ | AT_RECURSIVE);
+	if (tree < 0)
+		return tree;
+	/* The parent has it then as well, for the fds are shared. */
+	return dup3(tree, slot, O_CLOEXEC) < 0 || close(tree) ? -errno : 0;
+}
+
+static int sys_root_with_proc(const char *name)
+{
+	int slot = open("/proc", O_PATH | O_CLOEXEC), status, err = 0;
+	pid_t pid;
+
+	if (slot < 0)
+		return -errno;
+	pid = lone_child(CLONE_NEWNS | CLONE_FILES);
+	if (pid == 0)
+		_exit(-make_root_with_proc(slot, name));
+	if (pid < 0)
+		err = -errno;
+	else if (waitpid(pid, &status, __WALL) != pid || !WIFEXITED(status))
+		err = -ECHILD;
+	else
+		err = -WEXITSTATUS(status);
+	if (!err)
+		return slot;
+	close(slot);
+	return err;
 }
 
 /* A user namespace with the given maps lives as long as an fd of it: a child lends it. */

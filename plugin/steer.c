@@ -34,7 +34,7 @@
 #endif
 
 /* A name has at most a JUMP_SLOT and a GLOB_DAT slot; a handful of names is steered. */
-#define MAX_SLOTS 16
+#define MAX_SLOTS 32
 
 struct slot {
 	void **where;

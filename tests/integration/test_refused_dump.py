@@ -19,15 +19,14 @@ from .harness.scenario import Scenario
 pytestmark = pytest.mark.detached
 
 
-def hold_bound_socket(task: Task) -> Check:
-    """A unix socket whose name is on the mount."""
+def hold_socket(task: Task, name: str = "socket", start: str = "") -> Check:
+    """A unix socket, bound to a name from a directory."""
     server = socket.socket(socket.AF_UNIX)
-    here = os.open(task.path(), os.O_PATH)
-    server.bind(f"/proc/self/fd/{here}/socket")
-    os.close(here)
-    server.listen()
+    os.chdir(task.path(start))
+    server.bind(name)
+    os.chdir("/")
     task.detach()
-    return lambda: [server.fileno() >= 0, server.getsockname()]
+    return lambda: server.getsockname()
 
 
 def refused(held: Scenario, *patterns: str) -> None:
@@ -57,9 +56,84 @@ def test_source_shows_less(scenario: MakeScenario) -> None:
         kernel.umount2(part)
 
 
-@pytest.mark.covers("unix_socket", outcome="refused")
-def test_bound_socket(scenario: MakeScenario, placement: Placement) -> None:
-    refused(scenario(placement).start(hold_bound_socket), "socket")
+def test_socket_beside_its_directory(scenario: MakeScenario, placement: Placement) -> None:
+    """CRIU does not dump such a name on an attached mount either."""
+    name = {"name": "../socket", "start": "dir"}
+    refused(scenario(placement).start(hold_socket, **name), r"socket.*\.\.")
+    held = scenario(placement, attached=True).start(hold_socket, **name)
+    held.dump(plugin=False).failed(r"unix: Unable too cut \.\./socket")
+
+
+def hold_renamed_socket(task: Task) -> Check:
+    """A unix socket bound to a relative name, whose file has another name by now."""
+    server = socket.socket(socket.AF_UNIX)
+    os.chdir(task.path())
+    server.bind("socket")
+    os.rename("socket", "renamed")
+    os.chdir("/")
+    task.detach()
+    return lambda: server.getsockname()
+
+
+def test_renamed_socket(scenario: MakeScenario, placement: Placement) -> None:
+    """CRIU does not dump it on an attached mount either."""
+    refused(scenario(placement).start(hold_renamed_socket), "bound as socket and is.*renamed")
+    held = scenario(placement, attached=True).start(hold_renamed_socket)
+    held.dump(plugin=False).failed("unix: Unable too cut socket")
+
+
+def hold_sockets_of_one_name(task: Task) -> Check:
+    """A second socket where the first one was before its mount was detached."""
+    servers = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+    servers[0].bind(task.path("socket"))
+    task.detach()
+    os.makedirs(task.path())
+    servers[1].bind(task.path("socket"))
+    return lambda: [server.getsockname() for server in servers]
+
+
+def test_sockets_of_one_name(scenario: MakeScenario, placement: Placement) -> None:
+    refused(scenario(placement).start(hold_sockets_of_one_name), "socket.*mixed up")
+
+
+def hold_read_only_socket(task: Task) -> Check:
+    """A unix socket on a mount that became read-only."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(task.path("socket"))
+    remount = ["mount", "--no-mtab", "-o", "remount,bind,ro", task.points[0]]
+    os.waitpid(os.posix_spawnp("mount", remount, os.environ), 0)
+    task.detach()
+    return lambda: server.getsockname()
+
+
+def test_read_only_socket(scenario: MakeScenario, placement: Placement) -> None:
+    """There is no way to make its file."""
+    refused(scenario(placement).start(hold_read_only_socket), "socket.*read-only")
+
+
+@pytest.mark.covers("unix_socket", outcome="refused", column="sole-held")
+def test_socket_without_source(scenario: MakeScenario) -> None:
+    held = scenario().start(hold_socket)
+    kernel.umount2(held.ground.source, kernel.MNT_DETACH)
+    refused(held, "socket.*no attached mount shows")
+
+
+def hold_socket_file(task: Task) -> Check:
+    """The file of a socket, held without a socket."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(task.path("socket"))
+    server.close()
+    fd = os.open(task.path("socket"), os.O_PATH)
+    task.detach()
+    return lambda: os.fstat(fd).st_mode
+
+
+@pytest.mark.parametrize("attached", [True, False], ids=["attached", "detached"])
+def test_socket_file(scenario: MakeScenario, placement: Placement, attached: bool) -> None:
+    """CRIU takes such an fd for a socket, and fails, on any mount."""
+    held = scenario(placement, attached=attached).start(hold_socket_file)
+    held.dump().failed("sockets: ")
+    assert look.is_running(held.pid)
 
 
 def hold_anonymous(task: Task) -> Check:

@@ -210,6 +210,7 @@ class StandInHost(Host):
         self.locked: set[int] = set()
         self.in_user_namespace = False
         self.options: list[bytes] = []
+        self.socket_names: dict[int, tuple[bytes, bool]] = {}
         self.mount_known: Callable[[int], int] = lambda mnt_id: 0
 
     def close(self) -> None:
@@ -274,6 +275,9 @@ class StandInHost(Host):
 
     def known_files_load(self, data: bytes) -> bool:
         return self.known_files.load(data) >= 0
+
+    def socket_name_add(self, number: int, name: bytes, deleted: bool) -> None:
+        self.socket_names[number] = (name, deleted)
 
     def shared_alloc(self, count: int) -> None:
         self.numbers = [-1] * count

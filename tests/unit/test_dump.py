@@ -265,10 +265,44 @@ def test_covered_in_the_source(ground: Ground) -> None:
         ground.refused(fd, "another mount covers .*source/dir")
 
 
-def test_bound_socket(ground: Ground) -> None:
+def test_socket_file(ground: Ground) -> None:
+    """Sockets come another way."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(ground.source / "socket"))
-    ground.refused(ground.open("socket"), "bound unix socket")
+    ground.refused(ground.open("socket"), "file of a unix socket")
+
+
+def test_bound_socket(ground: Ground) -> None:
+    """One record for the sockets of one name: a listening one and what it has accepted."""
+    name = bytes(ground.source / "socket")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+    fd = ground.open("socket")
+    answers = [ground.dump.socket_bound(fd, name, kernel.fstat(fd)) for _ in range(2)]
+    (record,) = read_records(ground.images).bound_sockets.values()
+    assert (record.name, record.directory, record.deleted) == (name, b".", 0)
+    for answer in answers:
+        assert answer is not None
+        assert (answer.number, answer.stand_in, answer.deleted) == (record.id, -1, 0)
+
+
+def test_bound_socket_whose_name_is_gone(ground: Ground) -> None:
+    """Its mount is described without the file."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(ground.source / "dir" / "socket"))
+        fd = ground.open("dir/socket")
+        (ground.source / "dir" / "socket").unlink()
+        answer = ground.dump.socket_bound(fd, b"socket", kernel.fstat(fd))
+    assert answer is not None and answer.deleted
+    (record,) = read_records(ground.images).bound_sockets.values()
+    assert (record.name, record.directory, record.deleted) == (b"socket", b"dir", 1)
+
+
+def test_bound_socket_of_an_attached_mount(ground: Ground) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(ground.source / "socket"))
+    fd = ground.open(str(ground.source / "socket"))
+    assert ground.dump.socket_bound(fd, b"socket", kernel.fstat(fd)) is None
 
 
 def test_terminal(ground: Ground) -> None:

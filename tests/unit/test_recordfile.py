@@ -24,6 +24,7 @@ from criu_detached.records import (
     BIND_SOURCE,
     FORMAT,
     BindSource,
+    BoundSocket,
     ExtFile,
     File,
     Ghost,
@@ -67,6 +68,7 @@ GHOST = Ghost(
         data_size=21,
     ),
 )
+SOCKET = BoundSocket(id=1, mnt_id=300, name=b"/mnt/tree/socket", directory=b".")
 EXT_FILE = ExtFile(id=7, flags=os.O_RDWR, pos=3, mnt_id=300, ino=5)
 
 
@@ -77,6 +79,7 @@ def write_all(directory: int) -> None:
     writer.file(FILE)
     writer.ghost(GHOST)
     writer.ext_file(EXT_FILE)
+    writer.bound_socket(SOCKET)
 
 
 @pytest.fixture
@@ -114,6 +117,7 @@ def test_what_is_written_is_read(directory: int) -> None:
     assert records.files == {(300, 5): FILE}
     assert records.ghosts == {(300, 6): GHOST}
     assert records.ext_files == {7: EXT_FILE}
+    assert records.bound_sockets == {1: SOCKET}
 
 
 def test_whole_after_every_record(directory: int) -> None:
@@ -137,7 +141,7 @@ def test_framing(written: bytes) -> None:
         at += 4 + size
     assert at == len(written)
     # Field numbers of Entry, as length-delimited tags.
-    assert [tag >> 3 for tag in starts] == [1, 2, 3, 5, 4, 15]
+    assert [tag >> 3 for tag in starts] == [1, 2, 3, 5, 4, 6, 15]
     assert {tag & 7 for tag in starts} == {2}
 
 
@@ -331,6 +335,26 @@ def test_number_of_a_ghost(directory: int, part: str, name: str, bound: int) -> 
     ghost.file.ino += 1
     writer.ghost(ghost)
     refused(directory, "larger than")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        BoundSocket(mnt_id=300, name=b"socket", directory=b"."),
+        BoundSocket(id=2, mnt_id=301, name=b"socket", directory=b"."),
+        BoundSocket(id=1 << 31, mnt_id=300, name=b"socket", directory=b"."),
+        SOCKET,
+    ],
+    ids=["no id", "no mount", "large id", "twice"],
+)
+def test_bad_socket(directory: int, record: BoundSocket) -> None:
+    write_all(directory)
+    os.unlink(NAME, dir_fd=directory)
+    writer = RecordWriter(directory, HEADER)
+    for one in (MOUNT, SOCKET):
+        (writer.mount if isinstance(one, Mount) else writer.bound_socket)(one)  # type: ignore[arg-type]
+    writer.bound_socket(record)
+    refused(directory, "damaged")
 
 
 def test_record_that_is_too_large(directory: int) -> None:

@@ -88,13 +88,20 @@ def test_import_has_no_side_effect(lib: Path, module: str) -> None:
 BEFORE = """
 import os, stat
 from criu_detached import contents, host, kernel, log, paths, realise, recordfile, recreate
-from criu_detached import restore, superblock
+from criu_detached import restore, restore_sockets, superblock
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import *
 
 log.set_writer(lambda level, text: None)
 tree = os.open(sys.argv[1], os.O_RDONLY)
 os.mkdir(sys.argv[1] + "/dir")
+class Stub:
+    bound_sockets = {
+        number: BoundSocket(id=number, mnt_id=7, name=b"socket", directory=directory)
+        for number, directory in ((1, b"dir"), (2, b"absent\\xff"))
+    }
+    socket_name_add = staticmethod(lambda number, name, deleted: None)
+names = restore_sockets.SocketNames(Stub, Stub)
 """
 
 # From here on nothing may be imported; every path, also that of an error, must do.
@@ -139,6 +146,9 @@ works = [
         [],
         realise.Means(tree, True),
     ),
+    lambda: names.lead(1, lambda mnt_id: os.dup(tree)),
+    lambda: names.lead(2, lambda mnt_id: os.dup(tree)),
+    lambda: names.lead(3, lambda mnt_id: os.dup(tree)),
     lambda: quote(b"\\xff\\n\\0").encode("ascii", "backslashreplace"),
     lambda: "\\u20ac\\udcff".encode("ascii", "backslashreplace"),
     lambda: [reason(number) for number in range(140)],

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The restore of bound unix sockets: their names are made to lead to the realised mount.
+
+CRIU binds and connects the sockets. Before, plugin/sockets.c has the task's root and
+working directory changed here, and puts the root back when CRIU returns to where it was.
+
+- A relative name is looked up from the working directory: that is set to the directory
+  which the name starts from.
+- An absolute name is looked up from the root: that is set to a small tree made for the
+  name, in which a symlink stands for the directory of the socket's file. It leads to the
+  task's working directory, by way of procfs, and that is set to the directory itself. So
+  nothing is mounted in a task, and the socket has the name that it had.
+"""
+
+from __future__ import annotations
+
+import os
+
+from criu_detached import kernel, paths
+from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.records import BoundSocket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from criu_detached.host import Host
+    from criu_detached.recordfile import Records
+
+# struct sockaddr_un of unix(7); a name that fills it has no end mark
+MAX_NAME = 108
+
+
+class SocketNames:
+    """The names of a restore's sockets."""
+
+    def __init__(self, host: Host, records: Records) -> None:
+        """Make what must be there before the tasks.
+
+        Raises:
+            DetachedError: a record is bad, or the kernel refuses.
+        """
+        self._host = host
+        self._records = records.bound_sockets
+        self._roots: dict[bytes, bytes] = {}
+        for record in self._records.values():
+            _check(record)
+            self._make_root(record)
+            host.socket_name_add(record.id, record.name, bool(record.deleted))
+
+    def _make_root(self, record: BoundSocket) -> None:
+        directory = _directory_of_name(record)
+        if not directory or directory in self._roots:
+            return
+        key = b"criu-detached-root-%d" % len(self._roots)
+        try:
+            self._host.inherit_fd_add(_root_for(directory), key)
+        except OSError as error:
+            raise DetachedError(
+                f"can't make a root for the socket {quote(record.name)}: {error}"
+            ) from error
+        self._roots[directory] = key
+
+    def lead(self, number: int, tree_fd: Callable[[int], int]) -> None:
+        """Make a name lead to its mount, in a task.
+
+        Args:
+            number: id of the record.
+            tree_fd: gives a new fd of the tree of a mount id.
+
+        Raises:
+            DetachedError: there is no such record, or no such directory any more.
+        """
+        record = self._records.get(number)
+        if record is None:
+            raise DetachedError(f"no record of socket {number}: are the images complete?")
+        tree = tree_fd(record.mnt_id)
+        try:
+            directory = _open_directory(record, tree)
+        except OSError as error:
+            raise DetachedError(
+                f"the directory of the socket {quote(record.name)} on mount {record.mnt_id} is"
+                f" not there: {reason(error.errno or 0)}"
+            ) from error
+        finally:
+            os.close(tree)
+        try:
+            self._change_to(record, directory)
+        except OSError as error:
+            raise DetachedError(
+                f"can't make the socket's name {quote(record.name)} lead to mount"
+                f" {record.mnt_id}: {reason(error.errno or 0)}"
+            ) from error
+        finally:
+            os.close(directory)
+
+    def _change_to(self, record: BoundSocket, directory: int) -> None:
+        name = _directory_of_name(record)
+        if name:
+            root = self._host.inherit_fd_get(self._roots[name])
+            try:
+                os.fchdir(root)
+                os.chroot(b".")
+            finally:
+                os.close(root)
+        os.fchdir(directory)
+        if record.name.startswith(b"/") and not name:
+            os.chroot(b".")
+
+
+def _check(record: BoundSocket) -> None:
+    """Refuse a record that no dump writes."""
+    name = record.name
+    parts = name.split(b"/")
+    if not 0 < len(name) <= MAX_NAME or b"\0" in name or b".." in parts or not parts[-1]:
+        raise DetachedError(f"a socket record has the invalid name {quote(name)}")
+    directory = record.directory
+    if directory != paths.ROOT and (
+        b"\0" in directory or {b"", b".", b".."} & set(directory.split(b"/"))
+    ):
+        raise DetachedError(f"a socket record has the invalid path {quote(directory)}")
+
+
+def _directory_of_name(record: BoundSocket) -> bytes:
+    """The directory part of an absolute name, "a/b"; empty for one that is the root."""
+    if not record.name.startswith(b"/"):
+        return b""
+    parts = record.name.split(b"/")[:-1]
+    return b"/".join(part for part in parts if part not in (b"", b"."))
+
+
+def _open_directory(record: BoundSocket, tree: int) -> int:
+    """Open where a name starts from; the whole way to the socket must stay on the mount."""
+    flags = kernel.O_PATH | os.O_DIRECTORY
+    start, _ = kernel.open_beneath(tree, record.directory, flags)
+    within = record.name.rpartition(b"/")[0]
+    if record.name.startswith(b"/") or not within:
+        return start
+    try:
+        os.close(kernel.open_beneath(start, within, flags)[0])
+    except OSError:
+        os.close(start)
+        raise
+    return start
+
+
+def _root_for(directory: bytes) -> int:
+    """A tree in which a path leads to the working directory of whoever asks.
+
+    Returns:
+        An fd, the caller's; the tree is gone when all fds of it are closed.
+    """
+    names = directory.split(b"/")
+    proc = names[0][:200] + b"-proc"  # beside the first name, and not it
+    root = kernel.root_with_proc(proc)
+    try:
+        at = b""
+        for name in names[:-1]:
+            at = at + b"/" + name if at else name
+            os.mkdir(at, dir_fd=root)
+            os.chmod(at, 0o755, dir_fd=root)  # whatever the umask: tasks are other users
+        os.symlink(b"/" + proc + b"/self/cwd", directory, dir_fd=root)
+    except OSError:
+        os.close(root)
+        raise
+    return root
