@@ -82,6 +82,22 @@ def test_renamed_socket(scenario: MakeScenario, placement: Placement) -> None:
     held.dump(plugin=False).failed("unix: Unable too cut socket")
 
 
+def hold_socket_in_deleted_directory(task: Task) -> Check:
+    """A unix socket whose name is gone, with the directory that it was in."""
+    server = socket.socket(socket.AF_UNIX)
+    os.mkdir(task.path("gone"))
+    server.bind(task.path("gone/socket"))
+    os.unlink(task.path("gone/socket"))
+    os.rmdir(task.path("gone"))
+    task.detach()
+    return lambda: server.getsockname()
+
+
+def test_socket_in_deleted_directory(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement).start(hold_socket_in_deleted_directory)
+    refused(held, "does not show its directory tree/gone: No such file")
+
+
 def hold_sockets_of_one_name(task: Task) -> Check:
     """A second socket where the first one was before its mount was detached."""
     servers = [socket.socket(socket.AF_UNIX) for _ in range(2)]
