@@ -139,7 +139,9 @@ def build_embedded(output: Path, lib: Path, scratch: Path) -> None:
     for name in ("known_files", "plain_files"):
         sources.append(scratch / f"{name}.o")
         cc(sources[-1], [SOURCE / f"{name}.c"], *STRICT)
-    cc(output, sources, f"-I{python_headers()}", *libpython(), "-Wl,-z,nodelete", "-pthread")
+    # CRIU exports all its functions: without -Bsymbolic one of them could take the place of ours.
+    options = [*libpython(), "-Wl,-z,nodelete,-Bsymbolic", "-pthread"]
+    cc(output, sources, f"-I{python_headers()}", *options)
 
 
 def build_package(target: Path, scratch: Path) -> None:
