@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from criu_detached import check
+from criu_detached import check, show
+from criu_detached.errors import DetachedError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,6 +35,13 @@ def parser() -> argparse.ArgumentParser:
     checking.add_argument(
         "--criu", metavar="PATH", help="the criu program (default: the one in PATH)"
     )
+    showing = commands.add_parser(
+        "show",
+        help="list the detached mounts of images",
+        description="List the detached mounts in an image directory: the id that the settings"
+        " have for each, and how it will come back.",
+    )
+    showing.add_argument("images", type=Path, metavar="IMAGES", help="the image directory")
     return top
 
 
@@ -43,12 +52,24 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: those of the command line, without the program's name.
 
     Returns:
-        The exit status: 0, or 1 when a line says FAIL.
+        The exit status: 0, or 1 when a line of check says FAIL or the images are unreadable.
     """
     options = parser().parse_args(arguments)
+    if options.command == "show":
+        return _show(options.images)
     status = 0
     for line in check.check(options.lib.absolute(), options.criu):
         print(line, flush=True)
         if line.state == check.FAIL:
             status = 1
     return status
+
+
+def _show(images: Path) -> int:
+    try:
+        for line in show.show(images):
+            print(line)
+    except DetachedError as error:
+        print(f"criu-detached: {error}", file=sys.stderr)
+        return 1
+    return 0

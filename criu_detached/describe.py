@@ -37,7 +37,7 @@ _FROM_STATFS = {
 
 # What mountinfo and statmount(2) put after the root of a mount whose root is deleted
 # (dentry_path, fs/d_path.c).
-_ROOT_DELETED = b"//deleted"
+ROOT_DELETED = b"//deleted"
 
 
 class DetachedMount:
@@ -154,7 +154,7 @@ def _find_source(
 def _open_root(source: Source, inside: bytes, name: Name, kind: Kind) -> int | None:
     """The mount's root in the source; -1: it is deleted; None: not to be seen there."""
     if kind.statmount:
-        deleted = kind.statmount.mnt_root.endswith(_ROOT_DELETED)
+        deleted = kind.statmount.mnt_root.endswith(ROOT_DELETED)
     else:
         deleted = name.deleted and name.path == paths.ROOT
     if deleted:
@@ -196,7 +196,7 @@ def _root_in_source(
     fd: int, name: Name, facts: FileFacts, kind: Kind, source: Source
 ) -> bytes | None:
     if kind.statmount:
-        root = kind.statmount.mnt_root.removesuffix(_ROOT_DELETED)
+        root = kind.statmount.mnt_root.removesuffix(ROOT_DELETED)
         return paths.below(root, source.info.root)
     return roots.find_root(fd, name, facts, source)
 
@@ -237,7 +237,7 @@ def _record(
         mnt_id=facts.mnt_id,
         origin=REMOUNT if source.filesystem else BIND_SOURCE,
         filesystem=source.filesystem.id if source.filesystem else 0,
-        root=known.mnt_root.removesuffix(_ROOT_DELETED) if known else root_path,
+        root=known.mnt_root.removesuffix(ROOT_DELETED) if known else root_path,
         root_type=root_type,
         attr=mount_attributes_of(fd, kind),
         superblock=superblock_of(source.fd if root < 0 else root, source.info.fs_type),

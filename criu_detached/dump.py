@@ -11,19 +11,29 @@ import fcntl
 import os
 import stat
 
-from criu_detached import classify, kernel, log, paths
+from criu_detached import classify, external, kernel, log, paths
 from criu_detached.classify import Classifier, Kind
 from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, describe_mount
 from criu_detached.dump_sockets import SocketAnswer, Sockets
 from criu_detached.errors import DetachedError, quote
+from criu_detached.external import ExternalMount
 from criu_detached.ghosts import GhostDescriber, handle_of
 from criu_detached.holders import held_files, watches
 from criu_detached.kernel import FileFacts
 from criu_detached.options import Options
 from criu_detached.paths import Name
 from criu_detached.recordfile import RecordWriter
-from criu_detached.records import FORMAT, RECREATED, REMOUNT, ExtFile, File, Header, Mount
+from criu_detached.records import (
+    FORMAT,
+    RECREATED,
+    REMOUNT,
+    SUPPLIED,
+    ExtFile,
+    File,
+    Header,
+    Mount,
+)
 from criu_detached.soleheld import SoleHeld
 from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
@@ -186,7 +196,7 @@ class Dump:
         if kind.name != classify.DETACHED:
             log.info(f"mount {facts.mnt_id} is {kind.name}: left to CRIU")
             return None
-        mount = self._describe_mount(fd, link, facts, kind)
+        mount = self._describe_or_leave(fd, link, facts, kind)
         source = mount.record.bind_source
         assert source is not None
         self._open_records().mount(mount.record)
@@ -198,6 +208,21 @@ class Dump:
             + _way_back(mount.record)
         )
         return mount
+
+    def _describe_or_leave(
+        self, fd: int, link: bytes, facts: FileFacts, kind: Kind
+    ) -> DetachedMount:
+        """Describe a mount; what has no source may be the user's to supply."""
+        options = self._options()
+        if facts.mnt_id in options.external_ids:
+            return ExternalMount(fd, link, facts, kind)
+        try:
+            return self._describe_mount(fd, link, facts, kind)
+        except DetachedError as error:
+            if not options.external_all:
+                raise DetachedError(f"{error}; {external.advice(facts.mnt_id)}") from error
+            log.info(f"mount {facts.mnt_id} is external: {error}")
+        return ExternalMount(fd, link, facts, kind)
 
     def _describe_mount(self, fd: int, link: bytes, facts: FileFacts, kind: Kind) -> DetachedMount:
         """Describe a mount by a file on it; before Linux 7.0 a deleted one may not do."""
@@ -349,7 +374,7 @@ def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
     superblock = mount.record.superblock
     assert superblock is not None
     found = handle_of(fd)
-    if found is None:
+    if found is None or mount.record.origin == SUPPLIED:
         # Then the inode number must be good for something.
         return superblock.magic not in kernel.VOLATILE_INODES
     if known.handle is not None:
@@ -391,6 +416,8 @@ def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
 
 def _check_owner(mount: DetachedMount, path: bytes, facts: FileFacts, maps_known: bool) -> None:
     """Where the kernel does not tell a mount's id-map, another owner does."""
+    if mount.record.origin == SUPPLIED:
+        return  # there is nothing to compare with
     found = paths.facts_at(mount.root, path)
     if not maps_known and (found.uid, found.gid) != (facts.uid, facts.gid):
         raise DetachedError(
@@ -401,6 +428,8 @@ def _check_owner(mount: DetachedMount, path: bytes, facts: FileFacts, maps_known
 def _way_back(mount: Mount) -> str:
     source = mount.bind_source
     assert source is not None
+    if mount.origin == SUPPLIED:
+        return external.at_restore(mount)
     if mount.origin == REMOUNT:
         return "is on a filesystem that will be mounted again"
     if mount.origin == RECREATED:

@@ -78,7 +78,16 @@ class Realised:
 class Means:
     """What a mount is realised with: it differs between CRIU's process and a task."""
 
-    __slots__ = ("clone", "namespace_root", "proc", "reader", "same_boot", "tops", "userns_fd")
+    __slots__ = (
+        "clone",
+        "namespace_root",
+        "proc",
+        "reader",
+        "same_boot",
+        "supplied",
+        "tops",
+        "userns_fd",
+    )
 
     def __init__(
         self,
@@ -105,6 +114,7 @@ class Means:
         self.clone = clone
         self.proc = proc
         self.reader = reader
+        self.supplied: dict[int, int] = {}  # root that the user has supplied, by mount id
         self.tops: dict[int, int] = {}  # root of a filesystem that is mounted or made, by its id
 
 
@@ -126,6 +136,8 @@ def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
     source = mount.bind_source
     assert source is not None  # check_mount
     where = quote(paths.join(source.mountpoint.rstrip(b"/") or b"/", source.path))
+    if mount.origin == SUPPLIED:
+        where += f" (supplied for mount {mount.mnt_id})"
     top = _open_top(mount, where, means)
     try:
         if ghosts or mount.root_deleted:
@@ -153,6 +165,8 @@ def _open_top(mount: Mount, where: str, means: Means) -> int:
     assert source is not None
     if mount.origin in (REMOUNT, RECREATED):
         return os.dup(means.tops[mount.filesystem])
+    if mount.origin == SUPPLIED:
+        return os.dup(means.supplied[mount.mnt_id])
     try:
         return paths.open_mountpoint(means.namespace_root, source.mountpoint)
     except OSError as error:
@@ -242,22 +256,25 @@ def _check_superblock(mount: Mount, root: int, where: str, same_boot: bool) -> b
     recorded = mount.superblock
     assert recorded is not None and mount.bind_source is not None  # check_mount
     found = superblock_of(root, recorded.fs_type)
-    if found.magic != recorded.magic:
+    chosen = mount.origin == SUPPLIED  # by the user, who may know better
+    if not chosen and found.magic != recorded.magic:
         raise DetachedError(
             f"the bind source {where} is on another filesystem (type {found.magic:#x}), it was on"
             f" {quote(recorded.fs_type)} ({recorded.magic:#x}): mount the right one there"
         )
     same = is_same(recorded, found, same_boot)
     # A restored namespace may have its filesystems made anew; the host's are still there.
-    if not same and same_boot and not mount.bind_source.in_namespace:
+    if not same and same_boot and not mount.bind_source.in_namespace and not chosen:
         raise DetachedError(
             f"the bind source {where} is on another {quote(recorded.fs_type)} filesystem than at"
             " the dump: mount the right one there"
         )
     if not same:
         log.warn(
-            f"the bind source {where} is on another filesystem than at the dump: files are found"
-            " by their paths, and their inodes are not compared"
+            f"the bind source {where} is on another filesystem"
+            + (f" (type {found.magic:#x})" if found.magic != recorded.magic else "")
+            + f" than at the dump ({quote(recorded.fs_type)}): files are found by their paths, and"
+            " their inodes are not compared"
         )
     return same and found.magic not in kernel.VOLATILE_INODES
 

@@ -29,11 +29,22 @@ from criu_detached.realise import (
     user_namespace,
 )
 from criu_detached.recordfile import Records, damaged, read_records
-from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, ExtFile, File, Ghost, Mount, Node
+from criu_detached.records import (
+    BIND_SOURCE,
+    RECREATED,
+    REMOUNT,
+    SUPPLIED,
+    ExtFile,
+    File,
+    Ghost,
+    Mount,
+    Node,
+)
 from criu_detached.recreate import check_ghost
 from criu_detached.refilesystem import make_filesystems, settle_filesystems
 from criu_detached.restore_sockets import SocketNames
 from criu_detached.superblock import boot_id
+from criu_detached.supplied import find_supplies
 from criu_detached.wire import WireError
 
 TYPE_CHECKING = False
@@ -73,6 +84,7 @@ class Restore:
         self._mounts = self._records.mounts
         for mount in self._mounts.values():
             check_mount(mount)
+        self._supplies = find_supplies(self._records, host)
         self._same_boot = self._records.header.boot_id == boot_id()
         inside = [mount.mnt_id for mount in self._mounts.values() if _is_in_namespace(mount)]
         self._in_tasks = {mnt_id: index for index, mnt_id in enumerate(inside)}
@@ -125,17 +137,20 @@ class Restore:
         root = os.open("/", kernel.O_PATH)
         means = Means(root, self._same_boot, proc=proc, reader=reader)
         try:
+            for mnt_id, supply in self._supplies.items():
+                means.supplied[mnt_id] = supply.open(self._mounts[mnt_id])
             for mount in self._mounts.values():
                 if mount.mnt_id in self._in_tasks:
                     userns = _user_namespace(mount)
                     if userns >= 0:
                         self._host.inherit_fd_add(userns, _userns_key(mount))
-                elif mount.origin == BIND_SOURCE:
+                elif mount.origin in (BIND_SOURCE, SUPPLIED):
                     self._realise(mount, means)
             if self._records.filesystems:
                 self._realise_filesystems(means)
         finally:
-            os.close(root)
+            for fd in (root, *means.supplied.values()):
+                os.close(fd)
 
     def _realise_filesystems(self, means: Means) -> None:
         """Realise what is on filesystems that nobody else shows.
@@ -337,6 +352,8 @@ class Restore:
         if flags & os.O_PATH and not flags & os.O_NOFOLLOW:
             return kernel.open_tree(tree, b"", kernel.AT_EMPTY_PATH | kernel.OPEN_TREE_CLOEXEC)
         handle = (file.handle.type, file.handle.bytes) if file.handle else None
+        if handle and not self._keeps_inodes.get(file.mnt_id):
+            handle = kernel.name_to_handle(tree)
         return self._open_linked(tree, tree, handle, flags)
 
     def _open_ghost(self, tree: int, file: File, flags: int) -> int:

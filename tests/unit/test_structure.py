@@ -38,7 +38,7 @@ UNWANTED = [
 ]
 
 # Modules that CRIU does not load: the command line tool and what it uses.
-TOOLS = {"__main__", "check", "cli", "trial"}
+TOOLS = {"__main__", "check", "cli", "show", "trial"}
 
 
 def run(lib: Path, script: str) -> str:
