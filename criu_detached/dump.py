@@ -204,7 +204,7 @@ class Dump:
             compare_owner = not self._classifier.by_fd
             self._host.plain_mount_add(facts.mnt_id, mount.root, source.mnt_id, compare_owner)
         log.info(
-            f"mount {facts.mnt_id} is detached; its root {quote(mount.record.root)} "
+            f"mount {facts.mnt_id} is detached; its root {quote(mount.record.root or b'?')} "
             + _way_back(mount.record)
         )
         return mount

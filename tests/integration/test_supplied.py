@@ -189,6 +189,18 @@ def test_source(
     assert held.ask() == [FILE, CONTENT.upper()[10:]]
 
 
+def test_source_of_saved_filesystem(scenario: MakeScenario, elsewhere: Path) -> None:
+    """What the images would make anew is not made where the user has another place for it."""
+    held = scenario().start(hold_file)
+    held.ground.populate(elsewhere)
+    kernel.umount2(held.ground.source, kernel.MNT_DETACH)
+    name = mount_id(held, FILE)
+    held.dump().succeeded()
+    (elsewhere / "tree" / "file").write_text(CONTENT.upper())
+    beside_images(held, "source", name, written(elsewhere)).succeeded()
+    assert held.ask() == CONTENT.upper()
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("placement", [Placement.HOST, Placement.HOST_SOURCE], ids=str)
 def test_map(scenario: MakeScenario, placement: Placement, way: Way, elsewhere: Path) -> None:

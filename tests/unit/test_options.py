@@ -9,7 +9,15 @@ import pytest
 
 from criu_detached import options
 from criu_detached.errors import DetachedError
-from criu_detached.options import DEFAULT_GHOST_LIMIT, IMAGES_FILE, Options, parse_size
+from criu_detached.options import (
+    DEFAULT_GHOST_LIMIT,
+    IMAGES_FILE,
+    Options,
+    escape,
+    parse_size,
+    place_of,
+)
+from criu_detached.records import BIND_SOURCE, REMOUNT, SUPPLIED, BindSource, Mount
 
 
 @pytest.fixture
@@ -157,3 +165,111 @@ def test_no_fd_is_left_open(directory: int, images: Path) -> None:
     with pytest.raises(DetachedError):
         limit(directory)
     assert os.listdir("/proc/self/fd") == before
+
+
+def bound(mountpoint: bytes, path: bytes = b".", **changes: int) -> Mount:
+    """A mount with a bind source."""
+    source = BindSource(mountpoint=mountpoint, path=path, in_namespace=changes.pop("inside", 0))
+    return Mount(**{"mnt_id": 5, "origin": BIND_SOURCE, **changes}, bind_source=source)
+
+
+def supplied(directory: int, mount: Mount, *plugin_options: bytes) -> tuple[bytes, bytes] | None:
+    """The path that a setting gives for a mount, and what is to be appended."""
+    found = Options(directory, list(plugin_options)).source_of(mount)
+    return (found[0].path, found[1]) if found else None
+
+
+def test_external(directory: int, system: Path, images: Path) -> None:
+    system.write_text("external 7\nexternal 8\n")
+    images.write_text("external all")
+    found = Options(directory, [b"--criu_detached.external=9"])
+    assert (found.external_ids, found.external_all) == ({7, 8, 9}, True)
+
+
+def test_source(directory: int, system: Path, images: Path) -> None:
+    """It goes before all that is said of a mount, and later places win."""
+    system.write_text("source 5 /first\nmap /old /new\n")
+    assert supplied(directory, bound(b"/old")) == (b"/first", b".")
+    images.write_text("source  5\t/second//./third/ # why\n")
+    for origin in (BIND_SOURCE, REMOUNT, SUPPLIED):
+        assert supplied(directory, bound(b"/old", origin=origin)) == (b"/second/third", b".")
+    option = b"--criu_detached.source=5:/fourth"
+    assert supplied(directory, bound(b"/old"), option) == (b"/fourth", b".")
+    assert supplied(directory, bound(b"/other", mnt_id=6)) is None
+
+
+@pytest.mark.parametrize(
+    ("mountpoint", "path", "expected"),
+    [
+        (b"/old", b".", (b"/new", b".")),
+        (b"/old/a", b"b/.c", (b"/new", b"a/b/.c")),
+        (b"/", b"old/a", (b"/new", b"a")),
+        (b"/old/longer", b"a", (b"/longest", b"a")),
+        (b"/older", b".", None),
+        (b"/", b".", None),
+    ],
+)
+def test_map(
+    directory: int, images: Path, mountpoint: bytes, path: bytes, expected: tuple[bytes, bytes]
+) -> None:
+    images.write_text("map /old /new\nmap /old/longer /longest\n")
+    assert supplied(directory, bound(mountpoint, path)) == expected
+    # Neither what is in a dumped namespace nor what has no bind source has a place to map.
+    assert supplied(directory, bound(mountpoint, path, inside=1)) is None
+    assert supplied(directory, bound(mountpoint, path, origin=REMOUNT)) is None
+
+
+def test_map_of_all(directory: int, images: Path) -> None:
+    option = b"--criu_detached.map=/:/mnt"
+    assert supplied(directory, bound(b"/srv", b"a"), option) == (b"/mnt", b"srv/a")
+
+
+@pytest.mark.parametrize("path", [b"/a b", b"/a:b#c", b"/new\nline\x1b\xff", b"/back\\slash", b"/"])
+def test_escapes(directory: int, images: Path, path: bytes) -> None:
+    text = escape(path)
+    assert text.isprintable()
+    images.write_text(f"source 5 {text}")
+    assert supplied(directory, bound(b"/")) == (path, b".")
+    option = f"--criu_detached.source=5:{text}".encode()
+    assert supplied(directory, bound(b"/"), option) == (path, b".")
+
+
+def test_place() -> None:
+    assert place_of(BindSource(mountpoint=b"/", path=b".")) == b"/"
+    assert place_of(BindSource(mountpoint=b"/a/", path=b".b")) == b"/a/.b"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("source", "is not a mount id and a path"),
+        ("source 5", "5 is not a mount id and a path"),
+        ("source 5 /a b", "/a b is not a mount id and a path"),
+        ("source 5 a", "a is no absolute path"),
+        ("source five /a", "five is no mount id"),
+        ("source -5 /a", "-5 is no mount id"),
+        ("source 12345678901 /a", "is no mount id"),
+        (r"source 5 /a\000", "backslash without three octal digits"),
+        (r"source 5 /a\777", "backslash without three octal digits"),
+        (r"source 5 /a\04", "backslash without three octal digits"),
+        (r"source 5 /a\x20", "backslash without three octal digits"),
+        ("map /a", "/a is not two paths"),
+        ("map a /b", "a is no absolute path"),
+        ("map /a b", "b is no absolute path"),
+        ("external", " is no mount id"),
+        ("external 5 6", "5 6 is no mount id"),
+        ("external All", "All is no mount id"),
+    ],
+)
+def test_malformed(directory: int, images: Path, line: str, why: str) -> None:
+    images.write_text(f"\n{line}\n")
+    with pytest.raises(DetachedError, match=f"^{IMAGES_FILE}: .*{why}") as error:
+        Options(directory, [])
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_symlink_beside_images(directory: int, images: Path) -> None:
+    """Images are input: no other file is read, or shown in a message."""
+    images.symlink_to("/etc/passwd")
+    with pytest.raises(DetachedError, match="can't open"):
+        Options(directory, [])
