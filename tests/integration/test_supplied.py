@@ -220,6 +220,31 @@ def test_map(scenario: MakeScenario, placement: Placement, way: Way, elsewhere: 
     assert held.cycle().ask() == MUCH
 
 
+@pytest.fixture
+def machine_settings() -> Any:
+    """The settings of the whole machine, for this test alone."""
+    path = Path("/etc/criu")
+    path.mkdir(exist_ok=True)
+    kernel.mount("settings", path, "tmpfs")
+    yield path / SETTINGS
+    kernel.umount2(path)
+
+
+def test_whole_machine(
+    scenario: MakeScenario, placement: Placement, elsewhere: Path, machine_settings: Path
+) -> None:
+    """Engines that let no file be put beside the images have the settings of the machine."""
+    held = scenario(placement).start(hold_file)
+    held.ground.populate(elsewhere)
+    name = mount_id(held, FILE)
+    held.dump().succeeded()
+    (elsewhere / "tree" / "file").write_text(CONTENT.upper())
+    machine_settings.write_text(f"source {name} {written(elsewhere)}\nsource 4294967295 /\n")
+    run = held.restore().succeeded()
+    assert [line for line in run.warnings() if "4294967295, which the images do not know" in line]
+    assert held.ask() == CONTENT.upper()
+
+
 def test_map_stays_beneath(scenario: MakeScenario, elsewhere: Path) -> None:
     """The user's own path may lead through symlinks; what the images add to it may not."""
     held = scenario(binds=[Bind(SHAPES[1])]).start(hold_file)
