@@ -144,6 +144,11 @@ class Dump:
                 "it is bound on a filesystem in memory that no attached mount shows any more: mount"
                 " that somewhere again, or close the socket"
             )
+        if isinstance(mount, ExternalMount):
+            raise DetachedError(
+                "it is bound on a mount that is to be supplied, whose directories are not known"
+                " yet: close the socket"
+            )
         file = mount.name_of(link, facts)
         answer, new = self._sockets.note(name, file, mount)
         if new is not None:

@@ -6,6 +6,7 @@ import mmap
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -307,6 +308,23 @@ def test_deleted_with_another_name(scenario: MakeScenario) -> None:
     settings(held, f"external {mount_id(held, FILE)}")
     held.dump().failed("criu-detached: .*deleted or so named")
     assert held.ask() == "other\n"
+
+
+def test_bound_socket(scenario: MakeScenario) -> None:
+    """It would have to be bound again in a directory that is not known at dump."""
+
+    def hold_socket(task: Task) -> Check:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(task.path("socket"))
+        listener.listen()
+        file = os.open(task.path("file"), os.O_RDONLY)
+        task.detach()
+        return lambda: [listener.fileno(), os.pread(file, 3, 0).decode()]
+
+    held = scenario().start(hold_socket)
+    settings(held, f"external {mount_id(held, held.ask()[0] + 1)}")
+    held.dump().failed("criu-detached: .*bound on a mount that is to be supplied")
+    assert held.ask()[1] == CONTENT[:3]
 
 
 def test_show(scenario: MakeScenario, placement: Placement) -> None:
