@@ -202,6 +202,8 @@ class Dump:
             log.info(f"mount {facts.mnt_id} is {kind.name}: left to CRIU")
             return None
         mount = self._describe_or_leave(fd, link, facts, kind)
+        if mount.record.origin == REMOUNT and self._host.dumps_user_namespace():
+            _confine(mount.record)
         source = mount.record.bind_source
         assert source is not None
         self._open_records().mount(mount.record)
@@ -271,6 +273,8 @@ class Dump:
             known.dev != facts.dev
         ):
             _refuse_other_file(fd, link, known, facts, mount, key in self._ghosts)
+        if stat.S_ISCHR(facts.mode) or stat.S_ISBLK(facts.mode):
+            _refuse_device(fd, mount.record)
         if known.path == paths.ROOT or key in self._ghosts:
             self._refuse_nameless(fd, known, key in self._ghosts)
 
@@ -343,6 +347,26 @@ class Dump:
         if found is None:
             return None
         return File(mnt_id=key[0], ino=key[1], dev=found[0], mode=facts.mode, path=found[1])
+
+
+def _confine(mount: Mount) -> None:
+    """What is mounted anew is the host's: a user namespace gets no privileges from it."""
+    confined = mount.attr | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
+    if confined != mount.attr:
+        log.info(
+            f"mount {mount.mnt_id} will be nosuid and nodev: its filesystem will be mounted by the"
+            " host, and the dumped tasks are in a user namespace"
+        )
+        mount.attr = confined
+
+
+def _refuse_device(fd: int, mount: Mount) -> None:
+    """Refuse what would not be opened again."""
+    if mount.attr & kernel.MOUNT_ATTR_NODEV and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+        raise DetachedError(
+            "it is a device, and its mount is nodev, or will be after the restore (what is mounted"
+            " anew for a user namespace is): it could not be opened again; close it"
+        )
 
 
 def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:

@@ -472,11 +472,41 @@ def remount(tree: int, options: list[bytes]) -> None:
 
 def _set_options(fd: int, options: list[bytes]) -> None:
     for option in options:
-        name, equals, value = option.partition(b"=")
-        if equals:
-            _configure(fd, _FSCONFIG_SET_STRING, name, value)
-        else:
-            _configure(fd, _FSCONFIG_SET_FLAG, name, ffi.NULL)
+        _set_option(fd, option)
+
+
+def refused_options(fs_type: bytes, options: list[bytes]) -> list[tuple[bytes, OSError]]:
+    """Those options that a filesystem does not take; nothing is mounted.
+
+    Args:
+        fs_type: its type.
+        options: as of new_mount.
+
+    Returns:
+        Each with the error.
+
+    Raises:
+        OSError: there is no such type.
+    """
+    refused = []
+    fd = _checked(lib.sys_fsopen(fs_type), "fsopen")
+    try:
+        for option in options:
+            try:
+                _set_option(fd, option)
+            except OSError as error:
+                refused.append((option, error))
+    finally:
+        os.close(fd)
+    return refused
+
+
+def _set_option(fd: int, option: bytes) -> None:
+    name, equals, value = option.partition(b"=")
+    if equals:
+        _configure(fd, _FSCONFIG_SET_STRING, name, value)
+    else:
+        _configure(fd, _FSCONFIG_SET_FLAG, name, ffi.NULL)
 
 
 def _configure(fd: int, command: int, key: Any, value: Any) -> None:
@@ -495,3 +525,22 @@ def _configure(fd: int, command: int, key: Any, value: Any) -> None:
 def attach(tree: int, target: int) -> None:
     """move_mount(2): attach a tree on top of an open directory."""
     _checked(lib.sys_move_mount(tree, target), "move_mount")
+
+
+def blkid_probe(fd: int, offset: int = 0) -> tuple[bytes, bytes, bytes]:
+    """What libblkid finds in a device or an image file: TYPE, UUID and UUID_SUB.
+
+    Only for CRIU's own process: the library is loaded for it.
+
+    Args:
+        fd: open for reading.
+        offset: where the filesystem starts.
+
+    Raises:
+        OSError: ENODATA when there is no filesystem, or more than one; ELIBACC when there
+            is no libblkid.
+    """
+    values = ffi.new("char[192]")
+    _checked(lib.blkid_probe(fd, offset, values), "libblkid")
+    raw = bytes(ffi.buffer(values))
+    return raw[:64].rstrip(b"\0"), raw[64:128].rstrip(b"\0"), raw[128:].rstrip(b"\0")

@@ -262,6 +262,8 @@ def _check_superblock(mount: Mount, root: int, where: str, same_boot: bool) -> b
             f"the bind source {where} is on another filesystem (type {found.magic:#x}), it was on"
             f" {quote(recorded.fs_type)} ({recorded.magic:#x}): mount the right one there"
         )
+    if mount.origin == REMOUNT:  # it is known by what it lies on
+        return found.magic not in kernel.VOLATILE_INODES
     same = is_same(recorded, found, same_boot)
     # A restored namespace may have its filesystems made anew; the host's are still there.
     if not same and same_boot and not mount.bind_source.in_namespace and not chosen:

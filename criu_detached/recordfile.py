@@ -212,6 +212,7 @@ class Records:
             _bound(record.id, 32)
             if self.filesystems.setdefault(record.id, record) is not record:
                 raise WireError(f"filesystem {record.id} is there twice")
+            _bound_devices(record)
         elif isinstance(record, Node):
             if record.filesystem not in self.filesystems:
                 raise WireError("a node is of a filesystem that is not there")
@@ -255,6 +256,15 @@ def _bound_inode(inode: Inode | None) -> None:
     for time in (inode.atime, inode.mtime):
         if time and time.nsec >= _SECOND:
             raise WireError(f"{time.nsec} nanoseconds are larger than a second")
+
+
+def _bound_devices(filesystem: Filesystem) -> None:
+    for device in filesystem.devices:
+        if device.loop:
+            _bound(device.loop.offset, 62)
+            _bound(device.loop.size_limit, 62)
+            _bound(device.loop.flags, 32)
+            _bound(device.loop.block_size, 32)
 
 
 def _bound(number: int, bits: int) -> None:

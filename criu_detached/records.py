@@ -169,6 +169,46 @@ class Ghost(Message):
     alias: bytes
 
 
+class Loop(Message):
+    """A loop device, loop(4)."""
+
+    FIELDS = (
+        (1, "file", BYTES),
+        (2, "offset", UINT),
+        (3, "size_limit", UINT),
+        (4, "flags", UINT),
+        (5, "block_size", UINT),
+        (6, "partition", UINT),
+    )
+    file: bytes
+    offset: int
+    size_limit: int
+    flags: int
+    block_size: int
+    partition: int
+
+
+class BlockDevice(Message):
+    """A block device, and what tells it from another."""
+
+    FIELDS = (
+        (1, "path", BYTES),
+        (2, "size", UINT),
+        (3, "type", BYTES),
+        (4, "uuid", BYTES),
+        (5, "uuid_sub", BYTES),
+        (6, "checksum", UINT),
+        (7, "loop", Loop),
+    )
+    path: bytes
+    size: int
+    type: bytes
+    uuid: bytes
+    uuid_sub: bytes
+    checksum: int
+    loop: Loop | None
+
+
 class Filesystem(Message):
     """A superblock that no attached mount shows."""
 
@@ -177,11 +217,13 @@ class Filesystem(Message):
         (2, "superblock", Superblock),
         (3, "source", BYTES),
         (4, "options", BYTES_LIST),
+        (10, "devices", ListOf(BlockDevice)),
     )
     id: int
     superblock: Superblock | None
     source: bytes
     options: list[bytes]
+    devices: list[BlockDevice]
 
 
 class Node(Message):

@@ -10,35 +10,68 @@ import os
 import stat
 
 from criu_detached import kernel
+from criu_detached.errors import DetachedError
 from criu_detached.refill import IN_MEMORY, fill, make_memory, set_limits
-from criu_detached.remount import mount_again
+from criu_detached.remount import check_mounted, find_devices, mount_again
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from criu_detached.devices import Found
     from criu_detached.realise import Means
     from criu_detached.recordfile import Records
 
 
-def make_filesystems(records: Records, means: Means) -> None:
+def find_all_devices(records: Records) -> dict[int, list[Found]]:
+    """Find what the filesystems lie on, opened, by their ids; see remount.find_devices.
+
+    Args:
+        records: all of the dump.
+
+    Raises:
+        DetachedError: a device is not there.
+    """
+    found: dict[int, list[Found]] = {}
+    try:
+        for number, filesystem in records.filesystems.items():
+            if filesystem.devices:
+                found[number] = find_devices(filesystem)
+    except DetachedError:
+        close_devices(found)
+        raise
+    return found
+
+
+def close_devices(found: dict[int, list[Found]]) -> None:
+    """Let go of devices: those that are mounted stay."""
+    for devices in found.values():
+        for device in devices:
+            device.close()
+
+
+def make_filesystems(records: Records, means: Means, found: dict[int, list[Found]]) -> None:
     """Mount every filesystem, or make it; their roots are in ``means.tops`` then.
 
     Args:
         records: all of the dump.
         means: what the mounts on them are realised with.
+        found: the devices that they lie on.
 
     Raises:
         DetachedError: one of them cannot come back.
     """
     for number, filesystem in records.filesystems.items():
+        devices = found.get(number, [])
         assert filesystem.superblock is not None  # check_filesystem
         in_memory = filesystem.superblock.fs_type in IN_MEMORY
-        tree = make_memory(filesystem) if in_memory else mount_again(filesystem)
+        tree = make_memory(filesystem) if in_memory else mount_again(filesystem, devices)
         means.tops[number] = tree
         root = os.open("/", kernel.O_PATH)
         try:
             kernel.attach(tree, root)  # only an attached mount can be cloned in part
         finally:
             os.close(root)
+        if devices:
+            check_mounted(filesystem, tree, devices)
         if in_memory:
             fill(tree, records.nodes.get(number, []), _roots(records, number), means)
 

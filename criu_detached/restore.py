@@ -41,7 +41,12 @@ from criu_detached.records import (
     Node,
 )
 from criu_detached.recreate import check_ghost
-from criu_detached.refilesystem import make_filesystems, settle_filesystems
+from criu_detached.refilesystem import (
+    close_devices,
+    find_all_devices,
+    make_filesystems,
+    settle_filesystems,
+)
 from criu_detached.restore_sockets import SocketNames
 from criu_detached.superblock import boot_id
 from criu_detached.supplied import find_supplies
@@ -157,9 +162,10 @@ class Restore:
 
         A clone is made in the namespace of its source alone, so all of it is in one.
         """
+        devices = find_all_devices(self._records)
         try:
             with kernel.PrivateNamespace():
-                make_filesystems(self._records, means)
+                make_filesystems(self._records, means, devices)
                 for mount in self._mounts.values():
                     if mount.origin in (REMOUNT, RECREATED):
                         self._realise(mount, means)
@@ -167,6 +173,7 @@ class Restore:
         except OSError as error:
             raise DetachedError(f"can't make a mount namespace to work in: {error}") from error
         finally:
+            close_devices(devices)
             for top in means.tops.values():
                 os.close(top)
 

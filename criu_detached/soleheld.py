@@ -77,7 +77,16 @@ class SoleHeld:
         if kernel.fstatfs(fd).magic in (TMPFS_MAGIC, RAMFS_MAGIC):
             return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
 
+        refusals: list[DetachedError] = []
+
         def candidates(dev: int, fs_type: bytes | None, magic: int) -> Iterator[Source]:
+            try:
+                yield from mounted_again(dev, fs_type)
+            except DetachedError as refusal:
+                refusals.append(refusal)
+                raise
+
+        def mounted_again(dev: int, fs_type: bytes | None) -> Iterator[Source]:
             for source in remounted(fd, dev, fs_type, self._number(dev)):
                 if dev not in self._filesystems and source.filesystem is not None:
                     self._filesystems[dev] = source.filesystem
@@ -87,6 +96,8 @@ class SoleHeld:
         try:
             return describe_mount(fd, link, facts, kind, candidates)
         except DetachedError as other:
+            if refusals:
+                raise
             raise error from other
 
     def _memory(self, fd: int, facts: FileFacts, device: int, kind: Kind) -> Memory:
