@@ -9,8 +9,11 @@ made anew with their contents, if it is proven that nobody else holds them.
 
 from __future__ import annotations
 
+import os
+
 from criu_detached import kernel, log
 from criu_detached.describe import DetachedMount, describe_mount
+from criu_detached.devices import BTRFS_MAGIC
 from criu_detached.errors import DetachedError
 from criu_detached.holders import attached_mount, outside_holder
 from criu_detached.remount import remounted
@@ -69,12 +72,15 @@ class SoleHeld:
             DetachedError: its filesystem cannot come back.
         """
         device = kind.statmount.sb_dev if kind.statmount else facts.dev
-        where = attached_mount(device)
+        magic = kernel.fstatfs(fd).magic
+        # Who else has mounted a filesystem on a device shares it after the restore as before.
+        on_device = os.major(device) or magic == BTRFS_MAGIC
+        where = None if on_device else attached_mount(device)
         if where is not None:
             if "the mount namespace of process" in where:
                 log.info(f"the filesystem of mount {facts.mnt_id} is mounted at {where}")
             raise error
-        if kernel.fstatfs(fd).magic in (TMPFS_MAGIC, RAMFS_MAGIC):
+        if magic in (TMPFS_MAGIC, RAMFS_MAGIC):
             return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
 
         refusals: list[DetachedError] = []

@@ -293,6 +293,17 @@ def test_shared(scenario: MakeScenario, tmp_path: Path) -> None:
             assert other.read() == DIGITS + "+++"
 
 
+def test_covered(scenario: MakeScenario, tmp_path: Path) -> None:
+    """It is mounted where nobody can reach it: shared with that mount, before and after."""
+    with disks.disk(tmp_path, "ext4") as disk:
+        held = scenario(mount_source=disk.mount, populate=populate).start(hold_files)
+        source = held.ground.source
+        kernel.mount("cover", source, "tmpfs")
+        survives_twice(held)
+        umount2(source)
+        written_thrice(source / "tree")
+
+
 def hold_image(scenario: MakeScenario, disk: Disk) -> Scenario:
     """A process on a filesystem whose loop device goes when it is unmounted."""
     held = scenario(mount_source=disk.mount, populate=populate).start(hold_files)
