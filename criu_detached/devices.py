@@ -253,21 +253,22 @@ class _Search:
         )
 
     def _open(self, path: bytes, noted: bool = False) -> Found | None:
-        """Open a device if it is the one."""
+        """Open a device if it is the one. What is no block device is not touched."""
         try:
+            if not stat.S_ISBLK(os.stat(path).st_mode):
+                return None
             fd = os.open(path, _OPEN)
         except OSError as error:
             if noted:
                 self.notes.append(f"{quote(path)}: {reason(error.errno or 0)}")
             return None
         try:
-            if stat.S_ISBLK(kernel.fstat(fd).mode):
-                found = _identify(fd, path)
-                if _is_same(self.wanted, found):
-                    kept, fd = fd, -1
-                    return Found(path, kept)
-                if noted:
-                    self.notes.append(f"{quote(path)} carries {describe(found)}")
+            found = _identify(fd, path)
+            if _is_same(self.wanted, found):
+                kept, fd = fd, -1
+                return Found(path, kept)
+            if noted:
+                self.notes.append(f"{quote(path)} carries {describe(found)}")
         except DetachedError as error:
             if noted:
                 self.notes.append(str(error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, quote, reason
@@ -50,7 +51,13 @@ def describe_loop(name: bytes) -> Loop | None:
     file = attribute(name, b"loop/backing_file")
     if not file:
         return None
-    info = _status(name)
+    try:
+        info = _status(name)
+    except OSError as error:
+        raise DetachedError(
+            f"its loop device {quote(name)} does not tell its backing file:"
+            f" {reason(error.errno or 0)}"
+        ) from error
     if _identity(file) != (_number(info, 0), _number(info, 8)):
         raise DetachedError(
             f"the backing file {quote(file)} of its loop device {quote(name)} is not there where"
@@ -138,6 +145,8 @@ def open_file(loop: Loop) -> int:
     """Open the backing file; raises OSError."""
     if loop.flags & ~_KNOWN_FLAGS or not loop.file.startswith(b"/") or b"\0" in loop.file:
         raise OSError(errno.EINVAL, "the record is invalid")
+    if stat.S_IFMT(os.stat(loop.file).st_mode) not in (stat.S_IFREG, stat.S_IFBLK):
+        raise OSError(errno.EINVAL, "it is no file that a loop device can have")
     mode = os.O_RDONLY if loop.flags & _READ_ONLY else os.O_RDWR
     return os.open(loop.file, mode | os.O_CLOEXEC | os.O_NONBLOCK)
 

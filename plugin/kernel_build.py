@@ -514,7 +514,7 @@ static int sys_root_with_proc(const char *name)
  * What libblkid (libblkid/blkid.h) finds in a device or an image: type, UUID and UUID_SUB, of 64
  * bytes each. The library is there for this moment alone: a run that meets no such filesystem
  * does not load it, and nothing of it is left in a restored task. Python's ctypes would do the
- * same in ten times the time, and leaves an fd open.
+ * same, but its import takes longer, and libffi leaves an fd open.
  */
 static int blkid_probe(int fd, uint64_t offset, char *values)
 {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from criu_detached import devices, kernel, remount
+from criu_detached import devices, dump, kernel, remount
 from criu_detached.errors import DetachedError
-from criu_detached.records import BlockDevice, Filesystem, Loop, Superblock
+from criu_detached.records import BlockDevice, Filesystem, Loop, Mount, Superblock
 
 UUID = b"01234567-89ab-cdef-0123-456789abcdef"
 
@@ -117,3 +119,58 @@ def test_probe(tmp_path: Path, read: Callable[[int], bytes]) -> None:
             kernel.blkid_probe(fd)
     finally:
         os.close(fd)
+
+
+def test_device_is_gone() -> None:
+    with pytest.raises(DetachedError, match=r"block device 240:1000 is gone"):
+        devices.describe_device(os.makedev(240, 1000))
+
+
+def test_device_was_replaced(tmp_path: Path) -> None:
+    """The number is that of a device that no filesystem has for itself: nothing is mounted."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    command = ["losetup", "--find", "--show", str(image)]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"can't make a loop device: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        with pytest.raises(DetachedError, match=f"was replaced: {device} .* is in no use"):
+            devices.describe_device(os.stat(device).st_rdev)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_living_filesystem(tmp_path: Path) -> None:
+    """What lies on the device is compared with what the kernel has in memory."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        living, fs = kernel.fs_uuid(fd), kernel.fstatfs(fd)
+        if len(living) != 16:
+            pytest.skip("the kernel does not tell a UUID")
+        own, other = (str(uuid.UUID(bytes=data)).encode() for data in (living, bytes(16)))
+        devices.check_living(fd, fs, BlockDevice(path=b"/dev/sda", type=b"fs", uuid=own))
+        devices.check_living(fd, fs, BlockDevice(path=b"/dev/sda", type=b"fs", uuid=b"1234-5678"))
+        with pytest.raises(DetachedError, match=r"/dev/sda carries another filesystem, fs \(0000"):
+            devices.check_living(fd, fs, BlockDevice(path=b"/dev/sda", type=b"fs", uuid=other))
+    finally:
+        os.close(fd)
+
+
+def test_confined() -> None:
+    """For a user namespace the host mounts without devices, so an open one is refused."""
+    mount = Mount(mnt_id=1, attr=kernel.MOUNT_ATTR_NOEXEC)
+    dump._confine(mount)
+    confined = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
+    assert mount.attr == kernel.MOUNT_ATTR_NOEXEC | confined
+    for flags, refusal in ((os.O_RDONLY, True), (os.O_PATH, False)):
+        fd = os.open("/dev/null", flags)
+        try:
+            if refusal:
+                with pytest.raises(DetachedError, match="nodev"):
+                    dump._refuse_device(fd, mount)
+            else:
+                dump._refuse_device(fd, mount)
+        finally:
+            os.close(fd)
