@@ -249,7 +249,7 @@ class _Search:
         notes = "".join(f"; {note}" for note in self.notes)
         raise DetachedError(
             f"no block device carries the filesystem {describe(wanted)} that was on"
-            f" {quote(wanted.path)}: connect it again{notes}"
+            f" {quote(wanted.path)}: connect it again, or supply its mounts{notes}"
         )
 
     def _open(self, path: bytes, noted: bool = False) -> Found | None:

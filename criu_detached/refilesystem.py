@@ -11,6 +11,7 @@ import stat
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError
+from criu_detached.records import RECREATED, REMOUNT
 from criu_detached.refill import IN_MEMORY, fill, make_memory, set_limits
 from criu_detached.remount import check_mounted, find_devices, mount_again
 
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
     from criu_detached.devices import Found
     from criu_detached.realise import Means
     from criu_detached.recordfile import Records
+
+
+def check_filesystems(records: Records) -> None:
+    """Refuse records that no dump writes; raises DetachedError."""
+    for number, filesystem in records.filesystems.items():
+        if filesystem.superblock is None:
+            raise DetachedError(f"filesystem {number} has no type: are the images damaged?")
+    for mount in records.mounts.values():
+        if mount.origin in (REMOUNT, RECREATED) and mount.filesystem not in records.filesystems:
+            raise DetachedError(
+                f"mount {mount.mnt_id} is of a filesystem that is not there: are the images"
+                " damaged?"
+            )
 
 
 def find_all_devices(records: Records) -> dict[int, list[Found]]:
@@ -61,7 +75,7 @@ def make_filesystems(records: Records, means: Means, found: dict[int, list[Found
     """
     for number, filesystem in records.filesystems.items():
         devices = found.get(number, [])
-        assert filesystem.superblock is not None  # check_filesystem
+        assert filesystem.superblock is not None  # check_filesystems
         in_memory = filesystem.superblock.fs_type in IN_MEMORY
         tree = make_memory(filesystem) if in_memory else mount_again(filesystem, devices)
         means.tops[number] = tree

@@ -42,6 +42,7 @@ from criu_detached.records import (
 )
 from criu_detached.recreate import check_ghost
 from criu_detached.refilesystem import (
+    check_filesystems,
     close_devices,
     find_all_devices,
     make_filesystems,
@@ -89,6 +90,7 @@ class Restore:
         self._mounts = self._records.mounts
         for mount in self._mounts.values():
             check_mount(mount)
+        check_filesystems(self._records)
         self._supplies = find_supplies(self._records, host)
         self._same_boot = self._records.header.boot_id == boot_id()
         inside = [mount.mnt_id for mount in self._mounts.values() if _is_in_namespace(mount)]

@@ -12,7 +12,18 @@ import pytest
 
 from criu_detached import devices, dump, kernel, remount
 from criu_detached.errors import DetachedError
-from criu_detached.records import BlockDevice, Filesystem, Loop, Mount, Superblock
+from criu_detached.recordfile import RecordWriter, read_records
+from criu_detached.records import (
+    FORMAT,
+    REMOUNT,
+    BlockDevice,
+    Filesystem,
+    Header,
+    Loop,
+    Mount,
+    Superblock,
+)
+from criu_detached.refilesystem import check_filesystems
 
 UUID = b"01234567-89ab-cdef-0123-456789abcdef"
 
@@ -119,6 +130,40 @@ def test_probe(tmp_path: Path, read: Callable[[int], bytes]) -> None:
             kernel.blkid_probe(fd)
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("change", [{"offset": 1 << 62}, {"block_size": 1 << 32}])
+def test_record_file(tmp_path: Path, change: dict[str, int]) -> None:
+    """Numbers that the kernel has fewer bits for are refused as they are read."""
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        writer = RecordWriter(directory, Header(format=FORMAT))
+        writer.filesystem(good(devices=[BlockDevice(loop=Loop(**change))]))
+        with pytest.raises(DetachedError, match="is larger than"):
+            read_records(directory)
+    finally:
+        os.close(directory)
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (Filesystem(id=1), "filesystem 1 has no type"),
+        (Mount(mnt_id=3, origin=REMOUNT, filesystem=2), "mount 3 is of a filesystem that is not"),
+    ],
+)
+def test_filesystem_is_missing(tmp_path: Path, record: Filesystem | Mount, why: str) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        writer = RecordWriter(directory, Header(format=FORMAT))
+        if isinstance(record, Mount):
+            writer.mount(record)
+        else:
+            writer.filesystem(record)
+        with pytest.raises(DetachedError, match=why):
+            check_filesystems(read_records(directory))
+    finally:
+        os.close(directory)
 
 
 def test_device_is_gone() -> None:
