@@ -12,12 +12,8 @@ from __future__ import annotations
 import errno
 import os
 
-from criu_detached import kernel, mountinfo
+from criu_detached import kernel, mountinfo, treeview
 from criu_detached.kernel import StatMount
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ATTACHED = "attached"  # in some mount namespace; CRIU's business
 DETACHED = "detached"
@@ -64,14 +60,9 @@ class Kind:
 class Classifier:
     """Tells kinds of mounts apart, by the best means that the running kernel has."""
 
-    def __init__(self, dumped_pids: Callable[[], list[int]] = list) -> None:
-        """Probe the kernel.
-
-        Args:
-            dumped_pids: gives a process of each dumped mount namespace.
-        """
+    def __init__(self) -> None:
+        """Probe the kernel."""
         self.by_fd = kernel.has_statmount_by_fd()
-        self._dumped_pids = dumped_pids
 
     def classify(self, fd: int, mnt_id: int) -> Kind:
         """Classify the mount of an open file.
@@ -89,7 +80,7 @@ class Classifier:
             return Kind(INTERNAL)
         if _is_attached(fd, mnt_id):
             return Kind(ATTACHED)
-        return Kind(ANONYMOUS if _is_anonymous(fd, self._dumped_pids()) else DETACHED)
+        return Kind(ANONYMOUS if _is_anonymous(fd) else DETACHED)
 
 
 def _by_fd(fd: int) -> Kind:
@@ -146,31 +137,12 @@ def _is_attached(fd: int, mnt_id: int) -> bool:
     return False
 
 
-def _is_anonymous(fd: int, dumped_pids: list[int]) -> bool:
+def _is_anonymous(fd: int) -> bool:
     """From Linux 6.15 open_tree clones anonymous mounts, and still no detached ones.
 
-    It does so in the mount namespace that the anonymous mount was made in alone
-    (check_anonymous_mnt, fs/namespace.c), so this one and the dumped ones are tried.
     Before 6.15 an anonymous mount is taken for a detached one.
     """
     try:
-        os.close(kernel.clone_mount(fd))
-        return True
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EPERM):
-            raise
-    return any(_clones_beside(pid, fd) for pid in dumped_pids)
-
-
-def _clones_beside(pid: int, fd: int) -> bool:
-    try:
-        ns_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        return bool(treeview.view(fd))
     except OSError:
-        return False
-    try:
-        kernel.rehearse_clone(ns_fd, fd)
-    except OSError:
-        return False
-    finally:
-        os.close(ns_fd)
-    return True
+        return True  # it was cloned, but a deleted file cannot be attached

@@ -43,12 +43,15 @@ ROOT_DELETED = b"//deleted"
 class DetachedMount:
     """A detached mount of the dump: its record, and how its bind source shows it."""
 
-    def __init__(self, record: Mount, root: int, source: int, read_only: bool) -> None:
+    def __init__(
+        self, record: Mount, root: int, source: int, read_only: bool, maps_known: bool = True
+    ) -> None:
         # O_PATH fds, kept open for the checks of the files on the mount
         self.record = record
         self.root = root  # of the detached mount; -1: it is deleted
         self.source = source  # of the bind source
         self.read_only = read_only  # the superblock, not the mount
+        self.maps_known = maps_known  # the kernel told the id-map, or that there is none
 
     def name_of(self, link: bytes, facts: FileFacts) -> Name:
         """Where a file is: the restore will open the path beneath the source.
@@ -140,7 +143,8 @@ def _find_source(
                     if source.filesystem is None:
                         _rehearse(record, source.fd if root < 0 else root, source)
                     read_only = b"ro" in source.info.super_options
-                    return DetachedMount(record, root, os.dup(source.fd), read_only), ""
+                    kept = os.dup(source.fd)
+                    return DetachedMount(record, root, kept, read_only, known is not None), ""
                 except OSError as error:
                     refusal = (
                         f"its bind source {quote(source.info.mountpoint)} would not do for the"
@@ -205,8 +209,19 @@ def _has_other_ids(kind: Kind, source: Source) -> bool:
     """A clone keeps the source's id-map, and only a mount without one can be given another."""
     if not kind.statmount:
         return False
-    maps = kernel.id_maps(source.fd)
+    maps = _id_maps(source)
     return maps != ([], []) and maps != (kind.statmount.uid_map, kind.statmount.gid_map)
+
+
+def _id_maps(source: Source) -> tuple[list[bytes], list[bytes]]:
+    """The id-maps of a source."""
+    if not source.pid:
+        return kernel.attached_id_maps(source.fd)
+    ns_fd = os.open(f"/proc/{source.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return kernel.attached_id_maps(source.fd, kernel.mount_namespace_id(ns_fd))
+    finally:
+        os.close(ns_fd)
 
 
 def _shows(root: int, path: bytes, facts: FileFacts) -> bool:
@@ -246,7 +261,7 @@ def _record(
             in_namespace=int(source.in_namespace),
             mountpoint=source.info.mountpoint,
             path=inside,
-            id_mapped=int(known is not None and kernel.id_maps(source.fd) != ([], [])),
+            id_mapped=int(known is not None and _id_maps(source) != ([], [])),
         ),
         uid_map=known.uid_map if known else [],
         gid_map=known.gid_map if known else [],

@@ -12,6 +12,7 @@ import os
 import stat
 
 from criu_detached import classify, external, kernel, log, paths
+from criu_detached.anonymous import AnonymousMounts
 from criu_detached.classify import Classifier, Kind
 from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, describe_mount
@@ -54,13 +55,14 @@ class Dump:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._finder = SourceFinder(host.dumps_mount_namespace(), host.mount_known)
-        self._classifier = Classifier(self._finder.dumped_pids)
+        self._classifier = Classifier()
         self._writer: RecordWriter | None = None
         self._mounts: dict[int, DetachedMount | None] = {}
         self._files: dict[tuple[int, int], File] = {}
         self._settings: Options | None = None
         self._ghosts: set[tuple[int, int]] = set()
         self._made_anew: list[File] = []
+        self._anonymous = AnonymousMounts(self._finder.candidates)
         contents = ContentWriter(host.image_dir())
         self._sole_held = SoleHeld(host, self._open_records, contents)
         self._describer = GhostDescriber(
@@ -164,6 +166,7 @@ class Dump:
             self._refuse_watched()
             self._writer.framed(*self._host.take_plain_records())
             self._writer.flush()
+            self._anonymous.check()
 
     def _refuse_watched(self) -> None:
         """Refuse watches of files that are made anew.
@@ -194,27 +197,31 @@ class Dump:
     def _new_mount(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
         kind = self._classifier.classify(fd, facts.mnt_id)
         if kind.name == classify.ANONYMOUS:
-            raise DetachedError(
-                "it is on an anonymous mount (open_tree, fsmount), which cannot be restored yet:"
-                " close it, or attach the mount with move_mount before the dump"
-            )
+            for mount in self._anonymous.describe(fd, link, facts):
+                self._record_mount(mount, kind)
+            return self._mounts[facts.mnt_id]
         if kind.name != classify.DETACHED:
             log.info(f"mount {facts.mnt_id} is {kind.name}: left to CRIU")
             return None
         mount = self._describe_or_leave(fd, link, facts, kind)
         if mount.record.origin == REMOUNT and self._host.dumps_user_namespace():
             _confine(mount.record)
-        source = mount.record.bind_source
-        assert source is not None
-        self._open_records().mount(mount.record)
-        if self._host.flushes() and mount.root >= 0:
-            compare_owner = not self._classifier.by_fd
-            self._host.plain_mount_add(facts.mnt_id, mount.root, source.mnt_id, compare_owner)
-        log.info(
-            f"mount {facts.mnt_id} is detached; its root {quote(mount.record.root or b'?')} "
-            + _way_back(mount.record)
-        )
+        self._record_mount(mount, kind)
         return mount
+
+    def _record_mount(self, mount: DetachedMount, kind: Kind) -> None:
+        record = mount.record
+        source = record.bind_source
+        assert source is not None
+        self._open_records().mount(record)
+        self._mounts[record.mnt_id] = mount
+        if self._host.flushes() and mount.root >= 0 and not record.parent:
+            compare_owner = not mount.maps_known
+            self._host.plain_mount_add(record.mnt_id, mount.root, source.mnt_id, compare_owner)
+        log.info(
+            f"mount {record.mnt_id} is {kind.name}; its root {quote(record.root or b'?')} "
+            + _way_back(record)
+        )
 
     def _describe_or_leave(
         self, fd: int, link: bytes, facts: FileFacts, kind: Kind
@@ -264,6 +271,8 @@ class Dump:
     def _record_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> None:
         """Write a file's record, once; every further fd of it is only compared."""
         key = (facts.mnt_id, facts.ino)
+        if mount.record.anonymous:
+            link = self._anonymous.relative(link, facts.mnt_id)
         known = self._files.get(key) or self._plain_file(key, facts)
         if known is None:
             known = self._new_file(fd, link, facts, mount)
@@ -277,6 +286,8 @@ class Dump:
             _refuse_device(fd, mount.record)
         if known.path == paths.ROOT or key in self._ghosts:
             self._refuse_nameless(fd, known, key in self._ghosts)
+        if mount.record.anonymous:
+            self._anonymous.note(fd, facts)
 
     def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:
         """Write the record of a file that has none."""
@@ -297,7 +308,7 @@ class Dump:
             if ghost.inode:
                 self._made_anew.append(record)
         else:
-            _check_owner(mount, name.path, facts, self._classifier.by_fd)
+            _check_owner(mount, name.path, facts)
             self._open_records().file(record)
         return record
 
@@ -443,12 +454,12 @@ def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
             )
 
 
-def _check_owner(mount: DetachedMount, path: bytes, facts: FileFacts, maps_known: bool) -> None:
+def _check_owner(mount: DetachedMount, path: bytes, facts: FileFacts) -> None:
     """Where the kernel does not tell a mount's id-map, another owner does."""
     if mount.record.origin == SUPPLIED:
         return  # there is nothing to compare with
     found = paths.facts_at(mount.root, path)
-    if not maps_known and (found.uid, found.gid) != (facts.uid, facts.gid):
+    if not mount.maps_known and (found.uid, found.gid) != (facts.uid, facts.gid):
         raise DetachedError(
             "its mount is id-mapped, and this kernel does not tell how: Linux 7.0 or newer does"
         )

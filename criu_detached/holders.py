@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 
 from criu_detached import kernel, mountinfo
 from criu_detached.errors import quote
@@ -29,6 +30,43 @@ def held_files(mnt_id: int) -> Iterator[int]:
         for fd in _open_links(pid):
             if kernel.fstat(fd).mnt_id == mnt_id:
                 yield fd
+
+
+def held_directories(known: set[int]) -> Iterator[int]:
+    """Likewise a directory of each mount that is not known yet, which it is from then on.
+
+    Args:
+        known: the 32-bit ids of mounts.
+    """
+    for pid in _processes():
+        for fd in _open_links(pid):
+            facts = kernel.fstat(fd)
+            if facts.mnt_id not in known and stat.S_ISDIR(facts.mode):
+                known.add(facts.mnt_id)
+                yield fd
+
+
+def is_tree_held(mnt_id: int) -> bool:
+    """Tell whether a dumped process has an fd that may be the fd of a tree.
+
+    That is one of its root which has no flag but O_PATH.
+
+    Args:
+        mnt_id: of the root of the tree.
+    """
+    return any(
+        _is_tree(pid, fd, mnt_id) for pid in _processes() if _is_traced(pid) for fd in _fds(pid)
+    )
+
+
+def _is_tree(pid: int, fd: str, mnt_id: int) -> bool:
+    lines = [line.partition(b":") for line in _read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n")]
+    fields = {name: value.strip() for name, _, value in lines}
+    return (
+        int(fields.get(b"mnt_id", b"0")) == mnt_id
+        and int(fields[b"flags"], 8) & ~os.O_CLOEXEC == os.O_PATH
+        and os.readlink(f"/proc/{pid}/fd/{fd}") == "/"
+    )
 
 
 def outside_holder(dev: int) -> str | None:
@@ -103,20 +141,22 @@ def _processes() -> Iterator[int]:
 
 def _open_links(pid: int) -> Iterator[int]:
     """Open, for a moment each, what a process has open and where it is."""
-    process = f"/proc/{pid}"
-    try:
-        fds = os.listdir(f"{process}/fd")
-    except OSError:
-        fds = []
-    for name in ("cwd", "root", "exe", *(f"fd/{fd}" for fd in fds)):
+    for name in ("cwd", "root", "exe", *(f"fd/{fd}" for fd in _fds(pid))):
         try:
-            fd = os.open(f"{process}/{name}", kernel.O_PATH)
+            fd = os.open(f"/proc/{pid}/{name}", kernel.O_PATH)
         except OSError:
             continue  # the process ended, or is a kernel thread
         try:
             yield fd
         finally:
             os.close(fd)
+
+
+def _fds(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return []  # it ended
 
 
 def _is_traced(pid: int) -> bool:

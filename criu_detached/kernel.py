@@ -38,7 +38,7 @@ STATMOUNT_MNT_POINT = 0x10
 STATMOUNT_FS_TYPE = 0x20
 STATMOUNT_MNT_NS_ID = 0x40
 STATMOUNT_MNT_OPTS = 0x80
-STATMOUNT_MNT_UIDMAP = 0x2000
+STATMOUNT_MNT_UIDMAP = 0x2000  # Linux 6.15
 STATMOUNT_MNT_GIDMAP = 0x4000
 
 # linux/mount.h: open_tree(2)
@@ -172,6 +172,9 @@ class StatMount:
         self.sb_flags = self._number(32, 4)
         self.mnt_id = self._number(40, 8)
         self.mnt_attr = self._number(64, 8)
+        self.mnt_propagation = self._number(72, 8)
+        # Root of the mount within its filesystem; ask for STATMOUNT_MNT_ROOT.
+        self.mnt_root = self._strings(104, 1)[0]
 
     def _number(self, offset: int, size: int) -> int:
         return int.from_bytes(self._raw[offset : offset + size], "little")
@@ -191,9 +194,9 @@ class StatMount:
         return [option for option in self._strings(4, 1)[0].split(b",") if option]
 
     @property
-    def mnt_root(self) -> bytes:
-        """Root of the mount within its filesystem; ask for STATMOUNT_MNT_ROOT."""
-        return self._strings(104, 1)[0]
+    def mnt_point(self) -> bytes:
+        """Where it is attached; ask for STATMOUNT_MNT_POINT."""
+        return self._strings(108, 1)[0]
 
     @property
     def uid_map(self) -> list[bytes]:
@@ -204,6 +207,9 @@ class StatMount:
     def gid_map(self) -> list[bytes]:
         """As uid_map; ask for STATMOUNT_MNT_GIDMAP (Linux 6.15)."""
         return self._strings(164, self._number(160, 4))
+
+
+_STATMOUNT_LIMIT = 1 << 20  # bytes of an answer
 
 
 def statmount_by_fd(fd: int, mask: int) -> StatMount:
@@ -220,7 +226,7 @@ def statmount_by_fd(fd: int, mask: int) -> StatMount:
     while True:
         buf = ffi.new("char[]", size)
         result = lib.sys_statmount_by_fd(fd, mask, buf, size)
-        if result != -errno.EOVERFLOW or size > 1 << 20:
+        if result != -errno.EOVERFLOW or size > _STATMOUNT_LIMIT:
             break
         size *= 4
     _checked(result, "statmount")
@@ -235,6 +241,30 @@ def id_maps(fd: int) -> tuple[list[bytes], list[bytes]]:
     """
     wanted = STATMOUNT_MNT_BASIC | STATMOUNT_MNT_UIDMAP | STATMOUNT_MNT_GIDMAP
     found = statmount_by_fd(fd, wanted)
+    return found.uid_map, found.gid_map
+
+
+def attached_id_maps(fd: int, ns_id: int = 0) -> tuple[list[bytes], list[bytes]]:
+    """As id_maps, of an attached mount: from Linux 6.15 on.
+
+    Args:
+        fd: a file on the mount.
+        ns_id: the mount namespace that it is in; 0: this one.
+
+    Raises:
+        OSError: the kernel does not tell, or the mount is not there.
+    """
+    try:
+        return id_maps(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    wanted = STATMOUNT_MNT_BASIC | STATMOUNT_MNT_UIDMAP | STATMOUNT_MNT_GIDMAP
+    size = _STATMOUNT_LIMIT
+    buf = ffi.new("char[]", size)
+    result = lib.sys_statmount_in_ns(mnt_id_unique(fd), ns_id, wanted, buf, size)
+    _checked(result, "statmount")
+    found = StatMount(bytes(ffi.buffer(buf)))
     return found.uid_map, found.gid_map
 
 
@@ -297,11 +327,26 @@ def mount_namespaces() -> Iterator[int]:
     Raises:
         OSError: ENOTTY before 6.12.
     """
+    for fd in mount_namespace_fds():
+        yield mount_namespace_id(fd)
+
+
+def mount_namespace_id(fd: int) -> int:
+    """The id of a mount namespace, by an fd of it; raises OSError before Linux 6.12."""
     found = ffi.new("uint64_t *")
+    _checked(lib.sys_mount_ns_id(fd, found), "NS_MNT_GET_INFO")
+    return int(found[0])
+
+
+def mount_namespace_fds() -> Iterator[int]:
+    """Yield an fd of each of these namespaces, this one's first; it is closed after.
+
+    Raises:
+        OSError: ENOTTY before 6.12.
+    """
     own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _checked(lib.sys_mount_ns_id(own, found), "NS_MNT_GET_INFO")
-        yield int(found[0])
+        yield own
         for backwards in (0, 1):
             yield from _namespaces_from(own, backwards)
     finally:
@@ -316,7 +361,7 @@ def _namespaces_from(start: int, backwards: int) -> Iterator[int]:
             _checked(following, "NS_MNT_GET_NEXT")
             os.close(fd)
             fd = following
-            yield int(found[0])
+            yield fd
     finally:
         os.close(fd)
 
@@ -345,6 +390,12 @@ def root_with_proc(name: bytes) -> int:
     child's own.
     """
     return _checked(lib.sys_root_with_proc(name), "mount or open_tree")
+
+
+def attach_visiting(ns_fd: int, own_ns_fd: int, tree: int, target: int) -> int:
+    """As attach, in another mount namespace, which is entered for it; see clone_mount_visiting."""
+    result = lib.sys_attach_visiting(ns_fd, own_ns_fd, tree, target)
+    return _checked(result, "setns or move_mount")
 
 
 def name_to_handle(fd: int, flags: int = 0) -> tuple[int, bytes]:
@@ -389,6 +440,35 @@ def rehearse_clone(
     """
     result = lib.sys_rehearse_clone(ns_fd, fd, attr_set, attr_clr, userns_fd)
     _checked(result, "open_tree or mount_setattr")
+
+
+def view_clone(ns_fds: list[int], fd: int, mask: int) -> list[StatMount]:
+    """Attach a clone of an anonymous mount in a child's private namespace, and look at it.
+
+    Args:
+        ns_fds: mount namespaces; the mount was made in one of them.
+        fd: what is to be the root of the clone.
+        mask: STATMOUNT_* bits that are wanted.
+
+    Returns:
+        What statmount(2) says of the clone, and then of its children, parents first.
+
+    Raises:
+        OSError: EINVAL when the mount is cloned in none of them.
+    """
+    size = 1 << 16
+    while True:
+        buf = ffi.new("char[]", size)
+        result = lib.sys_view_clone(ns_fds, len(ns_fds), fd, mask, buf, size)
+        if result != -errno.EOVERFLOW or size > _STATMOUNT_LIMIT:
+            break
+        size *= 4
+    raw, found = bytes(ffi.buffer(buf)), []
+    for _ in range(_checked(result, "clone and attach an anonymous mount")):
+        length = int.from_bytes(raw[:4], "little")
+        found.append(StatMount(raw[:length]))
+        raw = raw[length:]
+    return found
 
 
 def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
@@ -523,7 +603,7 @@ def _configure(fd: int, command: int, key: Any, value: Any) -> None:
 
 
 def attach(tree: int, target: int) -> None:
-    """move_mount(2): attach a tree on top of an open directory."""
+    """move_mount(2): attach a tree on top of an open directory, or file if its root is one."""
     _checked(lib.sys_move_mount(tree, target), "move_mount")
 
 

@@ -57,7 +57,7 @@ def check_mount(mount: Mount) -> None:
         )
     if mount.attr & ~_KNOWN_ATTR:
         raise DetachedError(f"mount {mount.mnt_id} has unknown attributes {mount.attr:#x}")
-    for name in (source.mountpoint, source.path):
+    for name in (source.mountpoint, source.path, mount.place):
         if b"\0" in name or b".." in name.split(b"/"):
             raise DetachedError(f"mount {mount.mnt_id} has the invalid path {quote(name)}")
     if mount.root_deleted and source.path == paths.ROOT:
@@ -152,7 +152,7 @@ def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
         try:
             _set_attributes(mount, realised.tree, where, means.userns_fd)
         except DetachedError:
-            _let_go(realised)
+            let_go(realised)
             raise
         return realised
     finally:
@@ -208,17 +208,44 @@ def _realise_with_ghosts(
         _set_attributes(mount, realised.tree, where)
         return realised
     except OSError as error:
-        _let_go(realised)
+        let_go(realised)
         raise DetachedError(f"can't make the deleted files of {where} again: {error}") from error
     except DetachedError:
-        _let_go(realised)
+        let_go(realised)
         raise
 
 
-def _let_go(realised: Realised) -> None:
+def let_go(realised: Realised) -> None:
+    """Close all fds of a mount that is not to be used."""
     for fd in (realised.tree, *(fd for _, fd in realised.ghosts)):
         if fd >= 0:
             os.close(fd)
+
+
+def attach(mount: Mount, tree: int, parent: int, move: Callable[[int, int], None]) -> None:
+    """Attach a mount of an anonymous tree on its parent.
+
+    Args:
+        mount: its record.
+        tree: its tree fd.
+        parent: the tree fd of its parent.
+        move: attaches one to an open directory or file.
+
+    Raises:
+        DetachedError: its place is gone, or the kernel refuses it.
+    """
+    try:
+        flags = kernel.O_PATH | kernel.O_NOFOLLOW
+        target, _ = kernel.open_beneath(parent, mount.place, flags)
+        try:
+            move(tree, target)
+        finally:
+            os.close(target)
+    except OSError as error:
+        raise DetachedError(
+            f"can't attach mount {mount.mnt_id} at {quote(mount.place)} in its anonymous tree:"
+            f" {error}; Linux 6.15 or newer is needed"
+        ) from error
 
 
 def _cannot_open(where: str, error: OSError) -> DetachedError:
@@ -287,7 +314,9 @@ def _check_id_map(mount: Mount, root: int, where: str) -> None:
     assert source is not None  # check_mount
     wanted = (mount.uid_map, mount.gid_map) if source.id_mapped else ([], [])
     try:
-        found = kernel.id_maps(root)
+        # Before Linux 7.0 the dump knows the id-maps of anonymous mounts alone.
+        tell = kernel.attached_id_maps if mount.anonymous else kernel.id_maps
+        found = tell(root)
     except OSError as error:
         if source.id_mapped:
             raise DetachedError(

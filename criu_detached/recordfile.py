@@ -206,6 +206,8 @@ class Records:
             source = record.bind_source
             _bound(record.mnt_id, 32)
             _bound(source.mnt_id if source else 0, 31)
+            if record.parent:
+                self._check_parent(record)
             if self.mounts.setdefault(record.mnt_id, record) is not record:
                 raise WireError(f"mount {record.mnt_id} is there twice")
         elif isinstance(record, Filesystem):
@@ -243,6 +245,15 @@ class Records:
                 raise WireError(f"socket {record.id} is there twice")
         else:
             raise WireError("an entry holds no record, or several")
+
+    def _check_parent(self, mount: Mount) -> None:
+        """An anonymous tree is put together in one place, parents first."""
+        parent = self.mounts.get(mount.parent)
+        if parent is None or not (parent.anonymous and mount.anonymous and mount.place):
+            raise WireError(f"mount {mount.mnt_id} is attached to none")
+        sources = [one.bind_source for one in (parent, mount)]
+        if len({bool(source and source.in_namespace) for source in sources}) > 1:
+            raise WireError(f"mount {mount.mnt_id} and what it is attached to are far apart")
 
 
 def _bound_inode(inode: Inode | None) -> None:

@@ -72,6 +72,9 @@ class Mount(Message):
         (8, "uid_map", BYTES_LIST),
         (9, "gid_map", BYTES_LIST),
         (10, "root_deleted", UINT),
+        (11, "anonymous", UINT),
+        (12, "parent", UINT),
+        (13, "place", BYTES),
         (14, "filesystem", UINT),
     )
     mnt_id: int
@@ -84,6 +87,9 @@ class Mount(Message):
     uid_map: list[bytes]
     gid_map: list[bytes]
     root_deleted: int
+    anonymous: int
+    parent: int
+    place: bytes
     filesystem: int
 
 

@@ -22,7 +22,9 @@ from criu_detached.mountinfo import read_mountinfo
 from criu_detached.realise import (
     Means,
     Realised,
+    attach,
     check_mount,
+    let_go,
     needs_id_map,
     realise,
     type_name,
@@ -55,6 +57,8 @@ from criu_detached.wire import WireError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from criu_detached.host import Host
 
 # F_GETFL never returns these: with them an open would change the filesystem.
@@ -95,6 +99,9 @@ class Restore:
         self._same_boot = self._records.header.boot_id == boot_id()
         inside = [mount.mnt_id for mount in self._mounts.values() if _is_in_namespace(mount)]
         self._in_tasks = {mnt_id: index for index, mnt_id in enumerate(inside)}
+        self._trees: dict[int, list[Mount]] = {}  # by the mount at the root, which comes first
+        for mount in self._mounts.values():
+            self._trees.setdefault(self._root_of(mount.mnt_id), []).append(mount)
         self._ghosts_of: dict[int, list[Ghost]] = {}
         self._ghosts_in_tasks: dict[tuple[int, int], int] = {}
         self._sort_ghosts()
@@ -143,6 +150,7 @@ class Restore:
         """Realise what comes from the host, while its namespace is at hand."""
         root = os.open("/", kernel.O_PATH)
         means = Means(root, self._same_boot, proc=proc, reader=reader)
+        self._parents: dict[int, int] = {}  # tree fds of mounts that others are attached to
         try:
             for mnt_id, supply in self._supplies.items():
                 means.supplied[mnt_id] = supply.open(self._mounts[mnt_id])
@@ -156,7 +164,7 @@ class Restore:
             if self._records.filesystems:
                 self._realise_filesystems(means)
         finally:
-            for fd in (root, *means.supplied.values()):
+            for fd in (root, *means.supplied.values(), *self._parents.values()):
                 os.close(fd)
 
     def _realise_filesystems(self, means: Means) -> None:
@@ -186,6 +194,10 @@ class Restore:
         finally:
             if means.userns_fd >= 0:
                 os.close(means.userns_fd)
+        if mount.parent:
+            attach(mount, found.tree, self._parents[mount.parent], kernel.attach)
+        if mount.anonymous:
+            self._parents[mount.mnt_id] = os.dup(found.tree)
         self._keeps_inodes[mount.mnt_id] = found.keeps_inodes
         self._host.inherit_fd_add(found.tree, _mount_key(mount))
         for ghost, fd in found.ghosts:
@@ -214,8 +226,10 @@ class Restore:
         if flags & _NEVER_OPEN:
             raise DetachedError(f"{quote(file.path)} has flags {flags:#x}, which no open file has")
         tree = self._tree_fd(file.mnt_id)
-        open_it = self._open_ghost if ghost else self._open_in
         try:
+            if self._is_tree_fd(file, flags):
+                return self._give_tree(tree, file)
+            open_it = self._open_ghost if ghost else self._open_in
             return open_it(tree, file, flags)
         except BlockingIOError:
             raise  # CRIU expects it where it breaks a lease (restore_lease_prebreaking_state)
@@ -255,12 +269,19 @@ class Restore:
             return self._host.inherit_fd_get(_mount_key(self._mounts[mnt_id]))
         if (tree := self._stored_tree(mnt_id, index)) >= 0:
             return tree
-        self._host.shared_lock(index)
+        lock = self._in_tasks[self._root_of(mnt_id)]
+        self._host.shared_lock(lock)
         try:
             tree = self._stored_tree(mnt_id, index)
-            return tree if tree >= 0 else self._realise_inside(mnt_id, index)
+            return tree if tree >= 0 else self._realise_tree(mnt_id)
         finally:
-            self._host.shared_unlock(index)
+            self._host.shared_unlock(lock)
+
+    def _root_of(self, mnt_id: int) -> int:
+        """The mount at the root of an anonymous tree; any other mount is one by itself."""
+        while parent := self._mounts[mnt_id].parent:
+            mnt_id = parent
+        return mnt_id
 
     def _stored_tree(self, mnt_id: int, index: int) -> int:
         """A new fd of a tree that some task has realised; -1 when none has."""
@@ -271,11 +292,24 @@ class Restore:
         self._keeps_inodes[mnt_id] = bool(value & 1)
         return self._host.fdstore_get(value >> 1)
 
-    def _realise_inside(self, mnt_id: int, index: int) -> int:
-        """Realise a mount from the restored namespace: this task is the first to need it."""
-        mount = self._mounts[mnt_id]
+    def _realise_tree(self, mnt_id: int) -> int:
+        """Realise a mount, and those of its tree: this task is the first to need one."""
+        trees: dict[int, int] = {}
+        try:
+            for mount in self._trees[self._root_of(mnt_id)]:
+                found = self._realise_inside(mount)
+                if mount.parent:
+                    self._attach_inside(mount, found, trees[mount.parent])
+                trees[mount.mnt_id] = self._store(found, mount.mnt_id)
+            return os.dup(trees[mnt_id])
+        finally:
+            for tree in trees.values():
+                os.close(tree)
+
+    def _realise_inside(self, mount: Mount) -> Realised:
+        """Realise a mount from the restored namespace."""
         assert mount.bind_source is not None
-        ghosts = self._ghosts_of.get(mnt_id, [])
+        ghosts = self._ghosts_of.get(mount.mnt_id, [])
         opened = []
 
         def inherited(key: bytes, wanted: bool) -> int:
@@ -294,13 +328,32 @@ class Restore:
                 inherited(_PROC_KEY, bool(ghosts) or bool(mount.root_deleted)),
                 ContentReader(data) if data >= 0 else None,
             )
-            found = realise(mount, ghosts, means)
+            return realise(mount, ghosts, means)
         finally:
             for fd in opened:
                 os.close(fd)
-        return self._store(found, mnt_id, index)
 
-    def _store(self, found: Realised, mnt_id: int, index: int) -> int:
+    def _attach_inside(self, mount: Mount, found: Realised, parent: int) -> None:
+        """Attach a mount of a tree on its parent, where the parent was cloned."""
+        source = self._mounts[mount.parent].bind_source
+        assert source is not None
+
+        def move(tree: int, target: int) -> None:
+            try:
+                kernel.attach(tree, target)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                place = self._host.mntns_root(source.mnt_id)
+                self._visit(place, lambda ns, own: kernel.attach_visiting(ns, own, tree, target))
+
+        try:
+            attach(mount, found.tree, parent, move)
+        except DetachedError:
+            let_go(found)
+            raise
+
+    def _store(self, found: Realised, mnt_id: int) -> int:
         """Keep a mount that this task has realised for the others; returns its tree fd."""
         self._keeps_inodes[mnt_id] = found.keeps_inodes
         try:
@@ -310,7 +363,7 @@ class Restore:
                 self._host.shared_set(number, self._host.fdstore_add(fd))
             # Last: now the others look no further.
             kept = self._host.fdstore_add(found.tree)
-            self._host.shared_set(index, kept << 1 | int(found.keeps_inodes))
+            self._host.shared_set(self._in_tasks[mnt_id], kept << 1 | int(found.keeps_inodes))
         except DetachedError:
             os.close(found.tree)
             raise
@@ -326,16 +379,39 @@ class Restore:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
+        return self._visit(fd, lambda ns, own: kernel.clone_mount_visiting(ns, own, fd))
+
+    def _visit(self, fd: int, work: Callable[[int, int], int]) -> int:
+        """Work in the namespace of an attached mount.
+
+        Args:
+            fd: a file on the mount.
+            work: is given fds of that namespace and of this task's own.
+        """
         proc = self._host.inherit_fd_get(_PROC_KEY)
         own = other = -1
         try:
             own = os.open(b"self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
             other = _open_namespace_of(proc, kernel.fstat(fd).mnt_id)
-            return kernel.clone_mount_visiting(other, own, fd)
+            return work(other, own)
         finally:
             for used in (proc, own, other):
                 if used >= 0:
                     os.close(used)
+
+    def _is_tree_fd(self, file: File, flags: int) -> bool:
+        """Tell whether what is opened is the fd of an anonymous tree, or may be.
+
+        Of an O_PATH fd of the root nobody can tell. All of them become one: either way the
+        mount can be attached by it, and is dissolved with the last of them.
+        """
+        mount = self._mounts[file.mnt_id]
+        wanted = bool(mount.anonymous) and not mount.parent and file.path == paths.ROOT
+        return wanted and flags & (os.O_PATH | os.O_NOFOLLOW) == os.O_PATH
+
+    def _give_tree(self, tree: int, file: File) -> int:
+        self._compare(file, kernel.fstat(tree))
+        return os.dup(tree)
 
     def _open_in(self, tree: int, file: File, flags: int) -> int:
         """Open a file beneath its mount's root, in two steps.

@@ -46,6 +46,8 @@ int sys_mount_ns_id(int ns_fd, uint64_t *ns_id);
 int sys_peer_path(int fd, char *path, size_t size);
 int sys_rehearse_clone(int ns_fd, int fd, uint64_t set, uint64_t clear, int userns_fd);
 int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd);
+int sys_attach_visiting(int ns_fd, int own_ns_fd, int tree, int target);
+int sys_view_clone(const int *ns_fds, int count, int fd, uint64_t mask, void *buf, size_t size);
 int sys_userns(const char *uid_map, const char *gid_map);
 int sys_enter_private_ns(int *place);
 int sys_leave_private_ns(const int *place);
@@ -69,6 +71,7 @@ SOURCE = r"""
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -356,6 +359,8 @@ static pid_t lone_child(unsigned long flags)
 }
 
 #define OPEN_TREE_CLONE_ 1
+#define AT_RECURSIVE_ 0x8000
+#define MAX_VIEW 1024 /* mounts of one tree */
 
 /* Tried in a child: setns(2) would change this process's root and directory. */
 static int sys_rehearse_clone(int ns_fd, int fd, uint64_t set, uint64_t clear, int userns_fd)
@@ -382,27 +387,46 @@ static int sys_rehearse_clone(int ns_fd, int fd, uint64_t set, uint64_t clear, i
  * As CRIU enters the namespace of a unix socket (prep_unix_sk_cwd, criu/sk-unix.c):
  * setns(2) changes root and directory to the root of the namespace, so both are put back.
  */
-static int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd)
+static int visit(int ns_fd, int own_ns_fd, int (*work)(int, int), int fd, int other)
 {
 	int root = open("/", O_PATH | O_CLOEXEC), cwd = open(".", O_PATH | O_CLOEXEC);
-	int tree = -1, err = 0;
+	int result;
 
 	if (root < 0 || cwd < 0 || setns(ns_fd, CLONE_NEWNS)) {
-		err = -errno;
-		goto out;
+		result = -errno;
+	} else {
+		result = work(fd, other);
+		/* A task must not go on anywhere else. */
+		if (setns(own_ns_fd, CLONE_NEWNS) || fchdir(root) || chroot(".") || fchdir(cwd))
+			_exit(1);
 	}
-	tree = sys_open_tree(fd, "", AT_EMPTY_PATH | O_CLOEXEC | OPEN_TREE_CLONE_);
-	/* A task must not go on anywhere else. */
-	if (setns(own_ns_fd, CLONE_NEWNS) || fchdir(root) || chroot(".") || fchdir(cwd))
-		_exit(1);
-out:
 	if (root >= 0)
 		close(root);
 	if (cwd >= 0)
 		close(cwd);
-	if (err && tree >= 0)
-		close(tree);
-	return err ? err : tree;
+	return result;
+}
+
+static int clone_here(int fd, int unused)
+{
+	(void)unused;
+	return sys_open_tree(fd, "", AT_EMPTY_PATH | O_CLOEXEC | OPEN_TREE_CLONE_);
+}
+
+static int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd)
+{
+	return visit(ns_fd, own_ns_fd, clone_here, fd, -1);
+}
+
+static int sys_move_mount(int tree, int target)
+{
+	return ret(syscall(NR_move_mount, tree, "", target, "",
+			   0x44 /* MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH */));
+}
+
+static int sys_attach_visiting(int ns_fd, int own_ns_fd, int tree, int target)
+{
+	return visit(ns_fd, own_ns_fd, sys_move_mount, tree, target);
 }
 
 /*
@@ -463,10 +487,108 @@ static int sys_fspick(int fd)
 	return ret(syscall(NR_fspick, fd, "", 0x9 /* FSPICK_CLOEXEC | FSPICK_EMPTY_PATH */));
 }
 
-static int sys_move_mount(int tree, int target)
+/* Anonymous mounts are cloned in the very mount namespace that they were made in. */
+static int clone_in_one_of(const int *ns_fds, int count, int fd)
 {
-	return ret(syscall(NR_move_mount, tree, "", target, "",
-			   0x44 /* MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH */));
+	const unsigned int flags = AT_EMPTY_PATH | O_CLOEXEC | OPEN_TREE_CLONE_ | AT_RECURSIVE_;
+	int tree = -EINVAL;
+
+	for (int i = 0; i < count && tree < 0; i++)
+		if (!setns(ns_fds[i], CLONE_NEWNS))
+			tree = sys_open_tree(fd, "", flags);
+	return tree;
+}
+
+/* On a new tmpfs, for the root of the tree may be a file, and nothing else is known here. */
+static int attach_privately(int tree)
+{
+	int ctx, base, dir;
+	struct stat st;
+
+	if (unshare(CLONE_NEWNS) ||
+	    syscall(SYS_mount, NULL, "/", NULL, 0x44000 /* MS_REC | MS_PRIVATE */, NULL))
+		return -errno;
+	ctx = sys_fsopen("tmpfs");
+	if (ctx < 0 || syscall(NR_fsconfig, ctx, 6 /* FSCONFIG_CMD_CREATE */, NULL, NULL, 0))
+		return -errno;
+	base = sys_fsmount(ctx, 0);
+	dir = open("/", O_PATH | O_CLOEXEC);
+	if (base < 0 || dir < 0 || sys_move_mount(base, dir) || fstat(tree, &st))
+		return -errno;
+	if (S_ISDIR(st.st_mode) ? mkdirat(base, "tree", 0700) : mknodat(base, "tree", S_IFREG, 0))
+		return -errno;
+	return ret(
+		syscall(NR_move_mount, tree, "", base, "tree", 4 /* MOVE_MOUNT_F_EMPTY_PATH */));
+}
+
+/* What is at the start of the memory that is shared with the child. */
+struct view {
+	int err, count;
+};
+
+static int fill_view(int tree, uint64_t mask, struct view *view, char *buf, size_t size)
+{
+	struct mnt_id_req_ver1 req = { .size = sizeof(req) };
+	static uint64_t ids[MAX_VIEW];
+	uint32_t used;
+	int below, err = sys_mnt_id_unique(tree, &ids[0]);
+
+	if (err)
+		return err;
+	req.mnt_id = ids[0];
+	/* In the order in which they were made: a parent comes before its children. */
+	below = ret(syscall(NR_listmount, &req, &ids[1], MAX_VIEW - 1, 0));
+	if (below < 0)
+		return below;
+	if (below == MAX_VIEW - 1)
+		return -E2BIG;
+	for (view->count = 0; view->count <= below; view->count++) {
+		err = sys_statmount_in_ns(ids[view->count], 0, mask, buf, size);
+		if (err)
+			return err;
+		memcpy(&used, buf, sizeof(used)); /* the size is the first field */
+		buf += used;
+		size -= used;
+	}
+	return 0;
+}
+
+/*
+ * statmount(2) tells of an anonymous mount nothing at all. So a clone of its tree is looked
+ * at, which a child attaches where nobody else sees it: the answers for the mounts of the
+ * tree follow one another in buf. Returns how many they are; -EINVAL when the kernel clones
+ * the mount in none of these namespaces.
+ */
+static int sys_view_clone(const int *ns_fds, int count, int fd, uint64_t mask, void *buf,
+			  size_t size)
+{
+	size_t room = sizeof(struct view) + size;
+	struct view *view = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+				 -1, 0);
+	int result, status, tree;
+	pid_t pid;
+
+	if (view == MAP_FAILED)
+		return -errno;
+	view->err = -ECHILD;
+	pid = lone_child(0);
+	if (pid == 0) {
+		tree = clone_in_one_of(ns_fds, count, fd);
+		view->err = tree < 0 ? tree : attach_privately(tree);
+		if (!view->err)
+			view->err = fill_view(tree, mask, view, (char *)(view + 1), size);
+		_exit(0);
+	}
+	if (pid < 0)
+		result = -errno;
+	else if (waitpid(pid, &status, __WALL) != pid)
+		result = -ECHILD;
+	else
+		result = view->err ? view->err : view->count;
+	if (result > 0)
+		memcpy(buf, view + 1, size);
+	munmap(view, room);
+	return result;
 }
 
 /* In a child with a mount namespace of its own and its parent's fds. */

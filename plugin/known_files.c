@@ -422,6 +422,11 @@ static int open_in(int tree, const struct known_file *file, int flags, uint64_t 
 	return -1;
 }
 
+static bool is_root(const struct known_file *file)
+{
+	return file->path_size == 1 && *file->path == '.';
+}
+
 int known_file_open(const char *name, int flags, const struct criu_host *host)
 {
 	const struct known_file *file = find_file(name);
@@ -430,8 +435,8 @@ int known_file_open(const char *name, int flags, const struct criu_host *host)
 	/* No open file has these flags; Python says so. */
 	if (flags & (O_CREAT | O_EXCL | O_TRUNC | (O_TMPFILE & ~O_DIRECTORY)))
 		return -1;
-	/* A mount of one file has no name to open beneath its root. */
-	if (!file || (file->path_size == 1 && *file->path == '.' && !S_ISDIR(file->mode)))
+	/* A mount of one file has no name beneath its root, and the fd of a tree is not opened. */
+	if (!file || (is_root(file) && (!S_ISDIR(file->mode) || flags & O_PATH)))
 		return -1;
 	if (may_keep && (tree = kept_tree(file->mount, host)) >= 0)
 		return open_in(tree, file, flags, kept.id);

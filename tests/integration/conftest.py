@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     tests of what is refused cannot.
     """
     parser.addoption("--attached", action="store_true", help="leave mounts attached, plain CRIU")
+    parser.addoption("--in-trees", action="store_true", help="anonymous mounts, not detached ones")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -103,6 +104,8 @@ def scenario(
         def make(*args: Any, **kwargs: Any) -> Scenario:
             if pytestconfig.getoption("--attached"):
                 kwargs["attached"] = True
+            elif pytestconfig.getoption("--in-trees"):
+                kwargs["in_trees"] = True
             made = stack.enter_context(Scenario(*args, **kwargs))
             used_placements.add(made.ground.placement)
             return made

@@ -13,12 +13,75 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 Check = Callable[[], Any]
+
+
+# Calls that Python lacks. A program of its own makes them: ctypes would leave an fd of libffi open.
+CALLS = """
+import ctypes, os, socket, struct, sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(number, *arguments):
+    result = libc.syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), number)
+    return result
+
+
+def clone(path, flags=0):
+    return call(428, -100, os.fsencode(path), 1 | flags)
+
+
+def set_attributes(tree, attributes, userns=0):
+    call(442, tree, b"", 0x1000, struct.pack("=QQQQ", attributes, 0, 0, userns), 32)
+
+
+def move_mount(tree, at, path):
+    call(429, tree, b"", at, os.fsencode(path), 4)
+
+
+def fsopen(fs_type):
+    return call(430, fs_type.encode(), 0)
+
+
+def fsmount(fs_type):
+    context = fsopen(fs_type)
+    call(431, context, 6, None, None, 0)
+    return call(432, context, 0, 0)
+
+
+def get_fd(pid, fd):
+    return call(438, os.pidfd_open(pid), fd, 0)
+
+
+def answer(*fds):
+    socket.send_fds(socket.socket(fileno=0), [b"!"], fds)
+
+
+"""
+
+
+def calls(script: str) -> list[int]:
+    """Run a script that has these calls; returns the fds that it answers with."""
+    ours, theirs = socket.socketpair()
+    command = [os.path.realpath(sys.executable), "-I", "-S", "-c", CALLS + script]
+    actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
+    pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
+    theirs.close()
+    _, fds, _, _ = socket.recv_fds(ours, 1, 8)
+    ours.close()
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise RuntimeError(f"{script} failed")
+    return fds
 
 
 class Task:
@@ -38,6 +101,13 @@ class Task:
         if prefix is None:  # a single file is mounted: there is no other to name
             return point
         return "/".join(part for part in (point, prefix, name) if part)
+
+    def move_into_trees(self) -> None:
+        """Clone the binds, unmount them, and go on with the clones, which are in no namespace."""
+        clones = (calls(f"answer(clone({point!r}))")[0] for point in self.points)
+        trees = [f"/proc/self/fd/{tree}" for tree in clones]
+        self.detach()
+        self.points, self.attached = trees, True
 
     def detach(self) -> None:
         """Unmount the binds lazily; in the attached twin of a test they stay.
@@ -113,6 +183,8 @@ def main(config: dict[str, Any]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     base, runner = config["base"], config["runner"]
     task = Task(base, config["points"], config["prefixes"], config["attached"])
+    if config["in_trees"]:
+        task.move_into_trees()
     names: dict[str, Any] = {"Task": Task, **config["constants"]}
 
     def start() -> Any:

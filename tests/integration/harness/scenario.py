@@ -44,6 +44,7 @@ class Scenario:
         binds: Sequence[Bind] = (Bind(),),
         *,
         attached: bool = False,
+        in_trees: bool = False,
         mount_source: Callable[[Path], None] = mount_tmpfs,
         populate: Callable[[Path], None] = populate_tree,
     ) -> None:
@@ -51,6 +52,7 @@ class Scenario:
         self.images = self.work / "images"
         self.pid = 0
         self._known: list[int] = []
+        self._in_trees = in_trees  # the files are on anonymous clones of the binds
         self.ground = Ground(self.work, placement, binds, attached, mount_source, populate)
 
     def __enter__(self) -> Self:
@@ -72,6 +74,7 @@ class Scenario:
             "points": self.ground.points(),
             "prefixes": [bind.shape.prefix for bind in self.ground.binds],
             "attached": self.ground.attached,
+            "in_trees": self._in_trees,
             "arguments": arguments,
             **shipped(program),
         }

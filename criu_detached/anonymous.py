@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Anonymous mounts at dump: from a file on one to the records of all mounts of its tree.
+
+A tree that open_tree or fsmount made has a mount at its root and perhaps others below.
+Whoever holds a directory of it reaches all of them, so all are recorded. Who holds other
+files alone reaches those alone, and the mount of each is recorded by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from criu_detached import kernel, mountinfo, paths, treeview
+from criu_detached.classify import ANONYMOUS, Kind
+from criu_detached.describe import DetachedMount, describe_mount
+from criu_detached.errors import DetachedError, quote
+from criu_detached.holders import held_directories, held_files, is_tree_held
+from criu_detached.kernel import FileFacts, StatMount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.describe import Candidates
+
+_NO_VIEW = (
+    "it is on an anonymous mount (open_tree, fsmount) whose mount namespace is gone, and the"
+    " kernel does not tell what such a mount is like: close it, or attach the mount with"
+    " move_mount before the dump"
+)
+
+
+class Member:
+    """A mount of an anonymous tree."""
+
+    __slots__ = ("fd", "mnt_id", "parent", "path", "place", "statmount")
+
+    def __init__(self, fd: int, path: bytes, statmount: StatMount) -> None:
+        self.fd = fd  # of its root, O_PATH
+        self.mnt_id = kernel.fstat(fd).mnt_id
+        self.path = path  # from the root of the tree
+        self.parent = 0  # the mount that it is on; 0: it is the root of the tree
+        self.place = b""  # and where, beneath the root of that mount
+        self.statmount = statmount
+
+
+class AnonymousMounts:
+    """The anonymous trees of one dump."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        """Take what gives the mounts that may be bind sources (describe_mount)."""
+        self._candidates = candidates
+        self._members: dict[int, Member] = {}  # of the trees that are known, by mount id
+        self._alone: set[int] = set()  # mounts that were recorded by themselves
+
+    def describe(self, fd: int, link: bytes, facts: FileFacts) -> list[DetachedMount]:
+        """Describe the mounts of the tree that an open file is in, parents first.
+
+        Args:
+            fd: the file.
+            link: its path from the root of the tree, as its link shows it.
+            facts: of the file.
+
+        Raises:
+            DetachedError: one of them cannot be restored.
+        """
+        members = _members_of(fd) if stat.S_ISDIR(facts.mode) else _find_tree(facts.mnt_id)
+        if not members:
+            self._alone.add(facts.mnt_id)
+            return [self._describe_alone(fd, link, facts)]
+        mounts = [self._describe_member(member) for member in members]
+        _refuse_mixture(mounts)
+        self._members.update((member.mnt_id, member) for member in members)
+        return mounts
+
+    def relative(self, link: bytes, mnt_id: int) -> bytes:
+        """Turn the link of a file into one from the root of its mount.
+
+        Raises:
+            DetachedError: the mount is another one than the link says.
+        """
+        member = self._members.get(mnt_id)
+        if member is None or not member.parent:
+            return link
+        inside = paths.below(link, b"/" + member.path)
+        if inside is None:
+            raise DetachedError("the tree of its mount was changed during the dump: try again")
+        return b"/" if inside == paths.ROOT else b"/" + inside
+
+    def note(self, fd: int, facts: FileFacts) -> None:
+        """Take note of a file on an anonymous mount.
+
+        Raises:
+            DetachedError: it shows that the tree is larger than its record.
+        """
+        if stat.S_ISDIR(facts.mode) and facts.mnt_id in self._alone:
+            members = _members_of(fd)
+            _close(members)
+            if len(members) > 1:
+                raise DetachedError(
+                    "it is in an anonymous tree of several mounts, and was found too late, in a"
+                    " socket: receive it before the dump"
+                )
+            self._alone.remove(facts.mnt_id)
+
+    def check(self) -> None:
+        """See, when all files are known, that the trees will stay together.
+
+        Raises:
+            DetachedError: one would fall apart when criu restore ends.
+        """
+        roots = {member.parent for member in self._members.values() if member.place}
+        for root in roots:
+            if not self._members[root].parent and not is_tree_held(root):
+                raise DetachedError(
+                    f"mount {root} is the root of an anonymous tree of several mounts, and its fd,"
+                    " which keeps them together, is in no dumped process: close the files of the"
+                    " tree, or dump the process that has its fd too (or receive it from a socket)"
+                )
+
+    def _describe_alone(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount:
+        """Describe a mount by a file that is no directory."""
+        described = _view_file(fd, link)
+        if described is not None:
+            return self._describe(fd, link, facts, described)
+        for other in held_files(facts.mnt_id):
+            other_link = os.readlink(b"/proc/self/fd/%d" % other)
+            if (described := _view_file(other, other_link)) is not None:
+                return self._describe(other, other_link, kernel.fstat(other), described)
+        return self._describe(fd, link, facts, None)
+
+    def _describe_member(self, member: Member) -> DetachedMount:
+        facts = kernel.fstat(member.fd)
+        mount = self._describe(member.fd, b"/", facts, member.statmount)
+        mount.record.parent = member.parent
+        mount.record.place = member.place
+        return mount
+
+    def _describe(
+        self, fd: int, link: bytes, facts: FileFacts, statmount: StatMount | None
+    ) -> DetachedMount:
+        mount = describe_mount(fd, link, facts, Kind(ANONYMOUS, statmount), self._candidates)
+        mount.record.anonymous = 1
+        return mount
+
+
+def _view_file(fd: int, link: bytes) -> StatMount | None:
+    """What the kernel tells of the mount of a file; None: nothing, for the file is deleted."""
+    try:
+        found = treeview.view(fd)
+    except OSError:
+        return None
+    if not found:
+        raise DetachedError(_NO_VIEW)
+    statmount = found[0]  # of a clone with the file as its root
+    inside = paths.from_link(link)
+    if inside == paths.ROOT:
+        return statmount
+    if not statmount.mnt_root.endswith(b"/" + inside):
+        raise DetachedError(
+            "it is on a mount within an anonymous tree, of which no directory is to be found in"
+            " any process: close it, or attach the tree with move_mount before the dump"
+        )
+    statmount.mnt_root = statmount.mnt_root[: -len(inside) - 1] or b"/"
+    return statmount
+
+
+def _find_tree(mnt_id: int) -> list[Member]:
+    """Look in all processes for a directory of the tree that a mount is in."""
+    seen = {mount.mnt_id for _, pids in mountinfo.namespaces() for mount in _mounts(pids)}
+    for directory in held_directories(seen):
+        try:
+            members = _members_of(directory)
+        except DetachedError:
+            continue  # of another kind
+        if mnt_id in {member.mnt_id for member in members}:
+            return members
+        seen.update(member.mnt_id for member in members)
+        _close(members)
+    return []
+
+
+def _mounts(pids: list[int]) -> list[mountinfo.MountInfo]:
+    return [mount for _, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()])]
+
+
+def _members_of(directory: int) -> list[Member]:
+    """All mounts of the tree that an open directory is in, parents first; raises DetachedError."""
+    members: list[Member] = []
+    top = _climb(directory)
+    try:
+        found = treeview.view(top)
+        for statmount in found:
+            path = paths.below(statmount.mnt_point, found[0].mnt_point)
+            assert path is not None
+            members.append(Member(_open_below(top, path), path, statmount))
+            _find_parent(members)
+    except OSError as error:
+        _close(members)
+        raise DetachedError(f"there is no looking at its anonymous mount: {error}") from error
+    finally:
+        os.close(top)
+    if not members:
+        raise DetachedError(_NO_VIEW)
+    if len({member.mnt_id for member in members}) < len(members):
+        _close(members)
+        raise DetachedError(
+            "it is in an anonymous tree with two mounts at one place, and the lower one is not to"
+            " be reached: unmount the upper one"
+        )
+    return members
+
+
+def _climb(directory: int) -> int:
+    """The root of the tree that a directory is in; the way there may lead over mounts."""
+    flags = kernel.O_PATH | os.O_DIRECTORY
+    here = kernel.openat2(directory, b".", flags, 0)
+    facts = kernel.fstat(here)
+    while True:
+        above = kernel.openat2(here, b"..", flags, 0)
+        os.close(here)
+        here, below, facts = above, facts, kernel.fstat(above)
+        if (facts.mnt_id, facts.dev, facts.ino) == (below.mnt_id, below.dev, below.ino):
+            return here
+
+
+def _open_below(top: int, path: bytes) -> int:
+    return kernel.openat2(top, path, kernel.O_PATH | kernel.O_NOFOLLOW, kernel.REACH_MOUNT)
+
+
+def _find_parent(members: list[Member]) -> None:
+    """Say of the last mount where it is attached: on the one with the longest path to it."""
+    *others, last = members
+    for other in others:
+        inside: bytes | None = last.path
+        if other.path != paths.ROOT:
+            inside = paths.below(last.path, other.path)
+        if inside is None or inside == paths.ROOT:
+            continue
+        if not last.place or len(inside) < len(last.place):
+            last.parent, last.place = other.mnt_id, inside
+
+
+def _refuse_mixture(mounts: list[DetachedMount]) -> None:
+    """A tree is put together in one place: in CRIU's process, or in a task."""
+    where: dict[int, bytes] = {}
+    for mount in mounts:
+        source = mount.record.bind_source
+        assert source is not None
+        where[source.in_namespace] = source.mountpoint
+    if len(where) > 1:
+        raise DetachedError(
+            "it is in an anonymous tree that is not of one place: one mount is shown at"
+            f" {quote(where[1])} in the dumped namespace, and another at {quote(where[0])} where"
+            " criu runs: mount the latter in the dumped namespace too"
+        )
+
+
+def _close(members: list[Member]) -> None:
+    for member in members:
+        os.close(member.fd)
