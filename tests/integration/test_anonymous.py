@@ -1,22 +1,44 @@
-"""Mounts that were cloned and never attached: their tree fd, and the files of the tree."""
+"""Mounts that were cloned or made and never attached: their tree fd, and the files of the tree.
+
+The programs of other tests run here on such mounts: in_trees has their binds cloned and unmounted
+before they start.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
-import socket
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import Check, Task, calls
-from .harness.placement import CONTENT, SINGLE_FILE, Bind, Placement
+from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement, populate_tree
+from .harness.program import Program
+from .harness.programs import hold_file
 from .harness.scenario import Scenario
+from .test_cwd import hold_cwd, hold_program, hold_root, populate_with_program
+from .test_deleted import hold_deleted_file, hold_directories, hold_linked, hold_unnamed, listing
+from .test_fds import EACH_KIND, hold_each_kind
+from .test_flags import hold_flags, states
+from .test_idmap import OWNER, hold_owned, userns
+from .test_in_flight import hold_in_flight
+from .test_locks import cycle_with_locks, hold_leases, hold_locks, hold_ofd_locks
+from .test_mappings import hold_mappings
+from .test_refused_dump import refused
+from .test_watches import change_through_source, hold_fanotify, hold_inotify
 
 pytestmark = pytest.mark.detached
+
+TREE = sorted(["file", "other", "dir", "link", "fifo", "null", "zero"])
+UNBINDABLE, READ_ONLY, NO_SUID, NO_DEV, NO_EXEC = 1 << 17, 1, 2, 4, 8
+
+
+# --- the fd of a tree ---
+
 
 def cloned(path: str, recursive: bool = False) -> int:
     """The fd of a new tree."""
@@ -25,35 +47,43 @@ def cloned(path: str, recursive: bool = False) -> int:
 
 
 def attached(task: Task, tree: int) -> list[str]:
-    """Where the runner made a directory for it, attach the tree, and say what is seen there."""
+    """Where the runner has made a directory for it, attach the tree; what is seen there."""
     target = os.path.join(task.base, "attach")
     if not os.path.isdir(target):
         return []
-    own = f"/proc/{os.getpid()}/fd/{tree}"
     calls(f"move_mount(get_fd({os.getpid()}, {tree}), -100, {target!r}); answer(0)")
-    found = sorted(os.listdir(target))
-    os.rmdir(target) if not found else None
-    assert os.readlink(own) == target
+    found = [os.readlink(f"/proc/self/fd/{tree}") == target, *sorted(os.listdir(target))]
     umount = ["umount", "--lazy", "--no-mtab", target]
     os.waitpid(os.posix_spawnp(umount[0], umount, os.environ), 0)
     return found
 
 
 def hold_tree(task: Task) -> Check:
-    """The fd of a tree, another fd of its root, and a file; once asked to, it attaches the tree."""
+    """The fd of a tree, another fd of its root, and a file.
+
+    When the runner makes a directory for it, the tree is attached there, or the fds are closed.
+    """
     tree = cloned(task.path())
     task.detach()
     again = os.open(".", os.O_PATH, dir_fd=tree)
     file = os.open("file", os.O_RDONLY, dir_fd=tree)
 
     def check() -> list[object]:
-        here = [os.stat(fd).st_ino for fd in (tree, again)]
-        return [os.pread(file, 100, 0).decode(), here[0] == here[1], attached(task, tree)]
+        if os.path.isdir(os.path.join(task.base, "close")):
+            os.close(tree)
+            os.close(again)
+            os.rmdir(os.path.join(task.base, "close"))
+            return [file]
+        return [os.pread(file, 100, 0).decode(), tree, attached(task, tree)]
 
     return check
 
 
-TREE = sorted(["file", "other", "dir", "link", "fifo", "null", "zero"])
+def close_tree(held: Scenario) -> int:
+    """Have hold_tree close what keeps the tree; returns the file's fd."""
+    (held.ground.base / "close").mkdir()
+    (file,) = held.ask()
+    return int(file)
 
 
 @pytest.mark.covers("tree_fd", "file", "o_path", column="anonymous")
@@ -61,6 +91,211 @@ def test_tree_fd(scenario: MakeScenario, every_placement: Placement) -> None:
     """It is the fd of a tree again, however often: what it leads to can be attached."""
     held = scenario(every_placement).start(hold_tree)
     held.cycle().cycle()
-    assert held.ask() == [CONTENT, True, []]
+    content, tree, _ = held.ask()
+    assert content == CONTENT and look.is_anonymous(held.pid, tree)
     (held.ground.base / "attach").mkdir()
-    assert held.ask() == [CONTENT, True, TREE]
+    assert held.ask() == [CONTENT, tree, [True, *TREE]]
+
+
+@pytest.mark.covers("tree_fd", column="anonymous")
+def test_dissolved(scenario: MakeScenario, placement: Placement) -> None:
+    """The mount is anonymous for as long as its fd is open."""
+    held = scenario(placement).start(hold_tree).cycle()
+    _, tree, _ = held.ask()
+    file = next(fd for fd, opened in look.open_files(held.pid).items() if opened.link == "/file")
+    assert look.is_anonymous(held.pid, tree) and look.is_anonymous(held.pid, file)
+    assert close_tree(held) == file
+    assert look.is_detached(held.pid, file) and not look.is_anonymous(held.pid, file)
+
+
+@pytest.mark.covers("file", column="anonymous")
+def test_tree_fd_elsewhere(scenario: MakeScenario, placement: Placement) -> None:
+    """A process that is not dumped has the fd of the tree: to the others the mount is detached."""
+    held = scenario(placement).start(hold_tree)
+    _, tree, _ = held.ask()
+    kept = kernel.get_fd(held.pid, tree)
+    try:
+        file = close_tree(held)
+        assert look.is_anonymous(held.pid, file)
+        held.cycle()
+        assert look.is_detached(held.pid, file) and not look.is_anonymous(held.pid, file)
+        held.cycle()
+    finally:
+        os.close(kept)
+    assert os.pread(os.open(f"/proc/{held.pid}/fd/{file}", os.O_RDONLY), 100, 0).decode() == CONTENT
+
+
+def hold_tree_of_file(task: Task) -> Check:
+    """The fd of a tree that is one file, and nothing else."""
+    tree = cloned(task.path())
+    task.detach()
+
+    def check() -> str:
+        with open(f"/proc/self/fd/{tree}") as file:
+            return file.read()
+
+    return check
+
+
+@pytest.mark.covers("tree_fd", column="anonymous")
+def test_tree_of_one_file(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement, [Bind(SINGLE_FILE)]).start(hold_tree_of_file).cycle().cycle()
+    assert held.ask() == CONTENT
+    assert look.is_anonymous(held.pid, tree_fd_of(held))
+
+
+def tree_fd_of(held: Scenario) -> int:
+    """The only O_PATH fd."""
+    files = look.open_files(held.pid)
+    (fd,) = (fd for fd, file in files.items() if file.flags & os.O_PATH)
+    return fd
+
+
+# --- what is held in a tree ---
+
+
+@pytest.mark.covers(
+    "file",
+    "directory",
+    "o_path",
+    "o_path_symlink",
+    "fifo",
+    "character_device",
+    column="anonymous",
+)
+def test_each_kind(scenario: MakeScenario, every_placement: Placement) -> None:
+    held = scenario(every_placement, in_trees=True).start(hold_each_kind)
+    held.cycle().cycle()
+    assert held.ask() == EACH_KIND
+
+
+@pytest.mark.covers("o_nofollow", "o_append", "o_direct", "fowner", column="anonymous")
+def test_flags(scenario: MakeScenario, placement: Placement) -> None:
+    """As CRIU restores them for attached files."""
+    held = scenario(placement, [Bind(SUBDIRECTORY)], in_trees=True).start(hold_flags)
+    before = states(held.pid)
+    held.cycle()
+    assert states(held.pid) == before
+    assert held.ask()["owner"] == 0
+
+
+@pytest.mark.covers("cwd", "root", "exe", column="anonymous")
+@pytest.mark.parametrize("program", [hold_cwd, hold_root, hold_program], ids=lambda p: p.__name__)
+def test_places(scenario: MakeScenario, placement: Placement, program: Program) -> None:
+    held = scenario(placement, populate=populate_with_program, in_trees=True).start(program)
+    answer = held.ask()
+    held.cycle().cycle()
+    assert held.ask() == answer
+
+
+@pytest.mark.covers("shared_mapping", "private_mapping", column="anonymous")
+def test_mappings(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement, in_trees=True).start(hold_mappings)
+    answer = held.ask()
+    held.cycle()
+    assert held.ask() == answer
+    assert (held.ground.source / "tree" / "file").read_text().startswith("sscc456789")
+
+
+@pytest.mark.covers(
+    "deleted_file", "deleted_linked_file", "deleted_directory", "o_tmpfile", column="anonymous"
+)
+@pytest.mark.parametrize(
+    "program",
+    [hold_deleted_file, hold_linked, hold_directories, hold_unnamed],
+    ids=lambda p: p.__name__,
+)
+def test_deleted(scenario: MakeScenario, placement: Placement, program: Program) -> None:
+    held = scenario(placement, in_trees=True).start(program)
+    before = listing(held.ground.source)
+    if program is hold_unnamed:  # it is given a name when it is asked, and its inode is a new one
+        held.dump().succeeded()
+        held.restore().succeeded()
+        assert held.ask().endswith("(deleted)")
+        return
+    answer = held.ask()
+    held.cycle()
+    assert held.ask() == answer
+    assert listing(held.ground.source) == before
+
+
+@pytest.mark.covers("flock", "posix_lock", "ofd_lock", "lease", column="anonymous")
+@pytest.mark.parametrize(
+    "program", [hold_locks, hold_ofd_locks, hold_leases], ids=lambda p: p.__name__
+)
+def test_locks(scenario: MakeScenario, placement: Placement, program: Program) -> None:
+    """What is asked takes the locks away: another process of the same kind says what is right."""
+    expected = scenario(placement, in_trees=True).start(program).ask()
+    held = scenario(placement, in_trees=True).start(program)
+    cycle_with_locks(held)
+    assert held.ask() == expected
+
+
+@pytest.mark.covers("scm_rights", column="anonymous")
+def test_in_flight(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement, [Bind(), Bind()], in_trees=True).start(hold_in_flight, kind=1)
+    held.cycle().cycle()
+    assert held.ask() == ["a", "34", ["inner"], "b", "45", ["inner"]]
+
+
+@pytest.mark.covers("inotify", "fanotify", column="anonymous")
+@pytest.mark.parametrize("program", [hold_inotify, hold_fanotify], ids=lambda p: p.__name__)
+def test_watches(scenario: MakeScenario, placement: Placement, program: Program) -> None:
+    held = scenario(placement, in_trees=True).start(program).cycle()
+    change_through_source(held)
+    others, own = held.ask()
+    assert (len(others) > 0, len(own)) == (True, 2)
+
+
+# --- attributes ---
+
+
+def hold_attributes(task: Task) -> Check:
+    """Two trees that mount_setattr(2) has restricted, each in a way of its own."""
+    both = "one, other = clone({0!r}), clone({0!r}); set_attributes(one, 1 | 2 | 8)"
+    both += "; set_attributes(other, 4 | 0x10 | 0x200000); answer(one, other)"
+    trees = calls(both.format(task.path()))
+    files = [os.open("file", os.O_RDONLY, dir_fd=tree) for tree in trees]
+    task.detach()
+    return lambda: [os.statvfs(fd).f_flag for fd in (*trees, *files)]
+
+
+@pytest.mark.covers("tree_fd", "file", column="anonymous")
+def test_attributes(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement).start(hold_attributes)
+    answer = held.ask()
+    assert answer[0] & (os.ST_RDONLY | os.ST_NOSUID | os.ST_NOEXEC | os.ST_NODEV) == 1 | 2 | 8
+    assert answer[0] != answer[1] and answer[:2] == answer[2:]
+    held.cycle().cycle()
+    assert held.ask() == answer
+
+
+@pytest.mark.covers("tree_fd", "file", column="anonymous")
+def test_id_map(scenario: MakeScenario, placement: Placement, userns: int) -> None:
+    """Told on every kernel that can clone an anonymous mount."""
+    held = scenario(placement, [Bind(userns=userns)], in_trees=True).start(hold_owned)
+    held.cycle().cycle()
+    assert held.ask() == [OWNER, OWNER]
+
+
+# --- trees of several mounts ---
+
+
+def hold_branches(task: Task) -> Check:
+    """A tree with a mount in it, and one in that, of another filesystem each."""
+    for source, target in ((task.path("dir", 1), "dir"), (task.path("", 2), "dir/deeper")):
+        bind = ["mount", "--no-mtab", "--bind", source, task.path(target)]
+        os.waitpid(os.posix_spawnp(bind[0], bind, os.environ), 0)
+    tree = cloned(task.path(), True)
+    names = ["file", "dir/inner", "dir/deeper/file", "dir/deeper/link"]
+    files = [os.open(name, os.O_RDONLY, dir_fd=tree) for name in names]
+    task.detach()
+
+    def check() -> list[object]:
+        mounts = {os.fstat(fd).st_dev for fd in files}
+        texts = [os.pread(fd, 100, 0).decode() for fd in files]
+        below = sorted(os.listdir(f"/proc/self/fd/{tree}/dir/deeper"))
+        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in files]
+        return [texts, links, below, attached(task, tree), len(mounts)]
+
+    return check

@@ -45,6 +45,7 @@ STATMOUNT_MNT_GIDMAP = 0x4000
 _SYS_PIVOT_ROOT = 155
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_PIDFD_GETFD = 438
 _SYS_MOUNT_SETATTR = 442
 _SYS_STATMOUNT = 457
 
@@ -88,6 +89,21 @@ def umount2(target: Path, flags: int = 0) -> None:
 def unshare(flags: int) -> None:
     """unshare(2); os.unshare needs Python 3.12."""
     _check(_libc.unshare(flags), "unshare", hex(flags))
+
+
+def setns(namespace: int, kind: int = 0) -> None:
+    """setns(2); os.setns needs Python 3.12."""
+    _check(_libc.setns(namespace, kind), "setns", f"fd {namespace}")
+
+
+def get_fd(pid: int, fd: int) -> int:
+    """The very file that another process has open: pidfd_getfd(2)."""
+    process = os.pidfd_open(pid)
+    try:
+        result = _libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0)
+        return _check(result, "pidfd_getfd", f"fd {fd} of {pid}")
+    finally:
+        os.close(process)
 
 
 def become_subreaper() -> None:

@@ -98,6 +98,29 @@ def _is_detached(pid: int, fd: int, attached: set[int]) -> bool:
     return unseen
 
 
+def is_anonymous(pid: int, fd: int) -> bool:
+    """Whether an fd's mount is anonymous: in no namespace, and yet it can be cloned.
+
+    It can where it was made, in the process's namespace or in this one; from Linux 6.15 on.
+    """
+    return is_detached(pid, fd) and any(_clones_in(place, pid, fd) for place in (pid, os.getpid()))
+
+
+def _clones_in(place: int, pid: int, fd: int) -> bool:
+    """Whether an fd's mount can be cloned in the mount namespace of a process."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            held = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH)
+            kernel.setns(os.open(f"/proc/{place}/ns/mnt", os.O_RDONLY))
+            kernel.open_tree(held, "", kernel.OPEN_TREE_CLONE | kernel.AT_EMPTY_PATH)
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1] == 0
+
+
 def mount_of(pid: int, fd: int) -> kernel.MountAnswer | None:
     """What statmount says of an fd's mount.
 
