@@ -8,6 +8,7 @@ files alone reaches those alone, and the mount of each is recorded by itself.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -140,6 +141,8 @@ class AnonymousMounts:
     ) -> DetachedMount:
         mount = describe_mount(fd, link, facts, Kind(ANONYMOUS, statmount), self._candidates)
         mount.record.anonymous = 1
+        if statmount and statmount.mnt_propagation == kernel.MS_PRIVATE:
+            mount.record.private = 1
         return mount
 
 
@@ -184,21 +187,31 @@ def _mounts(pids: list[int]) -> list[mountinfo.MountInfo]:
 
 
 def _members_of(directory: int) -> list[Member]:
-    """All mounts of the tree that an open directory is in, parents first; raises DetachedError."""
+    """All mounts of the tree that an open directory is in, parents first.
+
+    None where the root of the tree is deleted, which cannot be looked at: nothing is
+    mounted below it, for then it was empty (detach_mounts, fs/namespace.c).
+
+    Raises:
+        DetachedError: they are not known.
+    """
     members: list[Member] = []
-    top = _climb(directory)
     try:
-        found = treeview.view(top)
-        for statmount in found:
-            path = paths.below(statmount.mnt_point, found[0].mnt_point)
-            assert path is not None
-            members.append(Member(_open_below(top, path), path, statmount))
-            _find_parent(members)
+        top = _climb(directory)
+        try:
+            found = treeview.view(top)
+            for statmount in found:
+                path = paths.below(statmount.mnt_point, found[0].mnt_point)
+                assert path is not None
+                members.append(Member(_open_below(top, path), path, statmount))
+                _find_parent(members)
+        finally:
+            os.close(top)
     except OSError as error:
         _close(members)
+        if error.errno == errno.ENOENT and not members:
+            return []
         raise DetachedError(f"there is no looking at its anonymous mount: {error}") from error
-    finally:
-        os.close(top)
     if not members:
         raise DetachedError(_NO_VIEW)
     if len({member.mnt_id for member in members}) < len(members):
@@ -214,12 +227,14 @@ def _climb(directory: int) -> int:
     """The root of the tree that a directory is in; the way there may lead over mounts."""
     flags = kernel.O_PATH | os.O_DIRECTORY
     here = kernel.openat2(directory, b".", flags, 0)
-    facts = kernel.fstat(here)
     while True:
-        above = kernel.openat2(here, b"..", flags, 0)
-        os.close(here)
-        here, below, facts = above, facts, kernel.fstat(above)
-        if (facts.mnt_id, facts.dev, facts.ino) == (below.mnt_id, below.dev, below.ino):
+        below = kernel.fstat(here)
+        try:
+            above = kernel.openat2(here, b"..", flags, 0)
+        finally:
+            os.close(here)
+        here, found = above, kernel.fstat(above)
+        if (found.mnt_id, found.dev, found.ino) == (below.mnt_id, below.dev, below.ino):
             return here
 
 

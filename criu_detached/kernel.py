@@ -30,6 +30,9 @@ MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
+# linux/mount.h: propagation
+MS_PRIVATE = 0x40000
+
 # linux/mount.h: statmount(2) request and answer bits
 STATMOUNT_SB_BASIC = 0x1
 STATMOUNT_MNT_BASIC = 0x2
@@ -156,9 +159,12 @@ def clone_mount(fd: int) -> int:
     return open_tree(fd, b"", flags)
 
 
-def mount_setattr(fd: int, attr_set: int, attr_clr: int, userns_fd: int = -1) -> None:
+def mount_setattr(
+    fd: int, attr_set: int, attr_clr: int, userns_fd: int = -1, propagation: int = 0
+) -> None:
     """mount_setattr(2) on the mount of a tree fd, Linux 5.12."""
-    _checked(lib.sys_mount_setattr(fd, attr_set, attr_clr, 0, userns_fd), "mount_setattr")
+    result = lib.sys_mount_setattr(fd, attr_set, attr_clr, propagation, userns_fd)
+    _checked(result, "mount_setattr")
 
 
 class StatMount:

@@ -380,12 +380,15 @@ def _set_attributes(mount: Mount, tree: int, where: str, userns_fd: int = -1) ->
     attr_set, attr_clr = mount_attributes(mount)
     if userns_fd < 0:
         attr_set &= ~kernel.MOUNT_ATTR_IDMAP
-    _setattr(tree, attr_set, attr_clr, where, userns_fd)
+    propagation = kernel.MS_PRIVATE if mount.private else 0
+    _setattr(tree, attr_set, attr_clr, where, userns_fd, propagation)
 
 
-def _setattr(tree: int, attr_set: int, attr_clr: int, where: str, userns_fd: int = -1) -> None:
+def _setattr(
+    tree: int, attr_set: int, attr_clr: int, where: str, userns_fd: int = -1, propagation: int = 0
+) -> None:
     try:
-        kernel.mount_setattr(tree, attr_set, attr_clr, userns_fd)
+        kernel.mount_setattr(tree, attr_set, attr_clr, userns_fd, propagation)
     except OSError as error:
         raise DetachedError(
             f"can't give the clone of {where} the attributes {attr_set:#x}:"

@@ -76,6 +76,7 @@ class Mount(Message):
         (12, "parent", UINT),
         (13, "place", BYTES),
         (14, "filesystem", UINT),
+        (20, "private", UINT),
     )
     mnt_id: int
     origin: int
@@ -91,6 +92,7 @@ class Mount(Message):
     parent: int
     place: bytes
     filesystem: int
+    private: int
 
 
 class Handle(Message):

@@ -228,7 +228,9 @@ class Restore:
         tree = self._tree_fd(file.mnt_id)
         try:
             if self._is_tree_fd(file, flags):
-                return self._give_tree(tree, file)
+                if not ghost:
+                    self._compare(file, kernel.fstat(tree))
+                return os.dup(tree)
             open_it = self._open_ghost if ghost else self._open_in
             return open_it(tree, file, flags)
         except BlockingIOError:
@@ -408,10 +410,6 @@ class Restore:
         mount = self._mounts[file.mnt_id]
         wanted = bool(mount.anonymous) and not mount.parent and file.path == paths.ROOT
         return wanted and flags & (os.O_PATH | os.O_NOFOLLOW) == os.O_PATH
-
-    def _give_tree(self, tree: int, file: File) -> int:
-        self._compare(file, kernel.fstat(tree))
-        return os.dup(tree)
 
     def _open_in(self, tree: int, file: File, flags: int) -> int:
         """Open a file beneath its mount's root, in two steps.

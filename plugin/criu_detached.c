@@ -558,12 +558,27 @@ static const struct steering dump_steering[] = {
 
 static bool ready;
 
+static bool is_fs_context(int fd)
+{
+	static const char wanted[] = "anon_inode:[fscontext]";
+	char path[64], link[sizeof(wanted)];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return readlink(path, link, sizeof(link)) == sizeof(wanted) - 1 &&
+	       !memcmp(link, wanted, sizeof(wanted) - 1);
+}
+
 static int dump_ext_file(int fd, int id)
 {
 	struct file_facts facts;
 
 	if (!ready || get_facts(fd, &facts) || criu.lookup_mnt_id(facts.mnt_id))
 		return -ENOTSUP;
+	if (is_fs_context(fd)) {
+		say(LOG_ERROR, "can't dump a filesystem context (fsopen, fspick), which the kernel"
+			       " does not show: make the mount of it, or close it");
+		return -1;
+	}
 	/* Sockets, anonymous inodes and the like are on no mount that could be detached. */
 	if (!S_ISBLK(facts.mode) && !S_ISCHR(facts.mode))
 		return -ENOTSUP;

@@ -7,6 +7,8 @@ before they start.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +17,14 @@ import pytest
 
 from .conftest import MakeScenario
 from .harness import kernel, look
-from .harness.agent import Check, Task, calls
+from .harness.agent import CALLS, Check, Task, calls
 from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement, populate_tree
 from .harness.program import Program
-from .harness.programs import hold_file
 from .harness.scenario import Scenario
 from .test_cwd import hold_cwd, hold_program, hold_root, populate_with_program
 from .test_deleted import hold_deleted_file, hold_directories, hold_linked, hold_unnamed, listing
 from .test_fds import EACH_KIND, hold_each_kind
 from .test_flags import hold_flags, states
-from .test_idmap import OWNER, hold_owned, userns
 from .test_in_flight import hold_in_flight
 from .test_locks import cycle_with_locks, hold_leases, hold_locks, hold_ofd_locks
 from .test_mappings import hold_mappings
@@ -34,7 +34,6 @@ from .test_watches import change_through_source, hold_fanotify, hold_inotify
 pytestmark = pytest.mark.detached
 
 TREE = sorted(["file", "other", "dir", "link", "fifo", "null", "zero"])
-UNBINDABLE, READ_ONLY, NO_SUID, NO_DEV, NO_EXEC = 1 << 17, 1, 2, 4, 8
 
 
 # --- the fd of a tree ---
@@ -46,7 +45,7 @@ def cloned(path: str, recursive: bool = False) -> int:
     return tree
 
 
-def attached(task: Task, tree: int) -> list[str]:
+def attached(task: Task, tree: int) -> list[object]:
     """Where the runner has made a directory for it, attach the tree; what is seen there."""
     target = os.path.join(task.base, "attach")
     if not os.path.isdir(target):
@@ -253,7 +252,7 @@ def test_watches(scenario: MakeScenario, placement: Placement, program: Program)
 def hold_attributes(task: Task) -> Check:
     """Two trees that mount_setattr(2) has restricted, each in a way of its own."""
     both = "one, other = clone({0!r}), clone({0!r}); set_attributes(one, 1 | 2 | 8)"
-    both += "; set_attributes(other, 4 | 0x10 | 0x200000); answer(one, other)"
+    both += "; set_attributes(other, 4 | 0x80 | 0x200000); answer(one, other)"
     trees = calls(both.format(task.path()))
     files = [os.open("file", os.O_RDONLY, dir_fd=tree) for tree in trees]
     task.detach()
@@ -270,32 +269,178 @@ def test_attributes(scenario: MakeScenario, placement: Placement) -> None:
     assert held.ask() == answer
 
 
-@pytest.mark.covers("tree_fd", "file", column="anonymous")
-def test_id_map(scenario: MakeScenario, placement: Placement, userns: int) -> None:
-    """Told on every kernel that can clone an anonymous mount."""
-    held = scenario(placement, [Bind(userns=userns)], in_trees=True).start(hold_owned)
-    held.cycle().cycle()
-    assert held.ask() == [OWNER, OWNER]
-
-
 # --- trees of several mounts ---
 
 
 def hold_branches(task: Task) -> Check:
-    """A tree with a mount in it, and one in that, of another filesystem each."""
-    for source, target in ((task.path("dir", 1), "dir"), (task.path("", 2), "dir/deeper")):
+    """A tree with a mount in it, and one in that; all three are shown by the same filesystem."""
+    for source, target in ((task.path("dir", 1), "dir"), (task.path("file", 2), "dir/deeper")):
         bind = ["mount", "--no-mtab", "--bind", source, task.path(target)]
         os.waitpid(os.posix_spawnp(bind[0], bind, os.environ), 0)
     tree = cloned(task.path(), True)
-    names = ["file", "dir/inner", "dir/deeper/file", "dir/deeper/link"]
-    files = [os.open(name, os.O_RDONLY, dir_fd=tree) for name in names]
     task.detach()
+    names = ["file", "dir/inner", "dir/deeper"]
+    files = [os.open(name, os.O_RDWR, dir_fd=tree) for name in names]
+    directory = os.open("dir", os.O_RDONLY, dir_fd=tree)
 
     def check() -> list[object]:
-        mounts = {os.fstat(fd).st_dev for fd in files}
         texts = [os.pread(fd, 100, 0).decode() for fd in files]
-        below = sorted(os.listdir(f"/proc/self/fd/{tree}/dir/deeper"))
-        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in files]
-        return [texts, links, below, attached(task, tree), len(mounts)]
+        if os.path.isdir(os.path.join(task.base, "close")):
+            os.close(tree)
+            os.rmdir(os.path.join(task.base, "close"))
+        above = os.open("..", os.O_RDONLY, dir_fd=directory)
+        found = [tree, texts, sorted(os.listdir(above)), attached(task, tree)]
+        os.close(above)
+        return found
 
     return check
+
+
+def with_deeper(source: Path) -> None:
+    """The common tree, with a file to mount on."""
+    populate_tree(source)
+    (source / "tree" / "dir" / "deeper").touch()
+
+
+BRANCHES = [CONTENT, "inner\n", CONTENT]
+
+
+@pytest.mark.covers("tree_fd", "file", "directory", column="anonymous")
+def test_branches(scenario: MakeScenario, every_placement: Placement) -> None:
+    """Each mount is where it was in the tree, and the files are on them, not on others."""
+    held = scenario(every_placement, [Bind(), Bind(), Bind()], populate=with_deeper)
+    held.start(hold_branches).cycle().cycle()
+    tree, *found = held.ask()
+    assert look.is_anonymous(held.pid, tree)
+    assert found == [BRANCHES, TREE, []]
+    (held.ground.base / "attach").mkdir()
+    assert held.ask() == [tree, BRANCHES, TREE, [True, *TREE]]
+
+
+def test_branches_without_tree_fd(scenario: MakeScenario, placement: Placement) -> None:
+    """Nothing would keep the mounts of the tree together when criu restore ends."""
+    held = scenario(placement, [Bind(), Bind(), Bind()], populate=with_deeper)
+    held.start(hold_branches)
+    tree = held.ask()[0]
+    kept = kernel.get_fd(held.pid, tree)
+    try:
+        (held.ground.base / "close").mkdir()
+        held.ask()
+        refused(held, "tree of several mounts, and its fd")
+    finally:
+        os.close(kept)
+
+
+def hold_stacked(task: Task) -> Check:
+    """A tree with two mounts at one place."""
+    for name in ("dir", ""):
+        bind = ["mount", "--no-mtab", "--bind", task.path(name, 1), task.path("dir")]
+        os.waitpid(os.posix_spawnp(bind[0], bind, os.environ), 0)
+    tree = cloned(task.path(), True)
+    task.detach()
+    return lambda: sorted(os.listdir(f"/proc/self/fd/{tree}/dir"))
+
+
+def test_stacked(scenario: MakeScenario, placement: Placement) -> None:
+    """The lower one is out of reach, and the kernel does not tell what it is."""
+    refused(scenario(placement, [Bind(), Bind()]).start(hold_stacked), "two mounts at one place")
+
+
+# --- what is refused, or not known ---
+
+
+def hold_new_filesystem(task: Task) -> Check:
+    """The fd of a new filesystem, and a file on it: nothing else shows it."""
+    task.detach()
+    (tree,) = calls("answer(fsmount('tmpfs'))")
+    fd = os.open("file", os.O_RDWR | os.O_CREAT, dir_fd=tree)
+    return lambda: os.pwrite(fd, b"data", 0)
+
+
+def test_new_filesystem(scenario: MakeScenario, placement: Placement) -> None:
+    refused(scenario(placement).start(hold_new_filesystem), "no attached mount shows")
+
+
+def hold_context(task: Task, call: str) -> Check:
+    """A filesystem that is being configured."""
+    task.detach()
+    (context,) = calls(f"answer({call})")
+    return lambda: os.readlink(f"/proc/self/fd/{context}")
+
+
+CONTEXTS = ["fsopen('tmpfs')", "fspick('/')"]
+
+
+@pytest.mark.parametrize("call", CONTEXTS)
+def test_context(scenario: MakeScenario, placement: Placement, call: str) -> None:
+    refused(scenario(placement).start(hold_context, call=call), "fsopen, fspick")
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("call", CONTEXTS)
+def test_context_with_plain_criu(scenario: MakeScenario, call: str) -> None:
+    held = scenario().start(hold_context, call=call)
+    held.dump(plugin=False).failed("Can't dump file .* of that type .*fscontext")
+
+
+# --- trees that were made in another mount namespace ---
+
+
+@contextmanager
+def cloned_elsewhere(path: Path) -> Iterator[tuple[int, int]]:
+    """A process in a mount namespace of its own clones a directory; its pid, and the tree fd."""
+    script = "libc.unshare(0x20000); print(clone(sys.argv[1]), flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", CALLS + script, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        yield process.pid, int(process.stdout.readline())
+        process.communicate()
+
+
+def hold_given(task: Task) -> Check:
+    """A tree fd that the runner says of which process it is, and a file of the tree."""
+    task.detach()
+    held: list[int] = []
+
+    def check() -> list[object]:
+        if not held:
+            with open(os.path.join(task.base, "given")) as given:
+                pid, fd = given.read().split()
+            held.extend(calls(f"answer(get_fd({pid}, {fd}))"))
+            held.append(os.open("file", os.O_RDONLY, dir_fd=held[0]))
+        return [held[0], os.pread(held[1], 100, 0).decode()]
+
+    return check
+
+
+def given(held: Scenario, ids: tuple[int, int]) -> int:
+    """Have hold_given take a tree fd."""
+    (held.ground.base / "given").write_text("{} {}".format(*ids))
+    tree, content = held.ask()
+    assert content == CONTENT
+    return int(tree)
+
+
+@pytest.mark.covers("tree_fd", "file", column="anonymous")
+def test_made_elsewhere(scenario: MakeScenario, placement: Placement) -> None:
+    """In a namespace that is neither dumped nor that of criu."""
+    held = scenario(placement).start(hold_given)
+    with cloned_elsewhere(held.ground.source / "tree") as ids:
+        tree = given(held, ids)
+        held.cycle()
+    assert look.is_anonymous(held.pid, tree)
+    held.cycle()
+    assert held.ask() == [tree, CONTENT]
+
+
+def test_made_in_a_namespace_that_is_gone(scenario: MakeScenario, placement: Placement) -> None:
+    """Nothing tells what the mount is like; before Linux 7.0 it is taken for a detached one."""
+    held = scenario(placement).start(hold_given)
+    with cloned_elsewhere(held.ground.source / "tree") as ids:
+        given(held, ids)
+    if kernel.has_statmount_by_fd():
+        refused(held, "whose mount namespace is gone")
+    else:
+        held.cycle()
+        assert held.ask()[1] == CONTENT

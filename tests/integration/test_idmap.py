@@ -95,3 +95,12 @@ def test_id_mapped_source(scenario: MakeScenario, placement: Placement, userns: 
     held = scenario(placement, mount_source=mount_mapped, populate=lambda source: None)
     held.start(hold_owned).cycle()
     assert held.ask() == [OWNER, OWNER]
+
+
+@pytest.mark.detached
+@pytest.mark.covers("tree_fd", "file", column="anonymous")
+def test_anonymous(scenario: MakeScenario, placement: Placement, userns: int) -> None:
+    """The id-map of an anonymous mount is told on every kernel that clones such a mount."""
+    held = scenario(placement, [Bind(userns=userns)], in_trees=True).start(hold_owned)
+    held.cycle().cycle()
+    assert held.ask() == [OWNER, OWNER]

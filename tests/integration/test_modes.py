@@ -239,7 +239,6 @@ def test_shell_job(scenario: MakeScenario) -> None:
 
 
 @pytest.mark.detached
-@pytest.mark.xfail(strict=True, reason="criu keeps the tree fd for as long as it waits")
 def test_foreground_restore(scenario: MakeScenario) -> None:
     """While criu restore waits for what it restored, that can be dumped again."""
     held = scenario()

@@ -152,22 +152,6 @@ def test_socket_file(scenario: MakeScenario, placement: Placement, attached: boo
     assert look.is_running(held.pid)
 
 
-def hold_anonymous(task: Task) -> Check:
-    """A file in a tree that was cloned and never attached."""
-    import ctypes  # the fd of libffi that it leaves open does no harm here
-
-    libc = ctypes.CDLL(None)
-    libc.syscall.restype = ctypes.c_long
-    tree = libc.syscall(428, -100, os.fsencode(task.path()), 1 | os.O_CLOEXEC)
-    fd = os.open("file", os.O_RDONLY, dir_fd=tree)
-    return lambda: [tree >= 0, os.pread(fd, 100, 0).decode()]
-
-
-@pytest.mark.covers("file", "tree_fd", outcome="refused", column="anonymous")
-def test_anonymous(scenario: MakeScenario, placement: Placement) -> None:
-    refused(scenario(placement).start(hold_anonymous), "")
-
-
 def test_hidden_in_source(scenario: MakeScenario) -> None:
     """A mount on the source hides the way to the file there, and there is no other way."""
     held = scenario(binds=[Bind(SUBDIRECTORY)]).start(hold_file)

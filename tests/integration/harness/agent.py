@@ -52,6 +52,10 @@ def fsopen(fs_type):
     return call(430, fs_type.encode(), 0)
 
 
+def fspick(path):
+    return call(433, -100, path.encode(), 0)
+
+
 def fsmount(fs_type):
     context = fsopen(fs_type)
     call(431, context, 6, None, None, 0)
