@@ -77,15 +77,24 @@ class AnonymousMounts:
         """Turn the link of a file into one from the root of its mount.
 
         Raises:
-            DetachedError: the mount is another one than the link says.
+            DetachedError: the mount is another one than the link says, or another one of the
+                tree is in the way.
         """
         member = self._members.get(mnt_id)
-        if member is None or not member.parent:
+        if member is None:
             return link
-        inside = paths.below(link, b"/" + member.path)
-        if inside is None:
-            raise DetachedError("the tree of its mount was changed during the dump: try again")
-        return b"/" if inside == paths.ROOT else b"/" + inside
+        if member.parent:
+            inside = paths.below(link, b"/" + member.path)
+            if inside is None:
+                raise DetachedError("the tree of its mount was changed during the dump: try again")
+            link = b"/" if inside == paths.ROOT else b"/" + inside
+        for other in self._members.values():
+            if other.parent == mnt_id and paths.below(link, b"/" + other.place) is not None:
+                raise DetachedError(
+                    f"mount {other.mnt_id} of the same anonymous tree covers it, so that it could"
+                    " not be reached: unmount that, or close the file"
+                )
+        return link
 
     def note(self, fd: int, facts: FileFacts) -> None:
         """Take note of a file on an anonymous mount.

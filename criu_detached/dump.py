@@ -197,8 +197,9 @@ class Dump:
     def _new_mount(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
         kind = self._classifier.classify(fd, facts.mnt_id)
         if kind.name == classify.ANONYMOUS:
-            for mount in self._anonymous.describe(fd, link, facts):
-                self._record_mount(mount, kind)
+            mounts = self._anonymous.describe(fd, link, facts)
+            for mount in mounts:
+                self._record_mount(mount, kind, has_plain_files=len(mounts) == 1)
             return self._mounts[facts.mnt_id]
         if kind.name != classify.DETACHED:
             log.info(f"mount {facts.mnt_id} is {kind.name}: left to CRIU")
@@ -209,13 +210,16 @@ class Dump:
         self._record_mount(mount, kind)
         return mount
 
-    def _record_mount(self, mount: DetachedMount, kind: Kind) -> None:
+    def _record_mount(
+        self, mount: DetachedMount, kind: Kind, *, has_plain_files: bool = True
+    ) -> None:
+        """Write a mount's record, and let the fast path take its files."""
         record = mount.record
         source = record.bind_source
         assert source is not None
         self._open_records().mount(record)
         self._mounts[record.mnt_id] = mount
-        if self._host.flushes() and mount.root >= 0 and not record.parent:
+        if self._host.flushes() and mount.root >= 0 and has_plain_files:
             compare_owner = not mount.maps_known
             self._host.plain_mount_add(record.mnt_id, mount.root, source.mnt_id, compare_owner)
         log.info(

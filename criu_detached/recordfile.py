@@ -249,7 +249,8 @@ class Records:
     def _check_parent(self, mount: Mount) -> None:
         """An anonymous tree is put together in one place, parents first."""
         parent = self.mounts.get(mount.parent)
-        if parent is None or not (parent.anonymous and mount.anonymous and mount.place):
+        fit = parent is not None and parent.anonymous and parent.origin == mount.origin
+        if parent is None or not (fit and mount.anonymous and mount.place):
             raise WireError(f"mount {mount.mnt_id} is attached to none")
         sources = [one.bind_source for one in (parent, mount)]
         if len({bool(source and source.in_namespace) for source in sources}) > 1:

@@ -346,6 +346,22 @@ def test_stacked(scenario: MakeScenario, placement: Placement) -> None:
     refused(scenario(placement, [Bind(), Bind()]).start(hold_stacked), "two mounts at one place")
 
 
+def hold_covered(task: Task) -> Check:
+    """A file of a tree, over which another mount of the tree lies by now."""
+    tree, other = calls(f"answer(clone({task.path()!r}), clone({task.path('dir', 1)!r}))")
+    task.detach()
+    file = os.open("dir/inner", os.O_RDONLY, dir_fd=tree)
+    me = os.getpid()
+    calls(f"move_mount(get_fd({me}, {other}), get_fd({me}, {tree}), 'dir'); answer(0)")
+    os.close(other)
+    return lambda: os.pread(file, 100, 0).decode()
+
+
+def test_covered(scenario: MakeScenario, placement: Placement) -> None:
+    """It could not be opened again, for nothing is opened beneath another mount."""
+    refused(scenario(placement, [Bind(), Bind()]).start(hold_covered), "covers it")
+
+
 # --- what is refused, or not known ---
 
 

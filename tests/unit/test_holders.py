@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from criu_detached import kernel
-from criu_detached.holders import held_files
+import pytest
+
+from criu_detached import holders, kernel
+from criu_detached.holders import held_directories, held_files, is_tree_held
 
 from . import support
 
@@ -71,3 +73,36 @@ def test_walk_that_is_left_early(tmp_path: Path) -> None:
         assert next(walk) not in before
         walk.close()  # type: ignore[attr-defined]
         assert set(support.open_fds()) == before
+
+
+def test_directories(tmp_path: Path) -> None:
+    """One of each mount that is not known."""
+    for name in ("source/one", "source/two", "mnt"):
+        (tmp_path / name).mkdir(parents=True)
+    with support.detached(tmp_path / "mnt", tmp_path / "source") as root:
+        mnt_id = kernel.fstat(root).mnt_id
+        opened = [f"os.open('/proc/{os.getpid()}/fd/{root}/{name}', 0)" for name in ("one", "two")]
+        with process("; ".join(opened)):
+            known: set[int] = set()
+            found = [kernel.fstat(fd).mnt_id for fd in held_directories(known)]
+            assert found.count(mnt_id) == 1 and set(found) == known
+            assert mnt_id not in {kernel.fstat(fd).mnt_id for fd in held_directories({mnt_id})}
+
+
+def test_tree_fd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An O_PATH fd of the root without another flag, in a process that is dumped."""
+    (tmp_path / "source" / "dir").mkdir(parents=True)
+    (tmp_path / "mnt").mkdir()
+    with support.detached(tmp_path / "mnt", tmp_path / "source") as root:
+        mnt_id = kernel.fstat(root).mnt_id
+        path = f"/proc/{os.getpid()}/fd/{root}"
+        other = f"os.chdir('{path}'); os.open('{path}', 0); os.open('{path}/dir', os.O_PATH)"
+        other += f"; os.open('{path}/.', os.O_PATH | os.O_DIRECTORY)"
+        with process(other) as pid:
+            monkeypatch.setattr(holders, "_is_traced", lambda process: process == pid)
+            assert not is_tree_held(mnt_id)
+        with process(f"os.open('{path}/.', os.O_PATH)") as pid:
+            monkeypatch.setattr(holders, "_is_traced", lambda process: process == pid)
+            assert is_tree_held(mnt_id)
+            monkeypatch.setattr(holders, "_is_traced", lambda process: False)
+            assert not is_tree_held(mnt_id)

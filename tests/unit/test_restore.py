@@ -48,6 +48,7 @@ class Ground:
         self.images = os.open(path / "images", os.O_RDONLY | os.O_DIRECTORY)
         self.host = StandInHost(self.images, known_files, root=path)
         self.records: list[File | ExtFile | Ghost] = []
+        self.children: list[Mount] = []
         self.writer = ContentWriter(self.images)
         self.header = Header(format=FORMAT, boot_id=boot_id())
         self.mount = self.mount_record(self.tree, in_namespace=False)
@@ -77,6 +78,10 @@ class Ground:
             ),
         )
 
+    def is_inside(self) -> bool:
+        """Whether the bind source is in a restored namespace."""
+        return self.mount.bind_source is not None and bool(self.mount.bind_source.in_namespace)
+
     def file(self, name: str, **changes: object) -> bytes:
         """Record a file, with something changed; returns the name that CRIU opens it by."""
         record = support.file_record(self.tree, name, **{"mnt_id": MNT_ID, **changes})
@@ -100,7 +105,8 @@ class Ground:
     def restore(self) -> Restore:
         """Write the records and start a restore."""
         writer = RecordWriter(self.images, self.header)
-        writer.mount(self.mount)
+        for mount in (self.mount, *self.children):
+            writer.mount(mount)
         for record in self.records:
             if isinstance(record, File):
                 writer.file(record)
@@ -153,6 +159,103 @@ def refused(ground: Ground, *parts: str) -> None:
     assert text.isprintable()
     for part in parts:
         assert part in text
+
+
+def is_tree_fd(fd: int) -> bool:
+    """Whether the mount of an fd ends with it: it can be cloned, for it is anonymous."""
+    try:
+        os.close(kernel.clone_mount(fd))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("flags", [os.O_PATH, os.O_PATH | os.O_NOFOLLOW, os.O_RDONLY])
+@pytest.mark.parametrize("anonymous", [0, 1])
+def test_fd_of_a_tree(placed: Ground, anonymous: int, flags: int) -> None:
+    """Of an anonymous mount the root's O_PATH fd is the fd of the tree."""
+    key = placed.file(".")
+    placed.mount.anonymous = anonymous
+    restore = placed.restore()
+    fds = [restore.open(key, flags), restore.open(key, flags)]
+    for kept in [*placed.host.inherited.values(), *placed.host.stored]:
+        os.close(kept)
+    placed.host.inherited.clear()
+    placed.host.stored.clear()
+    assert len({kernel.fstat(fd).mnt_id for fd in fds}) == 1
+    given = bool(anonymous) and flags == os.O_PATH
+    assert (is_tree_fd(fds[0]), is_tree_fd(fds[1])) in {(given, given), (False, False)}
+    for fd in fds:
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+
+
+@pytest.fixture
+def branched(placed: Ground) -> Ground:
+    """A tree with the same source mounted once more in it, at dir."""
+    placed.mount.anonymous = 1
+    child = placed.mount_record(placed.tree, in_namespace=placed.is_inside())
+    child.mnt_id, child.anonymous = MNT_ID + 1, 1
+    child.parent, child.place = MNT_ID, b"dir"
+    placed.children.append(child)
+    return placed
+
+
+def test_branches(branched: Ground) -> None:
+    """The mount in the tree is where it was, and its files are on it."""
+    keys = [branched.file("file"), branched.file("dir/file", mnt_id=MNT_ID + 1)]
+    top = branched.file(".")
+    restore = branched.restore()
+    before = set(support.open_fds()) - set(branched.host.stored)
+    try:
+        lower, upper = (restore.open(key, os.O_RDONLY) for key in keys)
+    except DetachedError as error:
+        if "6.15" in str(error):
+            pytest.skip("this kernel (before 6.15) attaches nothing to an anonymous mount")
+        raise
+    tree = restore.open(top, os.O_PATH)
+    found = os.stat("dir/dir/file", dir_fd=tree)
+    assert kernel.fstat(lower).mnt_id != kernel.fstat(upper).mnt_id
+    assert found.st_ino == kernel.fstat(upper).ino
+    there = os.open("dir/dir/file", os.O_PATH, dir_fd=tree)
+    assert kernel.fstat(there).mnt_id == kernel.fstat(upper).mnt_id
+    opened = {lower, upper, tree, there}
+    assert set(support.open_fds()) - set(branched.host.stored) - before == opened
+    assert not branched.host.locked
+    for fd in opened:
+        os.close(fd)
+
+
+def test_place_is_gone(branched: Ground) -> None:
+    key = branched.file("file", mnt_id=MNT_ID + 1)
+    (branched.tree / "dir" / "file").unlink()
+    (branched.tree / "dir").rmdir()
+    with pytest.raises(DetachedError, match=f"mount {MNT_ID + 1} at dir"):
+        branched.open(key)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("parent", MNT_ID + 1, "attached to none"),
+        ("parent", 77, "attached to none"),
+        ("place", b"", "attached to none"),
+        ("anonymous", 0, "attached to none"),
+        ("origin", 2, "attached to none"),
+        ("place", b"../x", "invalid path"),
+        ("place", b"a\0b", "invalid path"),
+    ],
+)
+def test_hostile_branch(branched: Ground, field: str, value: object, why: str) -> None:
+    setattr(branched.children[0], field, value)
+    refused(branched, why)
+
+
+def test_branch_that_is_far_away(branched: Ground) -> None:
+    source = branched.children[0].bind_source
+    assert source is not None
+    source.in_namespace = 1 - source.in_namespace
+    refused(branched, "far apart")
 
 
 @pytest.mark.parametrize(("name", "flags"), support.OPENED)
