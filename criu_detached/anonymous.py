@@ -68,6 +68,12 @@ class AnonymousMounts:
         if not members:
             self._alone.add(facts.mnt_id)
             return [self._describe_alone(fd, link, facts)]
+        if len(members) > 1 and not is_tree_held(members[0].mnt_id):
+            raise DetachedError(
+                "it is in an anonymous tree of several mounts, and the fd of the tree, which keeps"
+                " them together, is in no dumped process: close the files of the tree, or dump the"
+                " process that has its fd too (or receive it from a socket)"
+            )
         mounts = [self._describe_member(member) for member in members]
         _refuse_mixture(mounts)
         self._members.update((member.mnt_id, member) for member in members)
@@ -111,21 +117,6 @@ class AnonymousMounts:
                     " socket: receive it before the dump"
                 )
             self._alone.remove(facts.mnt_id)
-
-    def check(self) -> None:
-        """See, when all files are known, that the trees will stay together.
-
-        Raises:
-            DetachedError: one would fall apart when criu restore ends.
-        """
-        roots = {member.parent for member in self._members.values() if member.place}
-        for root in roots:
-            if not self._members[root].parent and not is_tree_held(root):
-                raise DetachedError(
-                    f"mount {root} is the root of an anonymous tree of several mounts, and its fd,"
-                    " which keeps them together, is in no dumped process: close the files of the"
-                    " tree, or dump the process that has its fd too (or receive it from a socket)"
-                )
 
     def _describe_alone(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount:
         """Describe a mount by a file that is no directory."""

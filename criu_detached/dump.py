@@ -151,11 +151,13 @@ class Dump:
                 "it is bound on a mount that is to be supplied, whose directories are not known"
                 " yet: close the socket"
             )
+        if mount.record.anonymous:
+            link = self._anonymous.relative(link, facts.mnt_id)
         file = mount.name_of(link, facts)
         answer, new = self._sockets.note(name, file, mount)
         if new is not None:
             if not new.deleted:
-                _check_owner(mount, file.path, facts, self._classifier.by_fd)
+                _check_owner(mount, file.path, facts)
             self._open_records().bound_socket(new)
         return answer
 
@@ -166,7 +168,6 @@ class Dump:
             self._refuse_watched()
             self._writer.framed(*self._host.take_plain_records())
             self._writer.flush()
-            self._anonymous.check()
 
     def _refuse_watched(self) -> None:
         """Refuse watches of files that are made anew.

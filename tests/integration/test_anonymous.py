@@ -21,6 +21,7 @@ from .harness.agent import CALLS, Check, Task, calls
 from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement, populate_tree
 from .harness.program import Program
 from .harness.scenario import Scenario
+from .test_bound_sockets import SOCKET_NAME, hold_datagrams
 from .test_cwd import hold_cwd, hold_program, hold_root, populate_with_program
 from .test_deleted import hold_deleted_file, hold_directories, hold_linked, hold_unnamed, listing
 from .test_fds import EACH_KIND, hold_each_kind
@@ -237,6 +238,14 @@ def test_in_flight(scenario: MakeScenario, placement: Placement) -> None:
     assert held.ask() == ["a", "34", ["inner"], "b", "45", ["inner"]]
 
 
+@pytest.mark.covers("unix_socket", column="anonymous")
+def test_bound_sockets(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement, in_trees=True).start(hold_datagrams, absolute=False)
+    held.cycle().cycle()
+    name = SOCKET_NAME
+    assert held.ask() == [name, name, ["waiting", "new", "by name"], True]
+
+
 @pytest.mark.covers("inotify", "fanotify", column="anonymous")
 @pytest.mark.parametrize("program", [hold_inotify, hold_fanotify], ids=lambda p: p.__name__)
 def test_watches(scenario: MakeScenario, placement: Placement, program: Program) -> None:
@@ -326,7 +335,7 @@ def test_branches_without_tree_fd(scenario: MakeScenario, placement: Placement) 
     try:
         (held.ground.base / "close").mkdir()
         held.ask()
-        refused(held, "tree of several mounts, and its fd")
+        refused(held, "tree of several mounts, and the fd of the tree")
     finally:
         os.close(kept)
 
