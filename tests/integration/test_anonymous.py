@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from . import disks
 from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import CALLS, Check, Task, calls
@@ -24,12 +25,14 @@ from .harness.scenario import Scenario
 from .test_bound_sockets import SOCKET_NAME, hold_datagrams
 from .test_cwd import hold_cwd, hold_program, hold_root, populate_with_program
 from .test_deleted import hold_deleted_file, hold_directories, hold_linked, hold_unnamed, listing
+from .test_ext_files import LOOP_CONTROL, hold_devices
 from .test_fds import EACH_KIND, hold_each_kind
 from .test_flags import hold_flags, states
 from .test_in_flight import hold_in_flight
 from .test_locks import cycle_with_locks, hold_leases, hold_locks, hold_ofd_locks
 from .test_mappings import hold_mappings
 from .test_refused_dump import refused
+from .test_terminals import hold_pair, mount_devpts, no_files
 from .test_watches import change_through_source, hold_fanotify, hold_inotify
 
 pytestmark = pytest.mark.detached
@@ -46,15 +49,24 @@ def cloned(path: str, recursive: bool = False) -> int:
     return tree
 
 
+def run(*command: str) -> None:
+    """Run a program to its end."""
+    os.waitpid(os.posix_spawnp(command[0], list(command), os.environ), 0)
+
+
 def attached(task: Task, tree: int) -> list[object]:
-    """Where the runner has made a directory for it, attach the tree; what is seen there."""
+    """Where the runner has made a directory for it, attach the tree; what is seen there.
+
+    The last thing is whether the mount is in a peer group.
+    """
     target = os.path.join(task.base, "attach")
     if not os.path.isdir(target):
         return []
     calls(f"move_mount(get_fd({os.getpid()}, {tree}), -100, {target!r}); answer(0)")
     found = [os.readlink(f"/proc/self/fd/{tree}") == target, *sorted(os.listdir(target))]
-    umount = ["umount", "--lazy", "--no-mtab", target]
-    os.waitpid(os.posix_spawnp(umount[0], umount, os.environ), 0)
+    with open("/proc/self/mountinfo") as table:
+        found += ["shared:" in line for line in table if f" {target} " in line]
+    run("umount", "--lazy", "--no-mtab", target)
     return found
 
 
@@ -94,7 +106,7 @@ def test_tree_fd(scenario: MakeScenario, every_placement: Placement) -> None:
     content, tree, _ = held.ask()
     assert content == CONTENT and look.is_anonymous(held.pid, tree)
     (held.ground.base / "attach").mkdir()
-    assert held.ask() == [CONTENT, tree, [True, *TREE]]
+    assert held.ask() == [CONTENT, tree, [True, *TREE, False]]
 
 
 @pytest.mark.covers("tree_fd", column="anonymous")
@@ -177,6 +189,32 @@ def test_flags(scenario: MakeScenario, placement: Placement) -> None:
     held.cycle()
     assert states(held.pid) == before
     assert held.ask()["owner"] == 0
+
+
+@pytest.mark.covers("block_device", "character_device", column="anonymous")
+def test_devices(scenario: MakeScenario, placement: Placement, tmp_path: Path) -> None:
+    """Devices that CRIU leaves to plugins."""
+    (tmp_path / "image").write_bytes(b"0123456789".ljust(4096, b"."))
+    with disks.loop_device(tmp_path / "image") as device:
+
+        def populate(source: Path) -> None:
+            populate_tree(source)
+            os.mknod(source / "tree" / "block", 0o60666, os.stat(device).st_rdev)
+            os.mknod(source / "tree" / "char", 0o20666, LOOP_CONTROL)
+
+        held = scenario(placement, populate=populate, in_trees=True).start(hold_devices)
+        answer = held.ask()
+        held.cycle()
+        assert held.ask() == answer
+        held.kill()
+
+
+@pytest.mark.covers("terminal", outcome="refused", column="anonymous")
+def test_terminal(scenario: MakeScenario, placement: Placement) -> None:
+    """CRIU looks for terminals on attached mounts alone."""
+    held = scenario(placement, mount_source=mount_devpts, populate=no_files, in_trees=True)
+    held.start(hold_pair).dump().failed("Can't lookup mount=")
+    assert held.ask() == ["out", "in\n", False]
 
 
 @pytest.mark.covers("cwd", "root", "exe", column="anonymous")
@@ -278,14 +316,34 @@ def test_attributes(scenario: MakeScenario, placement: Placement) -> None:
     assert held.ask() == answer
 
 
+def hold_propagation(task: Task) -> Check:
+    """Two trees; one of them is private, and the other in the peer group of the source."""
+    path = task.path()
+    script = f"one, other = clone({path!r}), clone({path!r})"
+    script += "; call(442, other, b'', 0x1000, struct.pack('=QQQQ', 0, 0, 1 << 18, 0), 32)"
+    trees = calls(script + "; answer(one, other)")
+    task.detach()
+
+    return lambda: [attached(task, tree) for tree in trees]
+
+
+def test_propagation(scenario: MakeScenario) -> None:
+    def mount_shared(source: Path) -> None:
+        kernel.mount("source", source, "tmpfs")
+        subprocess.run(["mount", "--make-shared", str(source)], check=True)
+
+    held = scenario(mount_source=mount_shared).start(hold_propagation).cycle().cycle()
+    (held.ground.base / "attach").mkdir()
+    assert held.ask() == [[True, *TREE, True], [True, *TREE, False]]
+
+
 # --- trees of several mounts ---
 
 
 def hold_branches(task: Task) -> Check:
     """A tree with a mount in it, and one in that; all three are shown by the same filesystem."""
     for source, target in ((task.path("dir", 1), "dir"), (task.path("file", 2), "dir/deeper")):
-        bind = ["mount", "--no-mtab", "--bind", source, task.path(target)]
-        os.waitpid(os.posix_spawnp(bind[0], bind, os.environ), 0)
+        run("mount", "--no-mtab", "--bind", source, task.path(target))
     tree = cloned(task.path(), True)
     task.detach()
     names = ["file", "dir/inner", "dir/deeper"]
@@ -323,7 +381,26 @@ def test_branches(scenario: MakeScenario, every_placement: Placement) -> None:
     assert look.is_anonymous(held.pid, tree)
     assert found == [BRANCHES, TREE, []]
     (held.ground.base / "attach").mkdir()
-    assert held.ask() == [tree, BRANCHES, TREE, [True, *TREE]]
+    assert held.ask() == [tree, BRANCHES, TREE, [True, *TREE, False]]
+
+
+def hold_branches_below(task: Task) -> Check:
+    """Such a tree, held by a child that is in a mount namespace of its own by now."""
+
+    def child() -> Check:
+        check = hold_branches(task)
+        if sys.version_info >= (3, 12):
+            os.unshare(os.CLONE_NEWNS)
+        return check
+
+    return task.fork(child)
+
+
+def test_branches_in_nested_namespace(scenario: MakeScenario) -> None:
+    """The tree is put together in the namespace of its bind sources, not in that of its holder."""
+    held = scenario(Placement.NAMESPACE, [Bind(), Bind(), Bind()], populate=with_deeper)
+    held.start(hold_branches_below).cycle().cycle()
+    assert held.ask()[1:] == [BRANCHES, TREE, []]
 
 
 def test_branches_without_tree_fd(scenario: MakeScenario, placement: Placement) -> None:
@@ -343,8 +420,7 @@ def test_branches_without_tree_fd(scenario: MakeScenario, placement: Placement) 
 def hold_stacked(task: Task) -> Check:
     """A tree with two mounts at one place."""
     for name in ("dir", ""):
-        bind = ["mount", "--no-mtab", "--bind", task.path(name, 1), task.path("dir")]
-        os.waitpid(os.posix_spawnp(bind[0], bind, os.environ), 0)
+        run("mount", "--no-mtab", "--bind", task.path(name, 1), task.path("dir"))
     tree = cloned(task.path(), True)
     task.detach()
     return lambda: sorted(os.listdir(f"/proc/self/fd/{tree}/dir"))

@@ -149,7 +149,7 @@ def test_late_directory_of_a_tree_of_one_mount(ground: Ground, nobody: None) -> 
 
 def test_tree_fd_keeps_the_tree_together(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """It must be in a dumped process, unless there is nothing to keep together."""
-    asked = []
+    asked: list[int] = []
     monkeypatch.setattr(anonymous, "is_tree_held", asked.append)
     with pytest.raises(DetachedError, match="in no dumped process"):
         ground.describe(ground.open("dir/a"))

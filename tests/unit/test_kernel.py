@@ -108,6 +108,7 @@ def test_strings() -> None:
     found = crafted(strings, fs_type=1, mnt_root=6, mnt_point=17)
     assert found.fs_type == b"ext4"
     assert found.mnt_root == b"/some root"
+    assert found.mnt_point == b"/point"
 
 
 def test_id_maps() -> None:
@@ -331,3 +332,24 @@ def test_mount_namespaces() -> None:
     finally:
         os.close(root)
     assert not kernel.mount_in_ns((1 << 62) + 1, found[0])
+
+
+def test_attached_id_maps(tmp_path: Path) -> None:
+    """Of a mount with an id-map and of one without, in this namespace."""
+    (tmp_path / "at").mkdir()
+    with support.mounted(tmp_path / "at", "-t", "tmpfs", "none"):
+        with support.opened(tmp_path / "at", os.O_PATH) as plain:
+            tree = support.clone_mount(plain)
+            try:
+                assert kernel.attached_id_maps(plain) == ([], [])
+                userns = kernel.user_namespace(b"0 70000 1\n", b"0 80000 2\n")
+                kernel.mount_setattr(tree, kernel.MOUNT_ATTR_IDMAP, 0, userns)
+                os.close(userns)
+                kernel.attach(tree, plain)
+                found = kernel.attached_id_maps(tree)
+            except OSError as error:
+                pytest.skip(f"this kernel does not tell id-maps, or makes none: {error}")
+            finally:
+                os.close(tree)
+        subprocess.run(["umount", "--lazy", str(tmp_path / "at")], check=True)
+    assert found == ([b"0 70000 1"], [b"0 80000 2"])
