@@ -75,7 +75,7 @@ class Classifier:
             OSError: the kernel refused an answer.
         """
         if self.by_fd:
-            return _by_fd(fd)
+            return _by_fd(fd, mnt_id)
         if _is_internal(fd):
             return Kind(INTERNAL)
         if _is_attached(fd, mnt_id):
@@ -83,7 +83,7 @@ class Classifier:
         return Kind(ANONYMOUS if _is_anonymous(fd) else DETACHED)
 
 
-def _by_fd(fd: int) -> Kind:
+def _by_fd(fd: int, mnt_id: int) -> Kind:
     try:
         found = kernel.statmount_by_fd(fd, _WANTED)
     except OSError as error:
@@ -92,7 +92,11 @@ def _by_fd(fd: int) -> Kind:
         if error.errno == errno.ENOENT:
             return Kind(ANONYMOUS)
         raise
-    return Kind(ATTACHED if found.mask & kernel.STATMOUNT_MNT_NS_ID else DETACHED, found)
+    if not found.mask & kernel.STATMOUNT_MNT_NS_ID:
+        return Kind(DETACHED, found)
+    # An anonymous tree of several mounts has an id like a namespace, but it is none that is seen.
+    anonymous = not _is_attached(fd, mnt_id) and _is_anonymous(fd)
+    return Kind(ANONYMOUS if anonymous else ATTACHED, found)
 
 
 def _is_internal(fd: int) -> bool:

@@ -93,6 +93,22 @@ def test_anonymous(classifier: Classifier, tmp_path: Path, directory: int) -> No
         os.close(file)
 
 
+def test_below_an_anonymous_mount(classifier: Classifier, tmp_path: Path, directory: int) -> None:
+    """A mount that is not at the root of its tree, where the kernel may answer otherwise."""
+    (tmp_path / "below").mkdir()
+    with support.mounted(tmp_path / "below", "-t", "tmpfs", "none"):
+        flags = kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC | 0x8000
+        tree = kernel.open_tree(-100, os.fsencode(tmp_path), flags)
+    below = os.open("below", os.O_PATH, dir_fd=tree)
+    try:
+        if kind(classifier, tree) == classify.DETACHED:
+            pytest.skip("this kernel (before 6.15) does not tell these apart")
+        assert kind(classifier, below) == classify.ANONYMOUS
+    finally:
+        os.close(below)
+        os.close(tree)
+
+
 def test_kernel_internal(classifier: Classifier) -> None:
     read, write = os.pipe()
     namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)

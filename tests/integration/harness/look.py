@@ -94,7 +94,9 @@ def is_detached(pid: int, fd: int) -> bool:
 def _is_detached(pid: int, fd: int, attached: set[int]) -> bool:
     unseen = int(_fdinfo(pid, fd)["mnt_id"]) not in attached
     answer = mount_of(pid, fd)
-    assert answer is None or answer.detached == unseen, f"mountinfo and statmount differ: {answer}"
+    if answer and answer.detached != unseen:
+        # An anonymous tree of several mounts is a namespace to statmount.
+        assert unseen and _can_be_cloned(pid, fd), f"mountinfo and statmount differ: {answer}"
     return unseen
 
 
@@ -103,7 +105,12 @@ def is_anonymous(pid: int, fd: int) -> bool:
 
     It can where it was made, in the process's namespace or in this one; from Linux 6.15 on.
     """
-    return is_detached(pid, fd) and any(_clones_in(place, pid, fd) for place in (pid, os.getpid()))
+    return is_detached(pid, fd) and _can_be_cloned(pid, fd)
+
+
+def _can_be_cloned(pid: int, fd: int) -> bool:
+    """Whether an fd's mount can be cloned in the process's mount namespace or in this one."""
+    return any(_clones_in(place, pid, fd) for place in (pid, os.getpid()))
 
 
 def _clones_in(place: int, pid: int, fd: int) -> bool:
