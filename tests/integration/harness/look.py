@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,16 +102,20 @@ def _is_detached(pid: int, fd: int, attached: set[int]) -> bool:
 
 
 def is_anonymous(pid: int, fd: int) -> bool:
-    """Whether an fd's mount is anonymous: in no namespace, and yet it can be cloned.
-
-    It can where it was made, in the process's namespace or in this one; from Linux 6.15 on.
-    """
+    """Whether an fd's mount is anonymous: in no namespace, and yet it can be cloned."""
     return is_detached(pid, fd) and _can_be_cloned(pid, fd)
 
 
 def _can_be_cloned(pid: int, fd: int) -> bool:
-    """Whether an fd's mount can be cloned in the process's mount namespace or in this one."""
-    return any(_clones_in(place, pid, fd) for place in (pid, os.getpid()))
+    """Whether an fd's mount can be cloned in some mount namespace: that which it was made in.
+
+    Of an anonymous mount this is so from Linux 6.15 on, and of a detached one never.
+    """
+    places: dict[str, int] = {}
+    for place in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # a process that ended
+            places.setdefault(os.readlink(f"/proc/{place}/ns/mnt"), int(place))
+    return any(_clones_in(place, pid, fd) for place in places.values())
 
 
 def _clones_in(place: int, pid: int, fd: int) -> bool:
