@@ -1,8 +1,9 @@
 """What the plugin costs: paired runs of criu with it and of a base, as markdown tables.
 
 The base is criu without the plugin and with the files attached; where the content of a file has to
-be in the images, it is cp of that file. The two sides of a pair run right after each other, in turn
-first, so that what else the machine does meets both; medians are compared.
+be in the images, it is cp of that file, and of a whole filesystem it is tar. The two sides of a
+pair run right after each other, in turn first, so that what else the machine does meets both;
+medians are compared.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,29 @@ def write_large(path: Path, size: int, data: int) -> None:
         file.truncate(size)
 
 
+def hold_tree(task: Task) -> Check:
+    """A directory of a filesystem, and with it everything in it."""
+    fd = os.open(task.path(), os.O_RDONLY)
+    task.detach()
+    return lambda: len(os.listdir(fd))
+
+
+def tree(size: int, count: int) -> Held:
+    """A directory with so many files, a hundred to a directory, of so many bytes in all."""
+    return Held(hold_tree, {}, lambda tree: write_files(tree, size // count, count))
+
+
+def write_files(tree: Path, size: int, count: int) -> None:
+    """Files of one size."""
+    piece = os.urandom(min(size, MIB))
+    for number in range(count):
+        directory = tree / str(number // 100)
+        directory.mkdir(exist_ok=True)
+        with (directory / str(number)).open("wb") as file:
+            for at in range(0, size, len(piece)):
+                file.write(piece[: size - at])
+
+
 # --- The two sides of a pair --------------------------------------------------------------
 
 
@@ -196,11 +221,13 @@ class Criu:
 
         made = Scenario(attached=self.attached, mount_source=mount_source, populate=populate)
         with made as held:
-            if case.on_disk:
+            if case.on_disk or case.sole:
                 held.images = ground.directory / "images"
             if case.settings:
                 (make(held.images) / SETTINGS).write_text(case.settings)
             held.start(case.held.program, **case.held.arguments)
+            if case.sole:
+                kernel.umount2(held.ground.source, kernel.MNT_DETACH)
             gc.collect()
             for verb, times, peaks in (
                 (held.dump, sample.dump, sample.dump_peak),
@@ -235,6 +262,36 @@ class Copy:
             peaks.append(ground.used())
 
 
+@dataclass(frozen=True)
+class Tar:
+    """tar writes the tree to where the images would be, and reads it into a fresh filesystem."""
+
+    def measure(self, case: Case, ground: Ground, sample: Sample) -> None:
+        """One archive made and taken apart, with all that a dump saves of a file."""
+        source, images = make(ground.directory / "source"), make(ground.directory / "images")
+        options = ["--xattrs", "--xattrs-include=*", "--acls", "--selinux", "--numeric-owner"]
+        command = ["tar", *options, "--sparse", "-C", source, "-f", images / "tree.tar"]
+        with in_memory(source):
+            case.held.populate(source)
+            case.settle()
+            sample.dump.append(ground.run(*command, "-c", "."))
+            sample.dump_peak.append(ground.used())
+        with in_memory(source):
+            case.settle()
+            sample.restore.append(ground.run(*command, "-x"))
+            sample.restore_peak.append(ground.used())
+
+
+@contextmanager
+def in_memory(directory: Path) -> Iterator[None]:
+    """A tmpfs for a while."""
+    mount_tmpfs(directory)
+    try:
+        yield
+    finally:
+        kernel.umount2(directory)
+
+
 def make(directory: Path) -> Path:
     """A new directory."""
     directory.mkdir()
@@ -247,15 +304,16 @@ class Case:
 
     name: str
     held: Held
-    base: Criu | Copy
+    base: Criu | Copy | Tar
     other: Criu
     rounds: int
     on_disk: bool = False
+    sole: bool = False  # the files are in memory, shown by nobody else, and the images on the disk
     settings: str = ""  # of the plugin
 
     def settle(self) -> None:
         """Have what was written before on the disk, so that nothing waits for it."""
-        if self.on_disk:
+        if self.on_disk or self.sole:
             os.sync()
 
 
@@ -270,6 +328,11 @@ def large(name: str, data: int) -> Case:
     return Case(name, held, Copy(), DETACHED, 5, on_disk=True, settings=settings)
 
 
+def in_images(name: str, count: int) -> Case:
+    """A tmpfs of 1 GiB that goes through the images, against tar."""
+    return Case(name, tree(GIB, count), Tar(), DETACHED, 5, sole=True)
+
+
 CASES = (
     Case("plugin loaded, nothing detached", files(1, 1), NOTHING, LOADED, 300),
     Case("one detached file", files(1, 1), NOTHING, DETACHED, 30),
@@ -279,6 +342,8 @@ CASES = (
     Case("1,000 mappings of a detached mount", mappings(1000), NOTHING, DETACHED, 10),
     large("deleted file of 1 GiB, and cp", GIB),
     large("deleted file of 1 GiB with 16 MiB of data, and cp", 16 * MIB),
+    in_images("tmpfs of 1 GiB in one file, and tar", 1),
+    in_images("tmpfs of 1 GiB in 10,000 files, and tar", 10000),
 )
 
 

@@ -53,10 +53,11 @@ class DetachedMount:
         self.read_only = read_only  # the superblock, not the mount
         self.maps_known = maps_known  # the kernel told the id-map, or that there is none
 
-    def name_of(self, link: bytes, facts: FileFacts) -> Name:
+    def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
         """Where a file is: the restore will open the path beneath the source.
 
         Args:
+            fd: the file.
             link: its path from the mount's root, as its link shows it.
             facts: of the file.
 

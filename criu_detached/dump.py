@@ -296,7 +296,7 @@ class Dump:
 
     def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:
         """Write the record of a file that has none."""
-        name = mount.name_of(link, facts)
+        name = mount.name_of(fd, link, facts)
         _refuse_types(name.path, facts, mount)
         record = _file_record(fd, name.path, facts)
         if isinstance(mount, MemoryMount):

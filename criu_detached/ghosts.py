@@ -113,13 +113,14 @@ def _refuse_privileged(inode: Inode, facts: FileFacts) -> None:
         )
 
 
-def inode_of(fd: int, facts: FileFacts, contents: ContentWriter) -> Inode:
+def inode_of(fd: int, facts: FileFacts, contents: ContentWriter, readable: bool = False) -> Inode:
     """Save what it takes to make a file anew.
 
     Args:
         fd: the file.
         facts: of the file.
         contents: where its content goes.
+        readable: the file can be read through this very fd.
 
     Raises:
         DetachedError: it cannot be read, or not be saved.
@@ -132,24 +133,22 @@ def inode_of(fd: int, facts: FileFacts, contents: ContentWriter) -> Inode:
         mtime=_time(found.st_mtime_ns),
     )
     try:
-        inode.xattrs = _xattrs(fd)
+        inode.xattrs = _xattrs(fd if readable else b"/proc/self/fd/%d" % fd)
         if stat.S_ISLNK(facts.mode):
             inode.target = os.readlink(b"", dir_fd=fd)
         elif stat.S_ISREG(facts.mode):
             inode.size = found.st_size
             if found.st_blocks:  # else there is nothing but holes
-                inode.data_at, inode.data_size = _content(fd, found.st_size, contents)
+                reading = fd if readable else _reopen(fd)
+                try:
+                    place = contents.add(reading, found.st_size)
+                finally:
+                    if not readable:
+                        os.close(reading)
+                inode.data_at, inode.data_size = place
     except OSError as error:
         raise DetachedError(f"its content or attributes can't be read: {error}") from error
     return inode
-
-
-def _content(fd: int, size: int, contents: ContentWriter) -> tuple[int, int]:
-    reading = _reopen(fd)
-    try:
-        return contents.add(reading, size)
-    finally:
-        os.close(reading)
 
 
 def _reopen(fd: int) -> int:
@@ -171,12 +170,11 @@ def _time(nanoseconds: int) -> Time:
     return Time(sec=sec % (1 << 64), nsec=nsec)
 
 
-def _xattrs(fd: int) -> list[Xattr]:
-    """Extended attributes; the way through /proc works for O_PATH fds and symlinks too."""
-    link = b"/proc/self/fd/%d" % fd
+def _xattrs(file: int | bytes) -> list[Xattr]:
+    """Extended attributes; a link of procfs serves for O_PATH fds and symlinks too."""
     try:
-        names = os.listxattr(link)
-        return [Xattr(name=os.fsencode(name), value=os.getxattr(link, name)) for name in names]
+        names = os.listxattr(file)
+        return [Xattr(name=os.fsencode(name), value=os.getxattr(file, name)) for name in names]
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             return []

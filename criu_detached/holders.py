@@ -55,7 +55,10 @@ def is_tree_held(mnt_id: int) -> bool:
         mnt_id: of the root of the tree.
     """
     return any(
-        _is_tree(pid, fd, mnt_id) for pid in _processes() if _is_traced(pid) for fd in _fds(pid)
+        _is_tree(pid, fd, mnt_id)
+        for pid in _processes()
+        if _is_traced(pid)
+        for fd in _below(pid, "fd")
     )
 
 
@@ -67,6 +70,20 @@ def _is_tree(pid: int, fd: str, mnt_id: int) -> bool:
         and int(fields[b"flags"], 8) & ~os.O_CLOEXEC == os.O_PATH
         and os.readlink(f"/proc/{pid}/fd/{fd}") == "/"
     )
+
+
+def files_of(dev: int) -> Iterator[int]:
+    """Yield an fd of each file on a filesystem that some process has; it is closed after.
+
+    Args:
+        dev: device of its superblock.
+    """
+    mapped = _mapped(dev)
+    for pid in _processes():
+        maps = "map_files" if mapped in _read(f"/proc/{pid}/maps") else ""
+        for fd in _open_links(pid, maps):
+            if kernel.fstat(fd).dev == dev:
+                yield fd
 
 
 def outside_holder(dev: int) -> str | None:
@@ -139,9 +156,16 @@ def _processes() -> Iterator[int]:
             yield int(name)
 
 
-def _open_links(pid: int) -> Iterator[int]:
-    """Open, for a moment each, what a process has open and where it is."""
-    for name in ("cwd", "root", "exe", *(f"fd/{fd}" for fd in _fds(pid))):
+def _open_links(pid: int, more: str = "") -> Iterator[int]:
+    """Open, for a moment each, what a process has open and where it is.
+
+    Args:
+        pid: the process.
+        more: another directory of such links.
+    """
+    directories = ("fd", more) if more else ("fd",)
+    links = [f"{directory}/{name}" for directory in directories for name in _below(pid, directory)]
+    for name in ("cwd", "root", "exe", *links):
         try:
             fd = os.open(f"/proc/{pid}/{name}", kernel.O_PATH)
         except OSError:
@@ -152,9 +176,9 @@ def _open_links(pid: int) -> Iterator[int]:
             os.close(fd)
 
 
-def _fds(pid: int) -> list[str]:
+def _below(pid: int, directory: str) -> list[str]:
     try:
-        return os.listdir(f"/proc/{pid}/fd")
+        return os.listdir(f"/proc/{pid}/{directory}")
     except OSError:
         return []  # it ended
 
@@ -167,8 +191,12 @@ def _is_traced(pid: int) -> bool:
 def _holds(pid: int, dev: int) -> bool:
     if any(kernel.fstat(fd).dev == dev for fd in _open_links(pid)):
         return True
-    mapped = b" %02x:%02x " % (os.major(dev), os.minor(dev))
-    return mapped in _read(f"/proc/{pid}/maps")
+    return _mapped(dev) in _read(f"/proc/{pid}/maps")
+
+
+def _mapped(dev: int) -> bytes:
+    """What a mapping of a file shows of its filesystem, proc_pid_maps(5)."""
+    return b" %02x:%02x " % (os.major(dev), os.minor(dev))
 
 
 def _read(path: str) -> bytes:

@@ -408,11 +408,11 @@ def _for_each(
         os.close(here)
 
 
-def set_attributes(path: bytes, inode: Inode, mode: int) -> None:
+def set_attributes(path: bytes | int, inode: Inode, mode: int) -> None:
     """Give a new file what its inode had; raises OSError.
 
     Args:
-        path: a link of procfs that leads to it.
+        path: a link of procfs that leads to it, or an fd that is no O_PATH one.
         inode: its record.
         mode: type and permissions.
     """
@@ -423,7 +423,7 @@ def set_attributes(path: bytes, inode: Inode, mode: int) -> None:
     os.utime(path, ns=(_nanoseconds(inode.atime), _nanoseconds(inode.mtime)))
 
 
-def _give_xattrs(path: bytes, wanted: list[Xattr]) -> None:
+def _give_xattrs(path: bytes | int, wanted: list[Xattr]) -> None:
     try:
         found = {os.fsencode(name): os.getxattr(path, name) for name in os.listxattr(path)}
     except OSError as error:

@@ -102,7 +102,7 @@ def fill(top: int, nodes: list[Node], roots: list[bytes], means: Means) -> None:
             if stat.S_ISDIR(node.mode):
                 assert node.inode is not None  # _check
                 directory = filler.parent(node.path)
-                set_attributes(b"self/fd/%d" % directory, node.inode, node.mode)
+                set_attributes(directory, node.inode, node.mode)
     except OSError as error:
         raise DetachedError(f"can't fill a filesystem in memory: {error}") from error
     finally:
@@ -166,7 +166,9 @@ class _Filler:
         try:
             if stat.S_ISREG(node.mode):
                 self._write(fd, node.inode)
-            set_attributes(b"self/fd/%d" % fd, node.inode, node.mode)
+                set_attributes(fd, node.inode, node.mode)
+            else:
+                set_attributes(b"self/fd/%d" % fd, node.inode, node.mode)
         finally:
             os.close(fd)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel, log
+from criu_detached import kernel
 from criu_detached.describe import DetachedMount, describe_mount
 from criu_detached.devices import BTRFS_MAGIC
 from criu_detached.errors import DetachedError
@@ -77,9 +77,7 @@ class SoleHeld:
         on_device = os.major(device) or magic == BTRFS_MAGIC
         where = None if on_device else attached_mount(device)
         if where is not None:
-            if "the mount namespace of process" in where:
-                log.info(f"the filesystem of mount {facts.mnt_id} is mounted at {where}")
-            raise error
+            raise DetachedError(f"{error}; the filesystem is mounted at {where}")
         if magic in (TMPFS_MAGIC, RAMFS_MAGIC):
             return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
 

@@ -14,8 +14,10 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, mount_attributes_of
-from criu_detached.errors import DetachedError, quote
-from criu_detached.ghosts import inode_of
+from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.ghosts import handle_of, inode_of
+from criu_detached.holders import files_of
+from criu_detached.layout import Layout
 from criu_detached.paths import Name
 from criu_detached.records import RECREATED, BindSource, File, Filesystem, Ghost, Mount, Node
 from criu_detached.superblock import superblock_of
@@ -32,7 +34,9 @@ RAMFS_MAGIC = 0x858458F6
 _TYPES = {TMPFS_MAGIC: b"tmpfs", RAMFS_MAGIC: b"ramfs"}
 
 _WANTED = kernel.STATMOUNT_SB_BASIC | kernel.STATMOUNT_MNT_OPTS
+_ROOT_DELETED = b"//deleted"  # dentry_path, fs/d_path.c
 _SB_RDONLY = 1  # linux/mount.h, of sb_flags
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
 _RESTRICTED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
 
 # What tmpfs shows, and the root's own record says better; or what mount(2) does not take.
@@ -67,7 +71,7 @@ class Memory:
         self._roots: dict[bytes, int] = {}  # root of a mount, and a directory on that mount
         self._paths: dict[int, bytes] = {}  # of what is saved, by inode
         self._ghosts: list[tuple[int, File]] = []
-        self._mounts = 0
+        self._layout: Layout | None = None
         self._restricted = restricted
         self.read_only = bool(kernel.fstatfs(fd).flags & os.ST_RDONLY)
         fs_type = _TYPES[kernel.fstatfs(fd).magic]
@@ -93,16 +97,8 @@ class Memory:
         Raises:
             DetachedError: the kernel does not tell where in the filesystem its root is.
         """
-        known = kind.statmount
-        self._mounts += 1
-        if known is None and self._mounts > 1:
-            raise DetachedError(
-                "its filesystem is in memory and has several detached mounts; how they lie in"
-                " each other, Linux 7.0 or newer tells"
-            )
-        root = known.mnt_root.removesuffix(b"//deleted") if known else b"/"
-        deleted = known is not None and known.mnt_root.endswith(b"//deleted")
-        name = paths.readings(link, facts)[-1]
+        root, deleted = self._root(facts, kind)
+        name = _name_of(fd, link, facts)
         is_root = name.path == paths.ROOT
         record = Mount(
             mnt_id=facts.mnt_id,
@@ -112,12 +108,27 @@ class Memory:
             attr=mount_attributes_of(fd, kind) | (_RESTRICTED if self._restricted else 0),
             superblock=self.record.superblock,
             bind_source=BindSource(mountpoint=b"/", path=paths.from_link(root)),
-            uid_map=known.uid_map if known else [],
-            gid_map=known.gid_map if known else [],
+            uid_map=kind.statmount.uid_map if kind.statmount else [],
+            gid_map=kind.statmount.gid_map if kind.statmount else [],
             root_deleted=int(deleted or (is_root and name.deleted)),
             filesystem=self.record.id,
         )
         return MemoryMount(record, self)
+
+    def _root(self, facts: FileFacts, kind: Kind) -> tuple[bytes, bool]:
+        """A mount's root, and whether it is known to be deleted."""
+        if kind.statmount:
+            shown = kind.statmount.mnt_root
+            return shown.removesuffix(_ROOT_DELETED), shown.endswith(_ROOT_DELETED)
+        if self._layout is None:
+            self._layout = Layout(files_of(facts.dev))
+        root = self._layout.root_of(facts.mnt_id)
+        if root is None:
+            raise DetachedError(
+                "its filesystem is in memory and has several detached mounts; how they lie in"
+                " each other, Linux 7.0 or newer tells"
+            )
+        return b"/" if root == paths.ROOT else b"/" + root, False
 
     def save(self, fd: int, file: File, facts: FileFacts, root: bytes) -> None:
         """Save a file that a task holds; a directory stands for its whole mount.
@@ -158,47 +169,60 @@ class Memory:
             self._records.ghost(ghost)
             os.close(fd)
 
-    def _save_tree(self, directory: int, path: bytes) -> None:
+    def _save_tree(self, top: int, root: bytes) -> None:
         """Save a directory and what is in it, the near before the far."""
-        queue = [path]
+        queue = [paths.ROOT]
         for here in queue:
-            relative = here if path == paths.ROOT else paths.below(b"/" + here, b"/" + path)
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME
-            fd, facts = kernel.open_beneath(directory, relative or paths.ROOT, flags)
+            path = paths.join(root, here)
             try:
-                if facts.ino not in self._paths:
-                    self._save_node(fd, facts, here)
-                with os.scandir(fd) as entries:
-                    names = [os.fsencode(entry.name) for entry in entries]
-                below = [(name, paths.join(here, name)) for name in names]
-                queue += [path for name, path in below if self._save_entry(fd, name, path)]
-            finally:
-                os.close(fd)
+                queue += [paths.join(here, name) for name in self._save_directory(top, here, path)]
+            except OSError as error:
+                raise DetachedError(
+                    f"a filesystem in memory cannot be saved ({reason(error.errno or 0)}):"
+                    f" {quote(path)}"
+                ) from error
 
-    def _save_entry(self, directory: int, name: bytes, path: bytes) -> bool:
-        """Save what is in a directory; tell whether that is a directory itself."""
-        fd, facts = kernel.open_beneath(directory, name, kernel.O_PATH | kernel.O_NOFOLLOW)
+    def _save_directory(self, top: int, here: bytes, path: bytes) -> list[bytes]:
+        """Save a directory, and what is in it but directories, whose names are returned."""
+        fd, facts = kernel.open_beneath(top, here, _READ | os.O_DIRECTORY)
+        directories = []
         try:
-            if stat.S_ISDIR(facts.mode):
-                return True
+            if facts.ino not in self._paths:
+                self._save_node(fd, facts, path, readable=True)
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(name)
+                    else:
+                        readable = entry.is_file(follow_symlinks=False)
+                        self._save_entry(fd, name, paths.join(path, name), readable)
+        finally:
+            os.close(fd)
+        return directories
+
+    def _save_entry(self, directory: int, name: bytes, path: bytes, readable: bool) -> None:
+        """Save what is in a directory, and is none; only regular files are opened for reading."""
+        how = _READ if readable else kernel.O_PATH | kernel.O_NOFOLLOW
+        fd, facts = kernel.open_beneath(directory, name, how)
+        try:
             known = self._paths.get(facts.ino)
             if known is None:
-                self._save_node(fd, facts, path)
+                self._save_node(fd, facts, path, readable)
             elif known != path:
                 node = Node(filesystem=self.record.id, path=path, mode=facts.mode, same_as=known)
                 self._records.node(node)
-            return False
         finally:
             os.close(fd)
 
-    def _save_node(self, fd: int, facts: FileFacts, path: bytes) -> None:
+    def _save_node(self, fd: int, facts: FileFacts, path: bytes, readable: bool = False) -> None:
         if self._restricted and (why := _gives_privilege(facts.mode)):
             raise DetachedError(
                 f"{quote(path)} of a filesystem in memory is {why}, and the filesystem would be"
                 " made anew outside of the tasks' user namespace: remove it"
             )
         node = Node(filesystem=self.record.id, path=path, mode=facts.mode, rdev=facts.rdev)
-        node.inode = inode_of(fd, facts, self._contents)
+        node.inode = inode_of(fd, facts, self._contents, readable)
         self._records.node(node)
         self._paths[facts.ino] = path
 
@@ -210,9 +234,37 @@ class MemoryMount(DetachedMount):
         super().__init__(record, -1, -1, memory.read_only)
         self.memory = memory
 
-    def name_of(self, link: bytes, facts: FileFacts) -> Name:
+    def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
         """Where a file's link says it is."""
-        return paths.readings(link, facts)[-1]
+        return _name_of(fd, link, facts)
+
+
+def _name_of(fd: int, link: bytes, facts: FileFacts) -> Name:
+    """Read a file's link: one that ends in " (deleted)" may be the name of a file that is not.
+
+    That is so if the file's handle leads to the same name, for it prefers those that are there.
+    """
+    found = paths.readings(link, facts)
+    if len(found) == 1 or stat.S_ISDIR(facts.mode):  # of a deleted directory nlink is zero
+        return found[0]
+    return found[0] if _link_by_handle(fd, facts) == link else found[1]
+
+
+def _link_by_handle(fd: int, facts: FileFacts) -> bytes:
+    """The link of a file as its handle leads to it; empty: there is no such way."""
+    handle = handle_of(fd)
+    if handle is None or not stat.S_ISREG(facts.mode):
+        return b""
+    opened = []
+    try:
+        opened.append(os.open(b"/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC))
+        opened.append(kernel.open_by_handle(opened[0], (handle.type, handle.bytes), kernel.O_PATH))
+        return os.readlink(b"/proc/self/fd/%d" % opened[1])
+    except OSError:
+        return b""
+    finally:
+        for used in opened:
+            os.close(used)
 
 
 def _options(fd: int, kind: Kind, fs_type: bytes) -> list[bytes]:
@@ -237,14 +289,15 @@ def _gives_privilege(mode: int) -> str:
 def _climb(directory: int) -> int:
     """An O_PATH fd of the root of a directory's mount; the directory is closed.
 
-    The kernel does not go above a detached mount's root (follow_dotdot, fs/namei.c).
+    The kernel does not go above a detached mount's root (follow_dotdot, fs/namei.c), unless the
+    mount is locked to the one that it was on.
     """
     here = kernel.fstat(directory)
     while True:
         above = os.open(b"..", kernel.O_PATH | os.O_DIRECTORY, dir_fd=directory)
-        os.close(directory)
-        directory = above
         found = kernel.fstat(above)
-        if found.ino == here.ino:
-            return above
-        here = found
+        if found.ino == here.ino or found.mnt_id != here.mnt_id:
+            os.close(above)
+            return directory
+        os.close(directory)
+        directory, here = above, found

@@ -46,6 +46,7 @@ class Message:
     _defaults: ClassVar[dict[str, Any]] = {}
     _lists: ClassVar[tuple[str, ...]] = ()
     _tags: ClassVar[tuple[tuple[str, Any, bytes], ...]] = ()
+    _by_tag: ClassVar[dict[int, tuple[str, Any]]] = {}
 
     def __init_subclass__(cls) -> None:
         cls._defaults = {name: _default(kind) for _, name, kind in cls.FIELDS}
@@ -54,6 +55,9 @@ class Message:
             (name, kind, varint(number << 3 | _expected_wire(kind)))
             for number, name, kind in cls.FIELDS
         )
+        cls._by_tag = {
+            number << 3 | _expected_wire(kind): (name, kind) for number, name, kind in cls.FIELDS
+        }
 
     def __init__(self, **values: Any) -> None:
         self.__dict__ = self._defaults | values
@@ -132,18 +136,23 @@ def encode(message: Message) -> bytes:
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data):
-            raise WireError("a number is cut off")
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if shift > 70 or value >= _MAX_UINT:
-            raise WireError("a number is larger than 64 bits")
-        if byte < 0x80:
-            return value, at
+    try:
+        value = data[at]
+        if value < 0x80:
+            return value, at + 1
+        value &= 0x7F
+        shift = 7
+        while True:
+            at += 1
+            byte = data[at]
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if shift > 70 or value >= _MAX_UINT:
+                raise WireError("a number is larger than 64 bits")
+            if byte < 0x80:
+                return value, at + 1
+    except IndexError:
+        raise WireError("a number is cut off") from None
 
 
 def _read_field(data: bytes, at: int, wire: int) -> tuple[int | bytes, int]:
@@ -174,33 +183,35 @@ def decode(cls: type[Any], data: bytes) -> Any:
     Raises:
         WireError: they are cut off, of another type, or repeat a field.
     """
-    fields = {number: (name, kind) for number, name, kind in cls.FIELDS}
     message = cls()
+    values, by_tag = message.__dict__, cls._by_tag
     seen = set()
-    at = 0
-    while at < len(data):
+    at, end = 0, len(data)
+    while at < end:
         tag, at = _read_varint(data, at)
         value, at = _read_field(data, at, tag & 7)
-        if tag >> 3 not in fields:
-            raise WireError(f"{cls.__name__} has an unknown field {tag >> 3}")
-        name, kind = fields[tag >> 3]
-        if tag & 7 != _expected_wire(kind):
-            raise WireError(f"{cls.__name__}.{name} has another type")
-        if name in seen and not _is_list(kind):
+        if tag not in by_tag:
+            raise _unknown_field(cls, tag)
+        name, kind = by_tag[tag]
+        if name not in seen:
+            seen.add(name)
+        elif not _is_list(kind):
             raise WireError(f"{cls.__name__}.{name} is there twice")
-        seen.add(name)
-        if kind is BYTES_LIST:
-            getattr(message, name).append(value)
+        if kind is UINT or kind is BYTES:
+            values[name] = value
+        elif kind is BYTES_LIST:
+            values[name].append(value)
         elif isinstance(kind, ListOf):
-            getattr(message, name).append(_convert(kind.cls, value))
+            values[name].append(decode(kind.cls, value))
+        elif kind is FIXED:
+            values[name] = int.from_bytes(value, "little")
         else:
-            setattr(message, name, _convert(kind, value))
+            values[name] = decode(kind, value)
     return message
 
 
-def _convert(kind: Any, value: Any) -> Any:
-    if kind is UINT or kind is BYTES:
-        return value
-    if kind is FIXED:
-        return int.from_bytes(value, "little")
-    return decode(kind, value)
+def _unknown_field(cls: type[Any], tag: int) -> WireError:
+    for number, name, _ in cls.FIELDS:
+        if number == tag >> 3:
+            return WireError(f"{cls.__name__}.{name} has another type")
+    return WireError(f"{cls.__name__} has an unknown field {tag >> 3}")

@@ -165,7 +165,6 @@ def hold_two_mounts(task: Task) -> Check:
     return check
 
 
-@pytest.mark.skipif(not kernel.has_statmount_by_fd(), reason="this kernel does not tell roots")
 @SOLE
 def test_two_mounts(scenario: MakeScenario, placement: Placement) -> None:
     binds = [Bind(), Bind(SUBDIRECTORY, kernel.MS_RDONLY)]

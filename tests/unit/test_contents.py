@@ -96,23 +96,39 @@ def test_any_content(tmp_path_factory: pytest.TempPathFactory, data: st.DataObje
             assert (path / f"new{number}").read_bytes() == (path / f"old{number}").read_bytes()
 
 
-@pytest.mark.parametrize("way", ["_copy_file_range", "_sendfile", "_read_write"])
-def test_each_way_to_copy(
-    directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+@pytest.mark.parametrize("shared", [0, 3, 100], ids=lambda blocks: f"{blocks} blocks")
+def test_shared_data(
+    directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: int
 ) -> None:
-    """Where the kernel cannot copy by itself, in steps of less than the whole."""
+    """What the kernel does not share is read and written, in steps of less than the whole."""
+    left = [shared]
+    share = os.copy_file_range
 
-    def cannot(*_: int) -> int:
-        raise OSError(errno.EXDEV, "not here")
+    def some(source: int, target: int, count: int, source_at: int, target_at: int) -> int:
+        if not left[0]:
+            raise OSError(errno.EXDEV, "not here")
+        left[0] -= 1
+        return share(source, target, min(count, BLOCK), source_at, target_at)
 
-    for other in {"_copy_file_range", "_sendfile", "_read_write"} - {way}:
-        monkeypatch.setattr(contents, other, cannot)
-    monkeypatch.setattr(contents, "_PIECE", 3 * BLOCK)
-    monkeypatch.setattr(contents, "_BUFFER", BLOCK)
+    monkeypatch.setattr(os, "copy_file_range", some)
+    monkeypatch.setattr(contents, "_may_share", lambda *_: True)
+    monkeypatch.setattr(contents, "_BUFFER", memoryview(bytearray(BLOCK)))
     data = os.urandom(10 * BLOCK + 17)
     place = add(ContentWriter(directory), make(tmp_path / "old", [(0, data)], len(data)))
     copy_back(directory, place, tmp_path / "new", len(data))
     assert (tmp_path / "new").read_bytes() == data
+    assert left[0] == max(0, shared - 22)
+
+
+def test_small_and_large_contents(directory: int, tmp_path: Path) -> None:
+    """What fits the buffer with its head, and what does not."""
+    writer = ContentWriter(directory)
+    room = len(contents._BUFFER) - 16
+    for size in (room - 1, room, room + 1, room + 16, room + 17):
+        data = os.urandom(size)
+        place = add(writer, make(tmp_path / f"old{size}", [(0, data)], size))
+        copy_back(directory, place, tmp_path / f"new{size}", size)
+        assert (tmp_path / f"new{size}").read_bytes() == data
 
 
 def test_position_of_the_file_is_left(directory: int, tmp_path: Path) -> None:

@@ -207,7 +207,12 @@ class Scenario:
 
 def difference(before: look.Seen, after: look.Seen) -> str:
     """The lines that a restore added or took away."""
-    old, new = (pprint.pformat(asdict(one), width=160).splitlines() for one in (before, after))
+    return difference_of(asdict(before), asdict(after))
+
+
+def difference_of(before: object, after: object) -> str:
+    """The lines in which two things differ, as they are printed."""
+    old, new = (pprint.pformat(one, width=160).splitlines() for one in (before, after))
     return "\n".join(difflib.unified_diff(old, new, "before", "after", n=0, lineterm=""))
 
 

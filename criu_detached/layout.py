@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How the detached mounts of one filesystem lie in each other, where the kernel does not tell.
+
+Linux 7.0 tells the root of a mount. Before, one mount is held against another: a file of
+the one is opened by its handle on the other, and the link of what is opened is its path from
+the other's root, or "/" when it is not beneath that. Where the outermost roots lie, no task
+can tell: one of them becomes the root of the filesystem that is made, several lie side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from criu_detached import kernel, paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Layout:
+    """Where the roots of mounts lie beneath the root of the filesystem to be made."""
+
+    def __init__(self, fds: Iterable[int]) -> None:
+        """Lay mounts out.
+
+        Args:
+            fds: files on them, each closed when the next is asked for.
+        """
+        known: dict[int, _Held] = {}
+        for fd in fds:
+            held = _Held(fd)
+            other = known.get(held.mnt_id)
+            if other is not None and other.rank >= held.rank:
+                held.close()
+                continue
+            known[held.mnt_id] = held
+            if other is not None:
+                other.close()
+        self._roots = _lay_out(list(known.values()))
+        for held in known.values():
+            held.close()
+
+    def root_of(self, mnt_id: int) -> bytes | None:
+        """Path of a mount's root; None: it is not to be told."""
+        return self._roots.get(mnt_id)
+
+
+class _Held:
+    """A mount, by one of the files on it."""
+
+    def __init__(self, fd: int) -> None:
+        facts = kernel.fstat(fd)
+        directory = stat.S_ISDIR(facts.mode)
+        link = os.readlink(b"/proc/self/fd/%d" % fd)
+        name = paths.readings(link, facts)[0 if directory else -1]
+        self.mnt_id = facts.mnt_id
+        self.ino = facts.ino
+        self.path = name.path  # from the mount's root
+        self.deleted = name.deleted
+        # What has several names may be found by another one.
+        self.has_one_path = directory or facts.nlink < 2
+        # The root of a filesystem is a directory, and never deleted.
+        self.may_be_top = name.path != paths.ROOT or (directory and not name.deleted)
+        self.opens = directory or stat.S_ISREG(facts.mode)  # for open_by_handle_at(2)
+        self.rank = (self.opens, self.has_one_path, not name.deleted, directory)
+        link = b"/proc/self/fd/%d" % fd
+        self.fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC if self.opens else kernel.O_PATH)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+Family = list[tuple[_Held, bytes]]  # an outermost mount and those beneath it, with their paths
+
+
+def _lay_out(mounts: list[_Held]) -> dict[int, bytes]:
+    families: list[Family] = []
+    for mount in mounts:
+        _place(mount, families)
+    if len(families) == 1 and families[0][0][0].may_be_top:
+        return {mount.mnt_id: path for mount, path in families[0]}
+    return {
+        mount.mnt_id: paths.join(b"%d" % number, path)
+        for number, family in enumerate(families, 1)
+        for mount, path in family
+    }
+
+
+def _place(mount: _Held, families: list[Family]) -> None:
+    """Find a mount's place among those that have one; it gets none where that is unsure."""
+    own: Family = [(mount, paths.ROOT)]
+    apart: list[Family] = []
+    for family in families:
+        relation = _relate(mount, family[0][0])
+        if relation is None:
+            return
+        inner, outer = relation
+        if inner:
+            family.append((mount, inner))
+            return
+        if outer:
+            own += [(held, paths.join(outer, path)) for held, path in family]
+        else:
+            apart.append(family)
+    families[:] = [*apart, own]
+
+
+def _relate(one: _Held, other: _Held) -> tuple[bytes, bytes] | None:
+    """Paths of one mount's root beneath the other's, and the reverse; empty: it is not beneath.
+
+    None: it is unsure.
+    """
+    if not (one.has_one_path and other.has_one_path):
+        return None
+    there = _seen_from(other, one)
+    if there:
+        return _compare(there, one.path)
+    back = _seen_from(one, other)
+    if back:
+        relation = _compare(back, other.path)
+        return relation[::-1] if relation else None
+    return (b"", b"") if there == back == b"" else None
+
+
+def _seen_from(mount: _Held, held: _Held) -> bytes | None:
+    """Path of a file from the root of another mount; empty: it is not beneath; None: unsure."""
+    if not mount.opens:
+        return None
+    try:
+        fd = kernel.open_by_handle(mount.fd, kernel.name_to_handle(held.fd), kernel.O_PATH)
+    except OSError:
+        return None
+    try:
+        link = os.readlink(b"/proc/self/fd/%d" % fd)
+    finally:
+        os.close(fd)
+    path = paths.from_link(link.removesuffix(paths.DELETED) if held.deleted else link)
+    if path == paths.ROOT and not (mount.path == paths.ROOT and mount.ino == held.ino):
+        return b""  # if it is that root, the other way round says so
+    return path
+
+
+def _compare(there: bytes, path: bytes) -> tuple[bytes, bytes] | None:
+    """As _relate, of a file's path from the other's root and from its own."""
+    if there == path:
+        return paths.ROOT, b""
+    if path == paths.ROOT:
+        return there, b""
+    if there == paths.ROOT:
+        return b"", path
+    if there.endswith(b"/" + path):
+        return there[: -len(path) - 1], b""
+    if path.endswith(b"/" + there):
+        return b"", path[: -len(there) - 1]
+    return None
