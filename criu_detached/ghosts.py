@@ -152,12 +152,16 @@ def inode_of(fd: int, facts: FileFacts, contents: ContentWriter, readable: bool 
 
 
 def _reopen(fd: int) -> int:
-    """Open a file for reading, without an effect on its access time where that is allowed."""
+    """Open a file for reading, without an effect on its access time where that is allowed.
+
+    O_NONBLOCK: where a lease is in the way, not to wait for its end.
+    """
     link = b"/proc/self/fd/%d" % fd
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        return os.open(link, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+        return os.open(link, flags | os.O_NOATIME)
     except PermissionError:
-        return os.open(link, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(link, flags)
 
 
 def _is_unnamed(file: File) -> bool:

@@ -38,13 +38,37 @@ class Layout:
             known[held.mnt_id] = held
             if other is not None:
                 other.close()
-        self._roots = _lay_out(list(known.values()))
+        families = _sort(list(known.values()))
+        self._roots = _roots(families)
+        self._tops = [family[0][0] for family in families]
         for held in known.values():
-            held.close()
+            if held not in self._tops:
+                held.close()
 
-    def root_of(self, mnt_id: int) -> bytes | None:
-        """Path of a mount's root; None: it is not to be told."""
-        return self._roots.get(mnt_id)
+    def close(self) -> None:
+        """Close what is open."""
+        for top in self._tops:
+            top.close()
+
+    def root_of(self, fd: int, mnt_id: int) -> bytes | None:
+        """Path of the root of a file's mount; None: it is not to be told."""
+        if mnt_id not in self._roots:  # no process has it open: it is in flight
+            held = _Held(fd)
+            try:
+                found = self._beneath_known(held)
+            finally:
+                held.close()
+            if found is None:
+                return None
+            self._roots[mnt_id] = found
+        return self._roots[mnt_id]
+
+    def _beneath_known(self, held: _Held) -> bytes | None:
+        for top in self._tops:
+            relation = _relate(held, top)
+            if relation and relation[0]:
+                return paths.join(self._roots[top.mnt_id], relation[0])
+        return None
 
 
 class _Held:
@@ -65,8 +89,7 @@ class _Held:
         self.may_be_top = name.path != paths.ROOT or (directory and not name.deleted)
         self.opens = directory or stat.S_ISREG(facts.mode)  # for open_by_handle_at(2)
         self.rank = (self.opens, self.has_one_path, not name.deleted, directory)
-        link = b"/proc/self/fd/%d" % fd
-        self.fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC if self.opens else kernel.O_PATH)
+        self.fd = os.open(b"/proc/self/fd/%d" % fd, kernel.O_PATH)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -75,10 +98,14 @@ class _Held:
 Family = list[tuple[_Held, bytes]]  # an outermost mount and those beneath it, with their paths
 
 
-def _lay_out(mounts: list[_Held]) -> dict[int, bytes]:
+def _sort(mounts: list[_Held]) -> list[Family]:
     families: list[Family] = []
     for mount in mounts:
         _place(mount, families)
+    return families
+
+
+def _roots(families: list[Family]) -> dict[int, bytes]:
     if len(families) == 1 and families[0][0][0].may_be_top:
         return {mount.mnt_id: path for mount, path in families[0]}
     return {
@@ -128,14 +155,18 @@ def _seen_from(mount: _Held, held: _Held) -> bytes | None:
     """Path of a file from the root of another mount; empty: it is not beneath; None: unsure."""
     if not mount.opens:
         return None
+    opened = []
     try:
-        fd = kernel.open_by_handle(mount.fd, kernel.name_to_handle(held.fd), kernel.O_PATH)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        opened.append(os.open(b"/proc/self/fd/%d" % mount.fd, flags))
+        handle = kernel.name_to_handle(held.fd)
+        opened.append(kernel.open_by_handle(opened[0], handle, kernel.O_PATH))
+        link = os.readlink(b"/proc/self/fd/%d" % opened[1])
     except OSError:
         return None
-    try:
-        link = os.readlink(b"/proc/self/fd/%d" % fd)
     finally:
-        os.close(fd)
+        for fd in opened:
+            os.close(fd)
     path = paths.from_link(link.removesuffix(paths.DELETED) if held.deleted else link)
     if path == paths.ROOT and not (mount.path == paths.ROOT and mount.ino == held.ino):
         return b""  # if it is that root, the other way round says so

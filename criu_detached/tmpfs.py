@@ -8,6 +8,7 @@ trees at the end of the dump, when it is known which mounts have a directory hel
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 
@@ -24,6 +25,8 @@ from criu_detached.superblock import superblock_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from criu_detached.classify import Kind
     from criu_detached.kernel import FileFacts
     from criu_detached.recordfile import RecordWriter
@@ -97,7 +100,7 @@ class Memory:
         Raises:
             DetachedError: the kernel does not tell where in the filesystem its root is.
         """
-        root, deleted = self._root(facts, kind)
+        root, deleted = self._root(fd, facts, kind)
         name = _name_of(fd, link, facts)
         is_root = name.path == paths.ROOT
         record = Mount(
@@ -115,14 +118,14 @@ class Memory:
         )
         return MemoryMount(record, self)
 
-    def _root(self, facts: FileFacts, kind: Kind) -> tuple[bytes, bool]:
+    def _root(self, fd: int, facts: FileFacts, kind: Kind) -> tuple[bytes, bool]:
         """A mount's root, and whether it is known to be deleted."""
         if kind.statmount:
             shown = kind.statmount.mnt_root
             return shown.removesuffix(_ROOT_DELETED), shown.endswith(_ROOT_DELETED)
         if self._layout is None:
-            self._layout = Layout(files_of(facts.dev))
-        root = self._layout.root_of(facts.mnt_id)
+            self._layout = Layout(_with(fd, files_of(facts.dev)))
+        root = self._layout.root_of(fd, facts.mnt_id)
         if root is None:
             raise DetachedError(
                 "its filesystem is in memory and has several detached mounts; how they lie in"
@@ -143,7 +146,16 @@ class Memory:
             if root not in self._roots:
                 self._roots[root] = os.open(b"/proc/self/fd/%d" % fd, kernel.O_PATH)
         elif facts.ino not in self._paths:
-            self._save_node(fd, facts, paths.join(root, file.path))
+            path = paths.join(root, file.path)
+            if not stat.S_ISREG(facts.mode) or not _is_readable(fd):
+                self._save_node(fd, facts, path)
+                return
+            # To open it once more would break a lease that the task may have.
+            position = os.lseek(fd, 0, os.SEEK_CUR)
+            try:
+                self._save_node(fd, facts, path, readable=True)
+            finally:
+                os.lseek(fd, position, os.SEEK_SET)
 
     def save_later(self, fd: int, file: File) -> None:
         """Save a file whose name is gone, and which has others; which, the trees may tell."""
@@ -155,6 +167,8 @@ class Memory:
         Raises:
             DetachedError: something in them cannot be saved.
         """
+        if self._layout is not None:
+            self._layout.close()
         for root, directory in sorted(self._roots.items()):
             top = _climb(directory)
             try:
@@ -195,7 +209,8 @@ class Memory:
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(name)
                     else:
-                        readable = entry.is_file(follow_symlinks=False)
+                        saved = entry.inode() in self._paths
+                        readable = entry.is_file(follow_symlinks=False) and not saved
                         self._save_entry(fd, name, paths.join(path, name), readable)
         finally:
             os.close(fd)
@@ -284,6 +299,16 @@ def _gives_privilege(mode: int) -> str:
     if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
         return "a program that changes user or group"
     return ""
+
+
+def _is_readable(fd: int) -> bool:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_WRONLY
+
+
+def _with(fd: int, others: Iterator[int]) -> Iterator[int]:
+    yield fd
+    yield from others
 
 
 def _climb(directory: int) -> int:

@@ -14,17 +14,9 @@ from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.placement import CONTENT, SUBDIRECTORY, Bind, Placement
-from .harness.scenario import Scenario
+from .soleheld import SOLE, sole
 
 pytestmark = pytest.mark.detached
-
-SOLE = pytest.mark.parametrize("placement", [Placement.HOST, Placement.HOST_SOURCE], ids=str)
-
-
-def sole(held: Scenario) -> Scenario:
-    """Unmount the source: from now on the process alone holds the filesystem."""
-    kernel.umount2(held.ground.source, kernel.MNT_DETACH)
-    return held
 
 
 def hold_life(task: Task) -> Check:

@@ -40,10 +40,17 @@ def lay_out(filesystem: Path, held: Mapping[str, str | None]) -> dict[str, bytes
                 point.touch()
             with mount(filesystem / mounted, point):
                 fds[mounted] = stack.enter_context(support.opened(point / (name or ""), os.O_PATH))
-        before = support.open_fds()
-        layout = Layout(fds.values())
-        assert support.open_fds() == before
-        return {path: layout.root_of(kernel.fstat(fd).mnt_id) for path, fd in fds.items()}
+        return roots_of(Layout(fds.values()), fds)
+
+
+def roots_of(layout: Layout, fds: Mapping[str, int]) -> dict[str, bytes | None]:
+    """Where the mounts of some files lie; the layout is closed, and leaves nothing open."""
+    before = support.open_fds()
+    roots = {path: layout.root_of(fd, kernel.fstat(fd).mnt_id) for path, fd in fds.items()}
+    assert support.open_fds() == before
+    layout.close()
+    assert len(support.open_fds()) < len(before)
+    return roots
 
 
 @contextmanager
@@ -85,9 +92,21 @@ def test_mounts(
 def test_same_root_twice(filesystem: Path) -> None:
     with ExitStack() as stack:
         fds = [stack.enter_context(support.detached(filesystem, filesystem / "a")) for _ in "12"]
-        layout = Layout(fds)
-        assert [layout.root_of(kernel.fstat(fd).mnt_id) for fd in fds] == [b".", b"."]
-        assert layout.root_of(0) is None
+        found = roots_of(Layout(fds), {str(fd): fd for fd in fds})
+        assert list(found.values()) == [b".", b"."]
+
+
+def test_late_mounts(filesystem: Path) -> None:
+    """Files in flight are not seen before they are met: they are told if beneath the others."""
+    with ExitStack() as stack:
+        point = filesystem.parent / "point"
+        point.mkdir()
+        fds = {
+            path: stack.enter_context(support.detached(point, filesystem / path))
+            for path in ("a", "a/b", "z", "")
+        }
+        found = roots_of(Layout([fds["a"]]), fds)
+    assert found == {"a": b".", "a/b": b"b", "z": None, "": None}
 
 
 def test_file_with_two_names(filesystem: Path) -> None:
