@@ -31,6 +31,16 @@ _UNITS = {b"k": 10, b"m": 20, b"g": 30}
 _LIMITS = (b"size", b"nr_inodes")
 _READ_ONLY = b"ro"
 
+_KINDS = {
+    stat.S_IFREG,
+    stat.S_IFDIR,
+    stat.S_IFLNK,
+    stat.S_IFIFO,
+    stat.S_IFCHR,
+    stat.S_IFBLK,
+    stat.S_IFSOCK,
+}
+
 
 def make_memory(filesystem: Filesystem) -> int:
     """Make an empty filesystem with room to spare.
@@ -199,6 +209,8 @@ def _check(node: Node, reader: ContentReader | None) -> None:
         if stat.S_ISDIR(node.mode):
             raise DetachedError(f"{quote(node.path)} is a directory with two names")
         return
+    if stat.S_IFMT(node.mode) not in _KINDS:
+        raise DetachedError(f"{quote(node.path)} has the invalid mode {node.mode:#o}")
     if node.inode is None:
         raise DetachedError(f"{quote(node.path)} has no inode")
     check_inode(node.path, node.mode, node.inode, reader)

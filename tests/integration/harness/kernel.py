@@ -39,6 +39,7 @@ STATMOUNT_SB_BASIC = 0x1
 STATMOUNT_MNT_BASIC = 0x2
 STATMOUNT_MNT_POINT = 0x10
 STATMOUNT_MNT_NS_ID = 0x40
+STATMOUNT_MNT_OPTS = 0x80
 STATMOUNT_MNT_UIDMAP = 0x2000
 STATMOUNT_MNT_GIDMAP = 0x4000
 
@@ -150,6 +151,7 @@ class MountAnswer:
     mnt_attr: int
     uid_map: tuple[str, ...]
     gid_map: tuple[str, ...]
+    options: tuple[str, ...]  # of the superblock
 
     @property
     def detached(self) -> bool:
@@ -161,6 +163,7 @@ def statmount_by_fd(fd: int) -> MountAnswer:
     """statmount(2) with STATMOUNT_BY_FD: EINVAL before Linux 7.0."""
     wanted = STATMOUNT_SB_BASIC | STATMOUNT_MNT_BASIC | STATMOUNT_MNT_POINT
     wanted |= STATMOUNT_MNT_NS_ID | STATMOUNT_MNT_UIDMAP | STATMOUNT_MNT_GIDMAP
+    wanted |= STATMOUNT_MNT_OPTS
     request = struct.pack("=IIQQQ", 32, fd, 0, wanted, 0)
     buffer = ctypes.create_string_buffer(16384)
     result = _libc.syscall(_SYS_STATMOUNT, request, buffer, len(buffer), STATMOUNT_BY_FD)
@@ -173,6 +176,7 @@ def statmount_by_fd(fd: int) -> MountAnswer:
         mnt_attr=struct.unpack_from("=Q", raw, 64)[0],
         uid_map=_strings(raw, uid_at, uid_count),
         gid_map=_strings(raw, gid_at, gid_count),
+        options=tuple(_strings(raw, struct.unpack_from("=I", raw, 4)[0], 1)[0].split(",")),
     )
 
 

@@ -1,0 +1,324 @@
+"""Filesystems in memory that cannot come back: a clear line, and nothing half-made stays."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from . import disks
+from .conftest import MakeScenario
+from .harness import kernel, look
+from .harness.agent import Check, Task
+from .harness.placement import CONTENT, Placement, populate_tree
+from .harness.scenario import Scenario
+from .soleheld import sole
+from .test_faults import small_disk
+
+pytestmark = pytest.mark.detached
+
+
+def hold_top(task: Task) -> Check:
+    """The top of the tree."""
+    top = os.open(task.path(), os.O_RDONLY)
+    task.detach()
+    return lambda: sorted(os.listdir(top))
+
+
+def hold_deleted(task: Task) -> Check:
+    """A file that has no name any more, and one that has."""
+    fds = [os.open(task.path(name), os.O_RDWR) for name in ("file", "other")]
+    os.unlink(task.path("other"))
+    task.detach()
+    return lambda: [os.pread(fd, 100, 0).decode() for fd in fds]
+
+
+# --- Others who hold it ---------------------------------------------------------------------
+
+# A process of the host that holds something of the directory which it is given.
+HOLD = "import mmap, os, sys; os.chdir(sys.argv[1]); {}; print(flush=True); sys.stdin.read()"
+HOLDERS = {
+    "fd": "fd = os.open('file', 0); os.chdir('/')",
+    "cwd": "pass",
+    "root": "os.chroot('.')",
+    "mapping": "fd = os.open('file', 0); m = mmap.mmap(fd, 4, prot=1, **{'trackfd': False}); "
+    "os.close(fd); os.chdir('/')",
+}
+
+
+@contextmanager
+def holder(code: str, directory: Path) -> Iterator[str]:
+    """A process that holds something there; what the refusal calls it."""
+    command = ["python3", "-c", HOLD.format(code), str(directory)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as running:
+        assert running.stdout is not None and running.stdout.readline()
+        yield f"process {running.pid}"
+
+
+@contextmanager
+def loop(directory: Path) -> Iterator[str]:
+    """A block device whose content is a file there."""
+    image = directory / "image"
+    image.write_bytes(bytes(1 << 16))
+    with disks.loop_device(image) as device:
+        yield f"loop device {Path(device).name}"
+
+
+@contextmanager
+def overlay(directory: Path, layer: str) -> Iterator[str]:
+    """An overlay with a layer there."""
+    (directory / "work").mkdir()
+    point = directory.parent.parent / "overlay"
+    point.mkdir()
+    other = point.with_name("layer")
+    other.mkdir()
+    layers = {
+        "lower": f"lowerdir={directory}:{other}",
+        "upper": f"lowerdir={other},upperdir={directory}/dir,workdir={directory}/work",
+    }
+    try:
+        kernel.mount("overlay", point, "overlay", 0, layers[layer])
+    except OSError as error:
+        pytest.skip(f"this kernel mounts no overlay: {error}")
+    try:
+        yield f"the overlay at {point}"
+    finally:
+        kernel.umount2(point)
+
+
+@contextmanager
+def other_namespace(directory: Path) -> Iterator[str]:
+    """A mount namespace that still has it mounted, while the runner's has not."""
+    code = "pass; os.chdir('/')"
+    command = ["unshare", "--mount", "python3", "-c", HOLD.format(code), str(directory)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as running:
+        assert running.stdout is not None and running.stdout.readline()
+        yield f"in the mount namespace of process {running.pid}"
+
+
+HOLDING: dict[str, Callable[[Path], object]] = {
+    **{name: lambda path, code=code: holder(code, path) for name, code in HOLDERS.items()},
+    "loop": loop,
+    "overlay of it": lambda path: overlay(path, "lower"),
+    "overlay on it": lambda path: overlay(path, "upper"),
+    "namespace": other_namespace,
+}
+
+
+@pytest.mark.parametrize("kind", HOLDING)
+def test_held_elsewhere(scenario: MakeScenario, kind: str) -> None:
+    """With two of it the data would part; the refusal says who it is."""
+    held = scenario().start(hold_deleted)
+    answer = held.ask()
+    with HOLDING[kind](held.ground.source / "tree") as who:  # type: ignore[attr-defined]
+        sole(held)
+        held.dump().failed(f"criu-detached: .*{who}")
+        assert held.ask() == answer
+    held.cycle()
+    assert held.ask() == answer
+
+
+# --- Faults at dump ---------------------------------------------------------------------------
+
+
+def populate_large(source: Path) -> None:
+    """The common tree and a file of a mebibyte."""
+    populate_tree(source)
+    (source / "tree" / "large").write_bytes(os.urandom(1 << 20))
+
+
+def test_image_directory_full(scenario: MakeScenario) -> None:
+    """The dump fails while it can, and the process goes on."""
+    held = sole(scenario(populate=populate_large).start(hold_top))
+    before, answer = look.seen(held.pid), held.ask()
+    held.dump("--leave-running").succeeded()
+    size = sum(path.stat().st_blocks * 512 for path in held.images.glob("*.img"))
+    for limit in (size // 2, size - (1 << 19), size - (3 << 12)):
+        with small_disk(held.work / "small", f"size={limit}") as options:
+            run = held.dump(*options)
+            assert run.status, run.report()
+        assert "No space left on device" in "\n".join(run.errors()), run.report()
+        assert look.seen(held.pid) == before
+        assert held.ask() == answer
+    held.cycle()
+    assert held.ask() == answer
+
+
+# --- Faults at restore ------------------------------------------------------------------------
+
+
+class State:
+    """What a restore that failed must leave as it was."""
+
+    def __init__(self, held: Scenario) -> None:
+        self._held = held
+        self._before = self._seen()
+
+    def _seen(self) -> list[object]:
+        names = sorted(
+            str(path) for path in self._held.work.rglob("*") if "images" not in str(path)
+        )
+        return [look.mount_table(), names]
+
+    def assert_as_before(self) -> None:
+        """No task, no mount, no file."""
+        self._held.assert_gone()
+        assert self._seen() == self._before
+
+
+def test_every_cut(scenario: MakeScenario) -> None:
+    """Images that are cut off, or lost, are found out before there is a task."""
+    held = sole(scenario(populate=populate_large).start(hold_top))
+    answer = held.ask()
+    held.dump().succeeded()
+    state = State(held)
+    for name in ("criu-detached.img", "criu-detached-data.img"):
+        image = held.images / name
+        whole = image.read_bytes()
+        for length in (0, 4, 8, len(whole) // 2, len(whole) - 1):
+            image.write_bytes(whole[:length])
+            held.restore().failed(f"criu-detached: .*{name} is damaged")
+            state.assert_as_before()
+        image.unlink()
+        held.restore().failed(f"criu-detached: .*{name}")
+        state.assert_as_before()
+        image.write_bytes(whole)
+    held.restore().succeeded()
+    assert held.ask() == answer
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf has it."""
+    out = b""
+    while number >= 0x80:
+        out += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return out + bytes([number])
+
+
+class Images:
+    """The record file, into which other entries can be put."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "criu-detached.img"
+        raw = self._path.read_bytes()
+        self._entries, at = [], 8
+        while at < len(raw):
+            size = int.from_bytes(raw[at : at + 4], "little")
+            self._entries.append(raw[at + 4 : at + 4 + size])
+            at += 4 + size
+        self._entries.pop()  # the trailer
+        self._magics = raw[:8]
+
+    def write(self, *more: bytes, replace: tuple[bytes, bytes] = (b"", b"")) -> None:
+        """Write the file with further entries, or with bytes of equal length in others' place."""
+        entries = [entry.replace(*replace) if replace[0] else entry for entry in self._entries]
+        entries += more
+        body = self._magics + b"".join(len(e).to_bytes(4, "little") + e for e in entries)
+        trailer = b"\x0d" + len(entries).to_bytes(4, "little")
+        trailer += b"\x15" + zlib.crc32(body).to_bytes(4, "little")
+        trailer = b"\x7a" + varint(len(trailer)) + trailer
+        self._path.write_bytes(body + len(trailer).to_bytes(4, "little") + trailer)
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    """A field as protobuf has it."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def node(path: bytes, mode: int, *, target: bytes = b"", same_as: bytes = b"") -> bytes:
+    """An entry with a Node of the first filesystem."""
+    inode = field(6, target) if target else field(1, 1000)
+    parts = [field(1, 1), field(2, path), field(3, mode)]
+    parts.append(field(6, same_as) if same_as else field(5, inode))
+    return field(8, b"".join(parts))
+
+
+FILE, LINK = stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777
+EVIL = "/var/tmp/evil"  # noqa: S108
+HOSTILE = {
+    "above": [node(b"../evil", FILE)],
+    "absolute": [node(b"/evil", FILE)],
+    "inner dots": [node(b"tree/../../evil", FILE)],
+    "zero byte": [node(b"ev\0il", FILE)],
+    "below a symlink": [node(b"way", LINK, target=b"/var/tmp"), node(b"way/evil", FILE)],
+    "below a symlink to above": [node(b"way", LINK, target=b".."), node(b"way/evil", FILE)],
+    "link to above": [node(b"evil", FILE, same_as=b"../../etc/passwd")],
+    "link through a symlink": [
+        node(b"way", LINK, target=b"/etc"),
+        node(b"evil", FILE, same_as=b"way/passwd"),
+    ],
+    "link to nothing": [node(b"evil", FILE, same_as=b"nothing")],
+    "twice": [node(b"evil", FILE), node(b"evil", FILE)],
+    "below a file": [node(b"evil", FILE), node(b"evil/evil", FILE)],
+    "root that is a file": [node(b".", FILE)],
+    "no type": [node(b"evil", 0o644)],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_nodes(scenario: MakeScenario, name: str) -> None:
+    """Records that no dump writes end the restore, and nothing is made outside."""
+    held = sole(scenario().start(hold_top))
+    held.dump().succeeded()
+    state = State(held)
+    Images(held.images).write(*HOSTILE[name])
+    held.restore().failed("criu-detached: ")
+    state.assert_as_before()
+    assert not os.path.exists(EVIL)
+
+
+def test_too_small(scenario: MakeScenario) -> None:
+    """The limit of the record is lower than what is in the filesystem."""
+
+    def mount_sized(source: Path) -> None:
+        kernel.mount("sized", source, "tmpfs", 0, "size=2048k")
+
+    held = sole(scenario(mount_source=mount_sized, populate=populate_large).start(hold_top))
+    answer = held.ask()
+    held.dump().succeeded()
+    state = State(held)
+    images = Images(held.images)
+    told = kernel.has_statmount_by_fd()
+    images.write(replace=(b"size=2048k", b"size=1016k") if told else (b"=2097152", b"=1040384"))
+    held.restore().failed("criu-detached: .*can't make a tmpfs as it was")
+    state.assert_as_before()
+    images.write()
+    held.restore().succeeded()
+    assert held.ask() == answer
+
+
+# --- Filesystems and mounts that cannot be told ----------------------------------------------
+
+
+def mount_ramfs(source: Path) -> None:
+    """It has neither limits nor file handles."""
+    kernel.mount("source", source, "ramfs")
+
+
+@pytest.mark.parametrize("placement", list(Placement), ids=lambda placement: placement.value)
+def test_ramfs(scenario: MakeScenario, placement: Placement) -> None:
+    held = scenario(placement, mount_source=mount_ramfs)
+    if placement is Placement.NAMESPACE_TMPFS:
+        pytest.skip("CRIU mounts no ramfs of a namespace anew")
+    held.start(hold_top)
+    answer = held.ask()
+    sole(held).cycle()
+    assert held.ask() == answer
+    with ExitStack() as stack:
+        fd = os.open(f"/proc/{held.pid}/fd/3", os.O_RDONLY)
+        stack.callback(os.close, fd)
+        assert os.fstatvfs(fd).f_blocks == 0
+        found = os.open("file", os.O_RDONLY, dir_fd=fd)
+        stack.callback(os.close, found)
+        assert os.read(found, 100).decode() == CONTENT
