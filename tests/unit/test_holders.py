@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from criu_detached import holders, kernel
-from criu_detached.holders import held_directories, held_files, is_tree_held
+from criu_detached.holders import (
+    attached_mount,
+    files_of,
+    held_directories,
+    held_files,
+    is_tree_held,
+    outside_holder,
+)
 
 from . import support
 
@@ -106,3 +113,45 @@ def test_tree_fd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert is_tree_held(mnt_id)
             monkeypatch.setattr(holders, "_is_traced", lambda process: False)
             assert not is_tree_held(mnt_id)
+
+
+@contextmanager
+def own_filesystem(path: Path) -> Iterator[int]:
+    """A tmpfs with two files; the device of its superblock."""
+    path.mkdir()
+    with support.mounted(path, "-t", "tmpfs", "held"):
+        for name in ("one", "two"):
+            (path / name).write_text("content")
+        yield path.stat().st_dev
+
+
+MAPPED = "import mmap; fd = os.open({!r}, 0); m = mmap.mmap(fd, 4, prot=1, trackfd=False)"
+
+
+def test_files_of_a_filesystem(tmp_path: Path) -> None:
+    """Those that are mapped and not open as well."""
+    with own_filesystem(tmp_path / "fs") as dev:
+        assert list(files_of(dev)) == []
+        mapped = MAPPED.format(str(tmp_path / "fs" / "one")) + "; os.close(fd)"
+        with process(f"{mapped}; os.chdir({str(tmp_path / 'fs')!r}); os.open('two', 0)"):
+            found = [os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) for fd in files_of(dev)]
+        assert sorted(found) == ["fs", "one", "two"]
+
+
+def test_outside_holder(tmp_path: Path) -> None:
+    with own_filesystem(tmp_path / "fs") as dev:
+        assert outside_holder(dev) is None
+        with process(f"os.open({str(tmp_path / 'fs' / 'one')!r}, 0)") as pid:
+            assert outside_holder(dev) == f"process {pid}"
+        with process(MAPPED.format(str(tmp_path / "fs" / "one")) + "; os.close(fd)") as pid:
+            assert outside_holder(dev) == f"process {pid}"
+        with process(f"os.chdir({str(tmp_path / 'fs')!r})") as pid:
+            assert outside_holder(dev) == f"process {pid}"
+        assert outside_holder(dev) is None
+
+
+def test_attached_mount(tmp_path: Path) -> None:
+    with own_filesystem(tmp_path / "fs") as dev:
+        found = attached_mount(dev)
+        assert found is not None and found.startswith(f"{tmp_path}/fs in the mount namespace of")
+    assert attached_mount(dev) is None
