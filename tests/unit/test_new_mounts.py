@@ -12,7 +12,7 @@ import pytest
 from criu_detached import kernel
 from criu_detached.errors import DetachedError
 from criu_detached.realise import Means
-from criu_detached.recordfile import Records, RecordWriter, read_records
+from criu_detached.recordfile import NAME, Records, RecordWriter, read_records
 from criu_detached.records import (
     FORMAT,
     RECREATED,
