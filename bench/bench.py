@@ -270,7 +270,7 @@ class Tar:
         """One archive made and taken apart, with all that a dump saves of a file."""
         source, images = make(ground.directory / "source"), make(ground.directory / "images")
         options = ["--xattrs", "--xattrs-include=*", "--acls", "--selinux", "--numeric-owner"]
-        command = ["tar", *options, "--sparse", "-C", source, "-f", images / "tree.tar"]
+        command = ["tar", *options, "--sparse", "-C", str(source), "-f", str(images / "tree.tar")]
         with in_memory(source):
             case.held.populate(source)
             case.settle()

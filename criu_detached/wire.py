@@ -155,7 +155,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         raise WireError("a number is cut off") from None
 
 
-def _read_field(data: bytes, at: int, wire: int) -> tuple[int | bytes, int]:
+def _read_field(data: bytes, at: int, wire: int) -> tuple[Any, int]:
     if wire == _VARINT:
         return _read_varint(data, at)
     if wire == _LENGTH:

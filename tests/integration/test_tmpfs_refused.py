@@ -7,7 +7,8 @@ import stat
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,8 @@ def other_namespace(directory: Path) -> Iterator[str]:
         yield f"in the mount namespace of process {running.pid}"
 
 
-HOLDING: dict[str, Callable[[Path], object]] = {
-    **{name: lambda path, code=code: holder(code, path) for name, code in HOLDERS.items()},
+HOLDING: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
+    **{name: partial(holder, code) for name, code in HOLDERS.items()},
     "loop": loop,
     "overlay of it": lambda path: overlay(path, "lower"),
     "overlay on it": lambda path: overlay(path, "upper"),
@@ -118,7 +119,7 @@ def test_held_elsewhere(scenario: MakeScenario, kind: str) -> None:
     """With two of it the data would part; the refusal says who it is."""
     held = scenario().start(hold_deleted)
     answer = held.ask()
-    with HOLDING[kind](held.ground.source / "tree") as who:  # type: ignore[attr-defined]
+    with HOLDING[kind](held.ground.source / "tree") as who:
         sole(held)
         held.dump().failed(f"criu-detached: .*{who}")
         assert held.ask() == answer
