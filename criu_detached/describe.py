@@ -21,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from criu_detached.twins import Twins
+
     Candidates = Callable[[int, bytes | None, int], Iterator[Source]]
 
 # statfs f_flags (ST_* of linux/statfs.h) that are mount attributes
@@ -44,7 +46,13 @@ class DetachedMount:
     """A detached mount of the dump: its record, and how its bind source shows it."""
 
     def __init__(
-        self, record: Mount, root: int, source: int, read_only: bool, maps_known: bool = True
+        self,
+        record: Mount,
+        root: int,
+        source: int,
+        read_only: bool,
+        maps_known: bool = True,
+        twins: Twins | None = None,
     ) -> None:
         # O_PATH fds, kept open for the checks of the files on the mount
         self.record = record
@@ -52,6 +60,17 @@ class DetachedMount:
         self.source = source  # of the bind source
         self.read_only = read_only  # the superblock, not the mount
         self.maps_known = maps_known  # the kernel told the id-map, or that there is none
+        self.twins = twins  # of the bind source
+
+    def seen(self, fd: int, path: bytes, facts: FileFacts) -> FileFacts:
+        """Facts that a file has in the bind source, if it is there; raises OSError.
+
+        Args:
+            fd: the file.
+            path: where it should be, beneath the mount's root.
+            facts: its own.
+        """
+        return self.twins.facts(self.root, path, fd, facts) if self.twins else facts
 
     def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
         """Where a file is: the restore will open the path beneath the source.
@@ -73,7 +92,8 @@ class DetachedMount:
                 continue
             try:
                 found = paths.facts_at(self.root, name.path)
-                if (found.dev, found.ino) == (facts.dev, facts.ino):
+                wanted = self.seen(fd, name.path, facts)
+                if (found.dev, found.ino) == (wanted.dev, wanted.ino):
                     return name
                 number = 0
             except OSError as error:
@@ -128,7 +148,7 @@ def _find_source(
     refusal = _no_source(name.path, kind)
     for source in candidates(dev, fs_type, magic):
         with source:
-            if known and name.deleted and source.info.dev != dev:
+            if known and name.deleted and source.info.dev != dev and not source.twins:
                 continue  # no file to compare will tell one such filesystem from another
             inside = _root_in_source(fd, name, facts, kind, source)
             if inside is None or _has_other_ids(kind, source):
@@ -138,14 +158,16 @@ def _find_source(
                 continue
             if root < 0 and inside == paths.ROOT:
                 continue  # the source's own root is another one, and not above the deleted one
-            if root < 0 or name.deleted or _shows(root, name.path, facts):
+            if root < 0 or name.deleted or _shows(source, root, name.path, fd, facts):
                 record = _record(fd, name, facts, kind, source, inside, root)
                 try:
                     if source.filesystem is None:
                         _rehearse(record, source.fd if root < 0 else root, source)
                     read_only = b"ro" in source.info.super_options
                     kept = os.dup(source.fd)
-                    return DetachedMount(record, root, kept, read_only, known is not None), ""
+                    maps_known = known is not None
+                    twins = source.twins
+                    return DetachedMount(record, root, kept, read_only, maps_known, twins), ""
                 except OSError as error:
                     refusal = (
                         f"its bind source {quote(source.info.mountpoint)} would not do for the"
@@ -203,6 +225,9 @@ def _root_in_source(
     if kind.statmount:
         root = kind.statmount.mnt_root.removesuffix(ROOT_DELETED)
         return paths.below(root, source.info.root)
+    if source.twins:
+        # Files of such filesystems are nowhere else, and there is no inode to search for.
+        return paths.ROOT if _shows(source, source.fd, name.path, fd, facts) else None
     return roots.find_root(fd, name, facts, source)
 
 
@@ -225,9 +250,11 @@ def _id_maps(source: Source) -> tuple[list[bytes], list[bytes]]:
         os.close(ns_fd)
 
 
-def _shows(root: int, path: bytes, facts: FileFacts) -> bool:
+def _shows(source: Source, root: int, path: bytes, fd: int, facts: FileFacts) -> bool:
     try:
         found = paths.facts_at(root, path)
+        if source.twins:
+            facts = source.twins.facts(root, path, fd, facts)
     except OSError:
         return False
     return (found.dev, found.ino) == (facts.dev, facts.ino)

@@ -153,7 +153,7 @@ class Dump:
             )
         if mount.record.anonymous:
             link = self._anonymous.relative(link, facts.mnt_id)
-        file = mount.name_of(link, facts)
+        file = mount.name_of(fd, link, facts)
         answer, new = self._sockets.note(name, file, mount)
         if new is not None:
             if not new.deleted:
@@ -220,7 +220,7 @@ class Dump:
         assert source is not None
         self._open_records().mount(record)
         self._mounts[record.mnt_id] = mount
-        if self._host.flushes() and mount.root >= 0 and has_plain_files:
+        if self._host.flushes() and mount.root >= 0 and has_plain_files and not mount.twins:
             compare_owner = not mount.maps_known
             self._host.plain_mount_add(record.mnt_id, mount.root, source.mnt_id, compare_owner)
         log.info(

@@ -65,7 +65,7 @@ class ExternalMount(DetachedMount):
         Raises:
             DetachedError: nothing that is supplied could stand for it.
         """
-        name = self.name_of(link, facts)
+        name = self.name_of(fd, link, facts)
         known = kind.statmount
         is_root = name.path == paths.ROOT
         if (known and known.mnt_root.endswith(ROOT_DELETED)) or (is_root and name.deleted):
@@ -85,10 +85,11 @@ class ExternalMount(DetachedMount):
         )
         super().__init__(record, -1, -1, False)
 
-    def name_of(self, link: bytes, facts: FileFacts) -> Name:
+    def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
         """Read a link that nothing can be compared with.
 
         Args:
+            fd: the file.
             link: a file's path from the mount's root, as its link shows it.
             facts: of the file.
 

@@ -86,6 +86,19 @@ def files_of(dev: int) -> Iterator[int]:
                 yield fd
 
 
+def holding_processes(mnt_id: int) -> list[int]:
+    """Processes that have a file of a mount.
+
+    Args:
+        mnt_id: the mount's 32-bit id.
+    """
+    return [
+        pid
+        for pid in _processes()
+        if any(kernel.fstat(fd).mnt_id == mnt_id for fd in _open_links(pid))
+    ]
+
+
 def outside_holder(dev: int) -> str | None:
     """Name somebody who keeps a filesystem alive besides the dumped tasks.
 
@@ -189,7 +202,7 @@ def _is_traced(pid: int) -> bool:
 
 
 def _holds(pid: int, dev: int) -> bool:
-    if any(kernel.fstat(fd).dev == dev for fd in _open_links(pid)):
+    if any(_is_on(fd, dev) for fd in _open_links(pid)):
         return True
     return _mapped(dev) in _read(f"/proc/{pid}/maps")
 
@@ -197,6 +210,16 @@ def _holds(pid: int, dev: int) -> bool:
 def _mapped(dev: int) -> bytes:
     """What a mapping of a file shows of its filesystem, proc_pid_maps(5)."""
     return b" %02x:%02x " % (os.major(dev), os.minor(dev))
+
+
+def _is_on(fd: int, dev: int) -> bool:
+    """Tell whether a file is on a superblock; on some it has another device number."""
+    if kernel.fstat(fd).dev == dev:
+        return True
+    try:
+        return kernel.statmount_by_fd(fd, kernel.STATMOUNT_SB_BASIC).sb_dev == dev
+    except OSError:
+        return False  # before Linux 7.0, and what no mount shows
 
 
 def _read(path: str) -> bytes:

@@ -14,7 +14,7 @@ from criu_detached._kernel import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 # linux/mount.h: mount attributes
@@ -41,6 +41,8 @@ STATMOUNT_MNT_POINT = 0x10
 STATMOUNT_FS_TYPE = 0x20
 STATMOUNT_MNT_NS_ID = 0x40
 STATMOUNT_MNT_OPTS = 0x80
+STATMOUNT_SB_SOURCE = 0x200  # Linux 6.13
+STATMOUNT_OPT_ARRAY = 0x400  # Linux 6.13
 STATMOUNT_MNT_UIDMAP = 0x2000  # Linux 6.15
 STATMOUNT_MNT_GIDMAP = 0x4000
 
@@ -48,6 +50,8 @@ STATMOUNT_MNT_GIDMAP = 0x4000
 OPEN_TREE_CLONE = 0x1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 AT_EMPTY_PATH = 0x1000
+# linux/fcntl.h: for name_to_handle_at(2); the handle need not open again (Linux 6.5)
+AT_HANDLE_FID = 0x200
 
 # linux/openat2.h
 RESOLVE_NO_XDEV = 0x01
@@ -203,6 +207,16 @@ class StatMount:
     def mnt_point(self) -> bytes:
         """Where it is attached; ask for STATMOUNT_MNT_POINT."""
         return self._strings(108, 1)[0]
+
+    @property
+    def sb_source(self) -> bytes:
+        """What it was mounted from; ask for STATMOUNT_SB_SOURCE."""
+        return self._strings(124, 1)[0]
+
+    @property
+    def opt_array(self) -> list[bytes]:
+        """The filesystem's own options, without any escapes; ask for STATMOUNT_OPT_ARRAY."""
+        return self._strings(132, self._number(128, 4))
 
     @property
     def uid_map(self) -> list[bytes]:
@@ -513,13 +527,16 @@ _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING = 0, 1
 _FSCONFIG_CMD_CREATE, _FSCONFIG_CMD_RECONFIGURE = 6, 7
 
 
-def new_mount(fs_type: bytes, source: bytes, options: list[bytes]) -> int:
+def new_mount(
+    fs_type: bytes, source: bytes, options: list[bytes], fds: Iterable[tuple[bytes, int]] = ()
+) -> int:
     """Mount a filesystem: fsopen(2), fsconfig(2) and fsmount(2), Linux 5.2.
 
     Args:
         fs_type: its type.
         source: as mount(8) takes it.
         options: of the superblock, each "name" or "name=value".
+        fds: options that take an open file.
 
     Returns:
         A tree fd of the mount, the caller's. It is in no namespace.
@@ -532,6 +549,8 @@ def new_mount(fs_type: bytes, source: bytes, options: list[bytes]) -> int:
         if source:
             _configure(fd, _FSCONFIG_SET_STRING, b"source", source)
         _set_options(fd, options)
+        for name, opened in fds:
+            _tell(fd, name, lib.sys_fsconfig_fd(fd, name, opened))
         _configure(fd, _FSCONFIG_CMD_CREATE, ffi.NULL, ffi.NULL)
         return _checked(lib.sys_fsmount(fd, 0), "fsmount")
     finally:
@@ -596,7 +615,11 @@ def _set_option(fd: int, option: bytes) -> None:
 
 
 def _configure(fd: int, command: int, key: Any, value: Any) -> None:
-    result = lib.sys_fsconfig(fd, command, key, value)
+    _tell(fd, key, lib.sys_fsconfig(fd, command, key, value))
+
+
+def _tell(fd: int, key: Any, result: int) -> None:
+    """Raise OSError, with what the filesystem says, where fsconfig(2) failed."""
     if result < 0:
         said = [os.strerror(-result)]
         try:

@@ -80,6 +80,7 @@ class Means:
 
     __slots__ = (
         "clone",
+        "fresh",
         "namespace_root",
         "proc",
         "reader",
@@ -116,6 +117,8 @@ class Means:
         self.reader = reader
         self.supplied: dict[int, int] = {}  # root that the user has supplied, by mount id
         self.tops: dict[int, int] = {}  # root of a filesystem that is mounted or made, by its id
+        # Those whose superblock is a new one, and whether inode numbers are as they were.
+        self.fresh: dict[int, bool] = {}
 
 
 def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
@@ -144,7 +147,7 @@ def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
             return _realise_with_ghosts(mount, ghosts, top, where, means)
         root = _open_root(top, source.path, where)
         try:
-            same = _check_source(mount, root, where, means.same_boot)
+            same = _check_source(mount, root, where, means)
             _check_id_map(mount, root, where)
             realised = Realised(_clone(root, where, means), same)
         finally:
@@ -179,7 +182,7 @@ def _realise_with_ghosts(
     """As realise: the mount is given its attributes when its files are made."""
     source = mount.bind_source
     assert source is not None
-    same = _check_superblock(mount, top, where, means.same_boot)
+    same = _check_superblock(mount, top, where, means)
     _check_id_map(mount, top, where)
     workshop = Workshop(_writable_clone(top, where, means), means.proc, means.reader, same)
     realised = Realised(-1, same)
@@ -262,10 +265,10 @@ def _open_root(top: int, path: bytes, where: str) -> int:
         raise _cannot_open(where, error) from error
 
 
-def _check_source(mount: Mount, root: int, where: str, same_boot: bool) -> bool:
+def _check_source(mount: Mount, root: int, where: str, means: Means) -> bool:
     """Refuse another source; tell whether inode numbers are those of the dump."""
     _check_type(mount, root, where)
-    return _check_superblock(mount, root, where, same_boot)
+    return _check_superblock(mount, root, where, means)
 
 
 def _check_type(mount: Mount, root: int, where: str) -> None:
@@ -276,10 +279,13 @@ def _check_type(mount: Mount, root: int, where: str) -> None:
         )
 
 
-def _check_superblock(mount: Mount, root: int, where: str, same_boot: bool) -> bool:
+def _check_superblock(mount: Mount, root: int, where: str, means: Means) -> bool:
     """Refuse another filesystem; tell whether inode numbers are those of the dump."""
     if mount.origin == RECREATED:
         return False
+    if mount.filesystem in means.fresh:
+        return means.fresh[mount.filesystem]
+    same_boot = means.same_boot
     recorded = mount.superblock
     assert recorded is not None and mount.bind_source is not None  # check_mount
     found = superblock_of(root, recorded.fs_type)

@@ -217,6 +217,21 @@ class BlockDevice(Message):
     loop: Loop | None
 
 
+class Layer(Message):
+    """A directory that an overlay is made of."""
+
+    FIELDS = (
+        (1, "option", BYTES),
+        (2, "path", BYTES),
+        (3, "superblock", Superblock),
+        (4, "ino", UINT),
+    )
+    option: bytes
+    path: bytes
+    superblock: Superblock | None
+    ino: int
+
+
 class Filesystem(Message):
     """A superblock that no attached mount shows."""
 
@@ -225,13 +240,19 @@ class Filesystem(Message):
         (2, "superblock", Superblock),
         (3, "source", BYTES),
         (4, "options", BYTES_LIST),
+        (8, "fresh", UINT),
+        (9, "keeps_inodes", UINT),
         (10, "devices", ListOf(BlockDevice)),
+        (11, "layers", ListOf(Layer)),
     )
     id: int
     superblock: Superblock | None
     source: bytes
     options: list[bytes]
+    fresh: int
+    keeps_inodes: int
     devices: list[BlockDevice]
+    layers: list[Layer]
 
 
 class Node(Message):

@@ -13,6 +13,7 @@ from criu_detached import kernel
 from criu_detached.errors import DetachedError
 from criu_detached.records import RECREATED, REMOUNT
 from criu_detached.refill import IN_MEMORY, fill, make_memory, set_limits
+from criu_detached.relayer import mount_anew, mount_layers
 from criu_detached.remount import check_mounted, find_devices, mount_again
 
 TYPE_CHECKING = False
@@ -76,9 +77,19 @@ def make_filesystems(records: Records, means: Means, found: dict[int, list[Found
     for number, filesystem in records.filesystems.items():
         devices = found.get(number, [])
         assert filesystem.superblock is not None  # check_filesystems
+        same = True
         in_memory = filesystem.superblock.fs_type in IN_MEMORY
-        tree = make_memory(filesystem) if in_memory else mount_again(filesystem, devices)
+        if in_memory:
+            tree = make_memory(filesystem)
+        elif filesystem.layers:
+            tree, same = mount_layers(filesystem, means)
+        elif filesystem.fresh:
+            tree = mount_anew(filesystem)
+        else:
+            tree = mount_again(filesystem, devices)
         means.tops[number] = tree
+        if filesystem.fresh:
+            means.fresh[number] = same and bool(filesystem.keeps_inodes)
         root = os.open("/", kernel.O_PATH)
         try:
             kernel.attach(tree, root)  # only an attached mount can be cloned in part

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel
+from criu_detached import kernel, pseudo
 from criu_detached.describe import DetachedMount, describe_mount
 from criu_detached.devices import BTRFS_MAGIC
 from criu_detached.errors import DetachedError
 from criu_detached.holders import attached_mount, outside_holder
+from criu_detached.overlay import OVERLAYFS_MAGIC, overlaid
 from criu_detached.remount import remounted
+from criu_detached.served import refuse_served
 from criu_detached.tmpfs import RAMFS_MAGIC, TMPFS_MAGIC, Memory
 
 TYPE_CHECKING = False
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from criu_detached.recordfile import RecordWriter
     from criu_detached.records import Filesystem
     from criu_detached.sources import Source
+
+# Filesystems of which a new superblock gives its files the power of who mounts it.
+_OWNED = (OVERLAYFS_MAGIC, pseudo.DEVPTS_MAGIC, pseudo.BPF_MAGIC)
 
 
 class SoleHeld:
@@ -80,6 +85,14 @@ class SoleHeld:
             raise DetachedError(f"{error}; the filesystem is mounted at {where}")
         if magic in (TMPFS_MAGIC, RAMFS_MAGIC):
             return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
+        refuse_served(magic)
+        if magic in _OWNED and self._host.dumps_user_namespace():
+            raise DetachedError(
+                "its filesystem may belong to the dumped user namespace, and would belong to criu's"
+                " if it was mounted again: keep it mounted in the mount namespace of the tasks"
+            )
+        if magic == OVERLAYFS_MAGIC:
+            _refuse_shared_overlay(device)
 
         refusals: list[DetachedError] = []
 
@@ -91,7 +104,14 @@ class SoleHeld:
                 raise
 
         def mounted_again(dev: int, fs_type: bytes | None) -> Iterator[Source]:
-            for source in remounted(fd, dev, fs_type, self._number(dev)):
+            number = self._number(dev)
+            if magic == OVERLAYFS_MAGIC:
+                found = overlaid(fd, facts.mnt_id, kind.statmount, number)
+            elif magic in pseudo.MAGICS:
+                found = pseudo.mounted_anew(fd, facts, kind.statmount, number)
+            else:
+                found = remounted(fd, dev, fs_type, number)
+            for source in found:
                 if dev not in self._filesystems and source.filesystem is not None:
                     self._filesystems[dev] = source.filesystem
                     self._records().filesystem(source.filesystem)
@@ -139,3 +159,13 @@ class SoleHeld:
     def _number(self, dev: int) -> int:
         known = self._filesystems.get(dev)
         return known.id if known else len(self._filesystems) + 1
+
+
+def _refuse_shared_overlay(device: int) -> None:
+    """Two overlays with one upper directory would be the end of it."""
+    holder = outside_holder(device)
+    if holder is not None:
+        raise DetachedError(
+            f"it is on an overlay that no attached mount shows, and {holder} holds that too: end"
+            " it, or mount the overlay somewhere again"
+        )

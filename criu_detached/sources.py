@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from criu_detached.records import Filesystem
+    from criu_detached.twins import Twins
 
 # linux/magic.h: filesystems whose files show other device numbers than their superblock
 _MANY_DEVICES = {
@@ -32,10 +33,12 @@ class Source:
         fd: int,
         pid: int = 0,
         filesystem: Filesystem | None = None,
+        twins: Twins | None = None,
     ) -> None:
         self.info = info
         self.pid = pid  # of a process in its namespace; 0: this one
         self.filesystem = filesystem  # it is not attached, but can be mounted again so
+        self.twins = twins  # its superblock is another one that shows the same files
         self.in_namespace = in_namespace
         self.fd = fd
 

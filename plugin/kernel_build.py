@@ -53,6 +53,7 @@ int sys_enter_private_ns(int *place);
 int sys_leave_private_ns(const int *place);
 int sys_fsopen(const char *fs_type);
 int sys_fsconfig(int fd, unsigned int command, const char *key, const char *value);
+int sys_fsconfig_fd(int fd, const char *key, int value);
 int sys_fsmount(int fd, unsigned int attr);
 int sys_fspick(int fd);
 int sys_move_mount(int tree, int target);
@@ -475,6 +476,11 @@ static int sys_fsopen(const char *fs_type)
 static int sys_fsconfig(int fd, unsigned int command, const char *key, const char *value)
 {
 	return ret(syscall(NR_fsconfig, fd, command, key, value, 0));
+}
+
+static int sys_fsconfig_fd(int fd, const char *key, int value)
+{
+	return ret(syscall(NR_fsconfig, fd, 5 /* FSCONFIG_SET_FD */, key, NULL, value));
 }
 
 static int sys_fsmount(int fd, unsigned int attr)

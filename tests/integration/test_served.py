@@ -1,0 +1,83 @@
+"""Filesystems that another program serves: it alone can bring them back."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+
+from .conftest import MakeScenario
+from .harness import kernel
+from .harness.agent import Check, Task
+from .harness.kernel import MNT_DETACH, umount2
+from .harness.placement import Bind, Shape
+
+pytestmark = pytest.mark.detached
+
+WHOLE = [Bind(Shape("whole", "", ""))]
+
+# linux/fuse.h: the requests that an empty directory has to answer
+FORGET, GETATTR, STATFS, INIT, OPENDIR, RELEASEDIR, BATCH_FORGET = 2, 3, 17, 26, 27, 29, 42
+ENOSYS = 38
+ATTRIBUTES = struct.pack(
+    "=QII6Q10I", 3600, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, stat.S_IFDIR | 0o755, 2, 0, 0, 0, 4096, 0
+)
+ANSWERS = {
+    GETATTR: ATTRIBUTES,
+    STATFS: bytes(80),
+    INIT: struct.pack("=6I", 7, 22, 0, 0, 0, 4096),  # version 7.22
+    OPENDIR: bytes(16),
+    RELEASEDIR: b"",
+}
+
+
+def serve(fuse: int) -> None:
+    """Answer as an empty directory does, until the filesystem is gone."""
+    while True:
+        try:
+            request = os.read(fuse, 1 << 17)
+        except OSError:
+            return
+        opcode, unique = struct.unpack_from("=IQ", request, 4)
+        if opcode not in (FORGET, BATCH_FORGET):
+            body = ANSWERS.get(opcode, b"")
+            error = 0 if opcode in ANSWERS else -ENOSYS
+            os.write(fuse, struct.pack("=IiQ", 16 + len(body), error, unique) + body)
+
+
+def mount_fuse(source: Path) -> None:
+    """A FUSE filesystem that a process of its own serves."""
+    try:
+        fuse = os.open("/dev/fuse", os.O_RDWR)
+    except OSError as error:
+        pytest.skip(f"this machine has no FUSE: {error}")
+    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other"
+    kernel.mount("served", source, "fuse", 0, options)
+    if not os.fork():
+        try:
+            os.closerange(0, fuse)
+            os.closerange(fuse + 1, 65536)
+            serve(fuse)
+        finally:
+            os._exit(0)
+    os.close(fuse)
+
+
+def hold_directory(task: Task) -> Check:
+    """The root directory."""
+    top = os.open(task.path(), os.O_RDONLY | os.O_DIRECTORY)
+    task.detach()
+    return lambda: os.fstat(top).st_ino
+
+
+@pytest.mark.covers("directory", column="sole-held", outcome="refused")
+def test_fuse(scenario: MakeScenario) -> None:
+    """The user is told what to do, and the process goes on."""
+    held = scenario(binds=WHOLE, mount_source=mount_fuse, populate=lambda _: None)
+    held.start(hold_directory)
+    umount2(held.ground.source, MNT_DETACH)
+    held.dump().failed("is of type FUSE.*: mount it somewhere before the dump")
+    assert held.ask() == 1
