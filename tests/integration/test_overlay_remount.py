@@ -263,7 +263,7 @@ def test_layer_is_another_one_at_restore(
     scenario: MakeScenario, layers: Callable[..., Layers]
 ) -> None:
     if not has_statmount_by_fd():
-        pytest.skip("before Linux 7.0 nothing is dumped")
+        pytest.skip("this kernel (before 7.0) does not tell the options of an overlay")
     made = layers()
     held = start(scenario, made, hold_file, name="file")
     held.dump().succeeded()
@@ -274,7 +274,7 @@ def test_layer_is_another_one_at_restore(
 def test_overlay_is_in_use(scenario: MakeScenario, layers: Callable[..., Layers]) -> None:
     """A task that was left running still writes to the upper directory."""
     if not has_statmount_by_fd():
-        pytest.skip("before Linux 7.0 nothing is dumped")
+        pytest.skip("this kernel (before 7.0) does not tell the options of an overlay")
     held = start(scenario, layers(), hold_file, name="file")
     held.dump("--leave-running").succeeded()
     run = held.restore()
