@@ -153,7 +153,7 @@ class Dump:
             )
         if mount.record.anonymous:
             link = self._anonymous.relative(link, facts.mnt_id)
-        file = mount.name_of(link, facts)
+        file = mount.name_of(fd, link, facts)
         answer, new = self._sockets.note(name, file, mount)
         if new is not None:
             if not new.deleted:

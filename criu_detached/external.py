@@ -85,10 +85,11 @@ class ExternalMount(DetachedMount):
         )
         super().__init__(record, -1, -1, False)
 
-    def name_of(self, link: bytes, facts: FileFacts) -> Name:
+    def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
         """Read a link that nothing can be compared with.
 
         Args:
+            fd: the file.
             link: a file's path from the mount's root, as its link shows it.
             facts: of the file.
 

@@ -141,7 +141,7 @@ def test_make_filesystems(directory: int) -> None:
     with support.opened(Path("/proc"), os.O_PATH) as proc:
         means = Means(-1, True, proc=proc)
         with kernel.PrivateNamespace():
-            make_filesystems(found, means)
+            make_filesystems(found, means, {})
             (top,) = means.tops.values()
             assert sorted(os.listdir(f"/proc/self/fd/{top}")) == ["a", "b"]
             assert os.listdir(f"/proc/self/fd/{top}/b") == ["c"]

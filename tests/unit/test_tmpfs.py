@@ -43,7 +43,7 @@ class Ground:
         stack.callback(os.close, self.proc)
         self.point = path / "point"
         self.point.mkdir()
-        self.classifier = Classifier(list)
+        self.classifier = Classifier()
 
     def kind(self, fd: int) -> Kind:
         """What a dump knows of a mount."""
