@@ -65,7 +65,7 @@ class ExternalMount(DetachedMount):
         Raises:
             DetachedError: nothing that is supplied could stand for it.
         """
-        name = self.name_of(link, facts)
+        name = self.name_of(fd, link, facts)
         known = kind.statmount
         is_root = name.path == paths.ROOT
         if (known and known.mnt_root.endswith(ROOT_DELETED)) or (is_root and name.deleted):
