@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
+import time
 
 from criu_detached import kernel, mountinfo
 from criu_detached.errors import quote
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_SIZE = 232  # struct loop_info64; lo_device is its first field
+
+_PAUSES = (0, 0.001, 0.01, 0.1)  # seconds
 
 
 def held_files(mnt_id: int) -> Iterator[int]:
@@ -113,7 +117,7 @@ def outside_holder(dev: int) -> str | None:
         OSError: what has to be looked at cannot be.
     """
     for pid in _processes():
-        if not _is_traced(pid) and _holds(pid, dev):
+        if not _is_traced(pid) and _keeps(pid, dev):
             return f"process {pid}"
     return _loop_device_on(dev) or _overlay_on(dev)
 
@@ -201,6 +205,15 @@ def _is_traced(pid: int) -> bool:
     return _read(f"/proc/{pid}/status").find(b"\nTracerPid:\t%d\n" % os.getpid()) >= 0
 
 
+def _keeps(pid: int, dev: int) -> bool:
+    """Tell a holder from one that only looks, as another dump on this machine does."""
+    for pause in _PAUSES:
+        time.sleep(pause)
+        if not _holds(pid, dev):
+            return False
+    return True
+
+
 def _holds(pid: int, dev: int) -> bool:
     if any(_is_on(fd, dev) for fd in _open_links(pid)):
         return True
@@ -234,14 +247,23 @@ def _loop_device_on(dev: int) -> str | None:
     for name in os.listdir("/sys/block") if os.path.isdir("/sys/block") else []:
         if not name.startswith("loop") or not os.path.exists(f"/sys/block/{name}/loop"):
             continue
-        fd = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            info = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_SIZE))
-        finally:
-            os.close(fd)
+            info = _loop_info(f"/dev/{name}")
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                continue  # by now it has no file
+            raise
         if _huge_decode_dev(int.from_bytes(info[:8], "little")) == dev:
             return f"loop device {name}"
     return None
+
+
+def _loop_info(device: str) -> bytes:
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_SIZE))
+    finally:
+        os.close(fd)
 
 
 def _huge_decode_dev(number: int) -> int:
