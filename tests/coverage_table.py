@@ -8,6 +8,7 @@ run has passed. Items of one group whose cells are alike share a line.
 from __future__ import annotations
 
 import argparse
+import errno
 import difflib
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-RUNS = ("native", "vm")
+# Names of the result files of each run; several VMs share the tests of theirs.
+RUNS = ("native", "vm*")
 PROPERTY = "covers"  # of a test in a result file: "ITEM COLUMN OUTCOME"
 BEGIN = "<!-- coverage: made by make coverage -->"
 END = "<!-- end of coverage -->"
@@ -124,12 +126,19 @@ class Run:
         return outcomes.pop() if outcomes else "fails" if claims else "no test"
 
 
-def read_run(path: Path) -> Run:
-    """Read a result file."""
-    root = ElementTree.parse(path).getroot()
-    kernel = root.find(".//testsuite/properties/property[@name='kernel']")
-    claims = tuple(claim for case in root.iter("testcase") for claim in _claims(case))
-    return Run("unknown" if kernel is None else kernel.get("value", ""), claims)
+def read_run(directory: Path, pattern: str) -> Run:
+    """Read the result files of a run."""
+    paths = sorted(directory.glob(f"{pattern}.xml"))
+    if not paths:
+        raise FileNotFoundError(errno.ENOENT, "no results", str(directory / f"{pattern}.xml"))
+    name = "unknown"
+    claims: list[Claim] = []
+    for path in paths:
+        root = ElementTree.parse(path).getroot()
+        kernel = root.find(".//testsuite/properties/property[@name='kernel']")
+        name = name if kernel is None else kernel.get("value", "")
+        claims += [claim for case in root.iter("testcase") for claim in _claims(case)]
+    return Run(name, tuple(claims))
 
 
 def _claims(case: ElementTree.Element) -> Iterator[Claim]:
@@ -187,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=CHECKOUT / "README.md")
     given = parser.parse_args(arguments)
     try:
-        made = table(read_run(given.results / f"{name}.xml") for name in RUNS)
+        made = table(read_run(given.results, pattern) for pattern in RUNS)
         old = given.readme.read_text()
         new = with_table(old, made)
     except FileNotFoundError as error:

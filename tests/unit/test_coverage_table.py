@@ -31,7 +31,7 @@ def write_results(directory: Path, **cases: Iterable[str]) -> None:
 
 def cell_of(directory: Path, item: str, column: str = "host") -> str:
     """One cell, from the result files."""
-    runs = [coverage_table.read_run(directory / f"{name}.xml") for name in KERNELS]
+    runs = [coverage_table.read_run(directory, name) for name in KERNELS]
     return cell(runs, item, column)
 
 
