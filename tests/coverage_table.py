@@ -8,8 +8,8 @@ run has passed. Items of one group whose cells are alike share a line.
 from __future__ import annotations
 
 import argparse
-import errno
 import difflib
+import errno
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
