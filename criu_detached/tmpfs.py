@@ -42,8 +42,8 @@ _SB_RDONLY = 1  # linux/mount.h, of sb_flags
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
 _RESTRICTED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
 
-# What tmpfs shows, and the root's own record says better; or what mount(2) does not take.
-_NOT_OPTIONS = {b"rw", b"ro", b"mode", b"uid", b"gid", b"seclabel"}
+# What the kernel shows with the options, and mount(2) does not take or the record says otherwise.
+_NOT_OPTIONS = {b"rw", b"ro", b"seclabel"}
 
 
 class Memory:
