@@ -100,7 +100,7 @@ def test_leave_stopped(scenario: MakeScenario, placement: Placement) -> None:
     for turn in (2, 3):
         held.dump().succeeded()
         held.restore("--leave-stopped").succeeded()
-        assert not look.is_running(held.pid)
+        wait_until_stopped(held.pid)
         assert look.seen(held.pid) == before
         os.kill(held.pid, signal.SIGCONT)
         assert_lives(held, turn)

@@ -30,7 +30,7 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 NAMESPACES = {"ipc": 0x08000000, "net": 0x40000000}  # CLONE_NEWIPC, CLONE_NEWNET
 
 PER_NAMESPACE = {"mqueue": "ipc", "sysfs": "net"}
-ONE = ["binfmt_misc", "cgroup2", "configfs", "debugfs", "efivarfs", "fusectl", "pstore"]
+ONE = ["binfmt_misc", "cgroup2", "configfs", "debugfs", "fusectl", "pstore"]
 ONE += ["securityfs", "tracefs"]
 # Files that are always there; of the other filesystems a directory has to do.
 FILES = {
