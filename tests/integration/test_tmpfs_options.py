@@ -28,7 +28,6 @@ OPTIONS = [
     "inode32",
     "inode64",
     "noswap",
-    "usrquota,grpquota,usrquota_block_hardlimit=1m,grpquota_inode_hardlimit=100",
 ]
 
 
