@@ -527,9 +527,7 @@ def _refuse_files(records: Records) -> None:
     """Say what is wrong with the file records."""
     try:
         for file in records.files.values():
-            if file.path != paths.ROOT and (
-                b"\0" in file.path or {b"", b".", b".."} & set(file.path.split(b"/"))
-            ):
+            if file.path != paths.ROOT and paths.is_invalid(file.path):
                 raise DetachedError(f"a file record has the invalid path {quote(file.path)}")
     except WireError as error:
         raise damaged(error) from error

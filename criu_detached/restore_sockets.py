@@ -115,9 +115,7 @@ def _check(record: BoundSocket) -> None:
     if not 0 < len(name) <= MAX_NAME or b"\0" in name or b".." in parts or not parts[-1]:
         raise DetachedError(f"a socket record has the invalid name {quote(name)}")
     directory = record.directory
-    if directory != paths.ROOT and (
-        b"\0" in directory or {b"", b".", b".."} & set(directory.split(b"/"))
-    ):
+    if directory != paths.ROOT and paths.is_invalid(directory):
         raise DetachedError(f"a socket record has the invalid path {quote(directory)}")
 
 

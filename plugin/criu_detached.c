@@ -483,8 +483,6 @@ static int dump_socket_file(int sk, int fd)
 	return id ? socket_stand_in(fd, answer.stand_in, id, name, answer.deleted) : fd;
 }
 
-#define SIOCUNIXFILE_ (SIOCPROTOPRIVATE + 0) /* linux/un.h */
-
 /* unix_resolve_name (criu/sk-unix.c): here both the socket and its file are at hand. */
 static int steered_ioctl(int fd, unsigned long request, ...)
 {

@@ -13,8 +13,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define SIOCUNIXFILE_ (SIOCPROTOPRIVATE + 0) /* linux/un.h */
-
 /*
  * The directory that CRIU starts a relative name from (UnixSkEntry.name_dir) is this with
  * the record's id. CRIU's own begin with a slash.

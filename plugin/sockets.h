@@ -17,6 +17,8 @@
 
 #include "steer.h"
 
+#define SIOCUNIXFILE_ (SIOCPROTOPRIVATE + 0) /* linux/un.h; with linux/sockios.h */
+
 /* What a socket can be bound to: sun_path, and an end mark that it may lack. */
 #define SOCKET_NAME_SIZE 109
 
