@@ -24,8 +24,9 @@ readonly ROOT_PACKAGES=(
     python3-setuptools
     protobuf-compiler gcc libc6-dev make git
     kmod iproute2 procps strace util-linux mount
-    e2fsprogs btrfs-progs xfsprogs dosfstools squashfs-tools erofs-utils
+    e2fsprogs btrfs-progs xfsprogs dosfstools squashfs-tools erofs-utils exfatprogs f2fs-tools
     g++ redis-server
+    podman runc crun busybox-static bubblewrap fuse3 squashfuse
 )
 
 # Directories that have to be there in the root: where the checkout is mounted, and where
