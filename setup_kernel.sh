@@ -9,14 +9,21 @@
 #   <suite>/plugins                        the plugin, built in that root (see the Makefile)
 set -euo pipefail
 
-SUITE=${SUITE:-forky}
-KERNEL_SUITE=${KERNEL_SUITE:-forky}
+readonly DEFAULT_SUITE=forky
+SUITE=${SUITE:-$DEFAULT_SUITE}
+KERNEL_SUITE=${KERNEL_SUITE:-$DEFAULT_SUITE}
 VM_MEMORY=${CRIU_DETACHED_VM_MEMORY:-2G}
 VM_TIMEOUT=${CRIU_DETACHED_VM_TIMEOUT:-3600}
 
 # What "run" returns when the VM died or hung, as opposed to a command that failed in it.
 readonly VM_LOST=125
-readonly KERNEL_NEEDED=7
+# The default kernel has all that the plugin makes use of. A suite that is asked for may have an
+# older one, down to what the plugin needs.
+if [[ $KERNEL_SUITE == "$DEFAULT_SUITE" ]]; then
+    readonly KERNEL_NEEDED=7.0
+else
+    readonly KERNEL_NEEDED=5.14
+fi
 
 readonly ROOT_PACKAGES=(
     criu python3-pycriu
@@ -65,7 +72,8 @@ VM was lost.
 Environment:
   SUITE                    Debian suite of the root: forky (default), trixie, sid, ..., or
                            experimental: sid with the CRIU from experimental
-  KERNEL_SUITE             Debian suite of the kernel: forky (default)
+  KERNEL_SUITE             Debian suite of the kernel: forky (default, 7.0 or newer), trixie (6.12),
+                           bookworm (6.1), ...
   CRIU_DETACHED_MIRROR     Debian mirror; default: the one in this machine's apt configuration
   CRIU_DETACHED_VM_MEMORY  memory of the VM (2G)
   CRIU_DETACHED_VM_TIMEOUT seconds after which the VM counts as lost (3600)
@@ -170,7 +178,8 @@ fill_kernel() {
     # Unpacked, not installed: neither an initramfs nor udev is wanted, both cost time.
     debian extract linux-image-amd64,busybox-static "$KERNEL_SUITE" "$tree"
     mkdir -p "$new/lib"
-    mv "$tree/usr/lib/modules" "$new/lib/"
+    # Older packages are of a time before /usr was merged.
+    mv "$tree"/{usr/,}lib/modules "$new/lib/" 2>/dev/null || [[ -d $new/lib/modules ]]
     cp "$(find "$tree" -path '*bin/busybox')" "$new/busybox"
     version=$(ls "$new/lib/modules")
     # Older packages have the kernel in /boot.
@@ -178,8 +187,8 @@ fill_kernel() {
         mv "$tree/boot/vmlinuz-$version" "$new/lib/modules/$version/vmlinuz"
     depmod --basedir "$new" "$version"
     rm -rf "$tree"
-    ((${version%%.*} >= KERNEL_NEEDED)) ||
-        die "the kernel of $KERNEL_SUITE is $version; $KERNEL_NEEDED.0 or newer is needed"
+    printf '%s\n' "$KERNEL_NEEDED" "$version" | sort --check=quiet --version-sort ||
+        die "the kernel of $KERNEL_SUITE is $version; $KERNEL_NEEDED or newer is needed"
 }
 
 # A virtual environment cannot be renamed; it counts once its recipe is written.
@@ -248,6 +257,12 @@ prepare() {
 
 # --- Running -----------------------------------------------------------------------------
 
+# What of the ground is the default: has all that the tests need, so that they need not skip.
+defaults() {
+    [[ $SUITE != "$DEFAULT_SUITE" ]] || printf 'criu '
+    [[ $1 != vm || $KERNEL_SUITE != "$DEFAULT_SUITE" ]] || printf 'kernel '
+}
+
 # The environment of a command: what a fresh login has, and what is meant for it. One
 # NAME=VALUE a line, quoted for the shell.
 command_environment() {
@@ -255,11 +270,13 @@ command_environment() {
     printf '%q\n' "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
         HOME=/root LANG=C.UTF-8 "TERM=${TERM:-dumb}" \
         "CRIU_DETACHED_SUITE=$SUITE" "CRIU_DETACHED_GROUND=$1" \
+        "CRIU_DETACHED_DEFAULTS=$(defaults "$1")" \
         "CRIU_DETACHED_PLUGINS=/src/.cache/$SUITE/plugins" \
         HYPOTHESIS_STORAGE_DIRECTORY=/src/.cache/hypothesis
     for name in "${!CRIU_DETACHED_@}" PYTEST_ADDOPTS; do
         case $name in
-            CRIU_DETACHED_SUITE | CRIU_DETACHED_GROUND | CRIU_DETACHED_PLUGINS) continue ;;
+            CRIU_DETACHED_SUITE | CRIU_DETACHED_GROUND) continue ;;
+            CRIU_DETACHED_DEFAULTS | CRIU_DETACHED_PLUGINS) continue ;;
         esac
         [[ ! -v $name ]] || printf '%q\n' "$name=${!name}"
     done

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import platform
-import re
-import subprocess
 
-from tests.integration.harness import kernel, look
+from tests.integration.harness import criu, kernel, look
 
 Mounts = dict[int, tuple[str, int]]
 
@@ -25,7 +23,7 @@ def note(text: str) -> None:
 
 def header() -> str:
     """What the demo runs on."""
-    return f"Linux {platform.release()}, CRIU {_criu_version()}; {_kernel_path()}"
+    return f"Linux {platform.release()}, CRIU {criu.version()}; {_kernel_path()}"
 
 
 def detached_files(pid: int) -> Mounts:
@@ -49,13 +47,6 @@ def table(before: Mounts, after: Mounts) -> None:
         print(f"   {fd:>4}  {link:<{width}} {old:<18} {new}")
     assert len({mnt_id for _, mnt_id in after.values()}) == 1, "one mount became two"
     print()
-
-
-def _criu_version() -> str:
-    """The version that criu itself tells."""
-    output = subprocess.run(["criu", "--version"], check=True, capture_output=True, text=True)
-    found = re.search(r"Version: (\S+)", output.stdout)
-    return found.group(1) if found else "of unknown version"
 
 
 def _kernel_path() -> str:

@@ -1,8 +1,9 @@
 """Where nothing may be skipped silently: with CRIU_DETACHED_NO_SKIP a skip is a failure.
 
 The test ground brings every tool and privilege, so a test that does not find one there has hidden
-something. Two reasons are good ones: natively the kernel is the machine's own and may lack what a
-test needs, which the reason says with THIS_KERNEL; and a test may be marked "native_only".
+something. Three reasons are good ones. The kernel is the machine's own or an older one than the
+default, and lacks what a test needs: the reason says so with THIS_KERNEL. CRIU is another one than
+the default, and cannot do the same with attached files: THIS_CRIU. A test is marked "native_only".
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from collections.abc import Generator
 import pytest
 
 THIS_KERNEL = "this kernel "
+THIS_CRIU = "this CRIU "
 NATIVE_ONLY = "native only: "
+# What may lack something, if it is not the default of the test ground.
+LACKING = {"kernel": THIS_KERNEL, "criu": THIS_CRIU}
 
 
 def in_vm() -> bool:
@@ -25,7 +29,9 @@ def may_skip(reason: str) -> bool:
     """Whether a test that was skipped for this reason hides nothing."""
     if not os.environ.get("CRIU_DETACHED_NO_SKIP"):
         return True
-    return reason.startswith(NATIVE_ONLY if in_vm() else THIS_KERNEL)
+    defaults = os.environ.get("CRIU_DETACHED_DEFAULTS", "").split()  # from setup_kernel.sh
+    good = [start for name, start in LACKING.items() if name not in defaults]
+    return reason.startswith((*good, NATIVE_ONLY) if in_vm() else tuple(good))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from ..coverage_table import COLUMNS, ITEMS, OUTCOMES, PROPERTY
 from .harness import scenario as harness
-from .harness.criu import has_plugin
+from .harness.criu import has_inet_sockets, has_plugin
 from .harness.placement import SHAPES, Placement, Shape
 from .harness.scenario import Scenario
 
@@ -111,6 +111,13 @@ def scenario(
             return made
 
         yield make
+
+
+@pytest.fixture
+def inet_sockets() -> None:
+    """What a test needs that has internet sockets dumped."""
+    if not has_inet_sockets():
+        pytest.skip("this CRIU (before 4.2) can't dump internet sockets on Linux 6.16 and newer")
 
 
 @pytest.fixture(params=[Placement.HOST, Placement.NAMESPACE], ids=lambda p: p.value)

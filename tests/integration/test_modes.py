@@ -285,6 +285,7 @@ def hold_connections(task: Task, port: int) -> Check:
     return check
 
 
+@pytest.mark.usefixtures("inet_sockets")
 def test_tcp_established(scenario: MakeScenario) -> None:
     """What is read from the mount goes on flowing into connections that were open before."""
     # No firewall keeps the connection quiet while the process is away: here nobody sends then.

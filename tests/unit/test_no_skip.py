@@ -21,6 +21,9 @@ def test_native_only():
 def test_kernel():
     pytest.skip("this kernel has none")
 
+def test_criu():
+    pytest.skip("this CRIU has none")
+
 @pytest.mark.skipif(True, reason="needs a tool")
 def test_tool():
     pass
@@ -36,23 +39,29 @@ def test_privilege(privilege):
 def test_xfail():
     assert False
 """
-ALL = {"native_only", "kernel", "tool", "privilege"}
+HIDDEN = {"tool", "privilege"}
+ALL = {"native_only", "kernel", "criu", *HIDDEN}
 
 
 @pytest.mark.parametrize(
-    ("ground", "no_skip", "skipped", "failed"),
+    ("ground", "defaults", "no_skip", "failed"),
     [
-        ("native", "", {"kernel", "tool", "privilege"}, set()),
-        ("native", "1", {"kernel"}, {"tool", "privilege"}),
-        ("vm", "", ALL, set()),
-        ("vm", "1", {"native_only"}, {"kernel", "tool", "privilege"}),
+        ("native", "criu", "", set()),
+        ("native", "criu", "1", {"criu", *HIDDEN}),
+        ("native", "", "1", HIDDEN),
+        ("vm", "criu kernel", "", set()),
+        ("vm", "criu kernel", "1", {"kernel", "criu", *HIDDEN}),
+        ("vm", "criu", "1", {"criu", *HIDDEN}),
     ],
 )
-def test_skips(
-    tmp_path: Path, ground: str, no_skip: str, skipped: set[str], failed: set[str]
-) -> None:
+def test_skips(tmp_path: Path, ground: str, defaults: str, no_skip: str, failed: set[str]) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
-    settings = {"CRIU_DETACHED_GROUND": ground, "CRIU_DETACHED_NO_SKIP": no_skip}
+    settings = {
+        "CRIU_DETACHED_GROUND": ground,
+        "CRIU_DETACHED_DEFAULTS": defaults,
+        "CRIU_DETACHED_NO_SKIP": no_skip,
+    }
+    skipped = ALL - failed - ({"native_only"} if ground == "native" else set())
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
     command += ["-p", "tests.conftest", f"--rootdir={tmp_path}", str(tmp_path)]
     done = subprocess.run(

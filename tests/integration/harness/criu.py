@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -22,6 +24,29 @@ def default_plugins() -> Path:
 def has_plugin() -> bool:
     """Whether the plugin is built."""
     return any(default_plugins().glob("*.so"))
+
+
+def version() -> str:
+    """The version that criu tells of itself."""
+    output = subprocess.run(["criu", "--version"], check=True, capture_output=True, text=True)
+    found = re.search(r"Version: (\S+)", output.stdout)
+    return found.group(1) if found else "of unknown version"
+
+
+def has_inet_sockets() -> bool:
+    """Whether this CRIU can dump internet sockets on this kernel.
+
+    From Linux 6.16 on they have no SO_PASSCRED. CRIU's dump_socket_opts asks for it nevertheless
+    before 4.2 ("criu/sockets: Restrict SO_PASSCRED and SO_PASSSEC to supported families").
+    """
+    if not version().startswith(("4.0", "4.1")):
+        return True
+    with socket.socket(socket.AF_INET) as probe:
+        try:
+            probe.getsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED)
+        except OSError as error:
+            return error.errno != errno.EOPNOTSUPP
+    return True
 
 
 @dataclass(frozen=True)

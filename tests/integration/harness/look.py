@@ -54,11 +54,28 @@ def tree(pid: int) -> list[int]:
 
 def is_running(pid: int) -> bool:
     """Whether the process is there, not dead and not stopped."""
+    return _state(pid) not in "ZXTt"
+
+
+def _state(pid: int) -> str:
+    """The letter for a process's state; X if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rsplit(")", 1)[1].split()[0] not in "ZXTt"
+        return "X"
+    return stat.rsplit(")", 1)[1].split()[0]
+
+
+def wait_until_idle(pid: int) -> None:
+    """Wait until the processes do nothing but wait for a question, as agent.py has them wait."""
+    for process in tree(pid):
+        while _state(process) != "Z" and not _waits(process):
+            os.sched_yield()
+
+
+def _waits(pid: int) -> bool:
+    """Whether a process is in the system call read or rt_sigtimedwait."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] in ("0", "128")
 
 
 def mount_table(pid: int | str = "self") -> list[str]:
@@ -179,10 +196,10 @@ class Seen:
 
 
 def seen(pid: int) -> Seen:
-    """Look at a process and its descendants."""
+    """Look at a process and its descendants; a zombie among them has neither files nor mounts."""
     attached = attached_ids()
     numbers: dict[int, int] = {}
-    pids = tree(pid)
+    pids = [process for process in tree(pid) if _state(process) != "Z"]
     files = {process: _seen_files(process, attached, numbers) for process in pids}
     return Seen(files, {process: mount_table(process) for process in pids}, mount_table())
 
