@@ -31,7 +31,7 @@ TRIAL = Path(__file__).with_name("trial.py")
 READY = "criu-detached: ready to dump"  # dump_init in plugin/criu_detached.c
 REBUILD = "build it again with make plugin or make install"
 
-# What the embedded Python begins with; that all else is there is shown by the trial.
+# What CRIU and the command begin with; that all else is there is shown by the trial.
 PARTS = (
     "criu_detached.so",
     "criu_detached/embed.so",
@@ -42,8 +42,8 @@ PARTS = (
     "criu_detached/lib/criu_detached/_kernel.*.so",
 )
 
-# A wide string in embed.so that is an absolute path: PYTHON_PATHS and PYTHON_EXECUTABLE
-_WIDE_PATH = re.compile(rb"/\0\0\0(?:[^\0].[\0-\x10]\0)+(?=\0\0\0\0)", re.DOTALL)
+# Among the names of libraries that embed.so is linked with, those that are paths
+_LINKED = re.compile(rb"\0(/[^\0]+\.so)(?=\0)")
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def check_criu(program: str | None, asked: str | None) -> Line:
 
 
 def check_parts(lib: Path) -> Line:
-    """Is the plugin built, whole, and for this directory?"""
+    """Is the plugin built and whole?"""
     missing = [part for part in PARTS if not any(lib.glob(part))]
     if len(missing) == len(PARTS):
         return Line(
@@ -235,26 +235,15 @@ def check_parts(lib: Path) -> Line:
         )
     if missing:
         return Line(FAIL, "plugin", f"{lib} lacks {', '.join(missing)}: {REBUILD}")
-    own = lib / "criu_detached" / "lib"
-    imported = [path for path in baked_paths(lib) if path.parts[-2:] == own.parts[-2:]]
-    if not any(path.exists() and path.samefile(own) for path in imported):
-        where = ", ".join(map(str, imported)) or "nowhere"
-        return Line(
-            FAIL,
-            "plugin",
-            f"{lib} imports its Python part from {where}: a built plugin cannot be moved,"
-            f" {REBUILD}",
-        )
     if DEFAULT_LIB.exists() and lib.exists() and lib.samefile(DEFAULT_LIB):
         return Line(OK, "plugin", f"{lib} is complete; criu finds it by itself")
     return Line(OK, "plugin", f"{lib} is complete; give criu the option --libdir {lib}")
 
 
-def baked_paths(lib: Path) -> list[Path]:
-    """Return the paths that are built into embed.so: what it imports from, and the interpreter."""
+def linked_files(lib: Path) -> list[Path]:
+    """Return the extension modules of Python's that embed.so is linked with."""
     data = (lib / "criu_detached" / "embed.so").read_bytes()
-    found = (match.decode("utf-32-le", "replace") for match in _WIDE_PATH.findall(data))
-    return [Path(path) for path in found]
+    return [Path(os.fsdecode(path)) for path in _LINKED.findall(data)]
 
 
 def check_writers(lib: Path, program: str | None) -> Line:
@@ -265,7 +254,7 @@ def check_writers(lib: Path, program: str | None) -> Line:
     except OSError as error:
         return Line(FAIL, subject, f"the plugin cannot be looked at: {error}")
     if not found:
-        return Line(OK, subject, "only root can write the plugin and what it imports")
+        return Line(OK, subject, "only root can write the plugin and what it is linked with")
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return Line(
         FAIL,
@@ -276,7 +265,7 @@ def check_writers(lib: Path, program: str | None) -> Line:
 
 
 def code_writers(lib: Path) -> Iterator[str]:
-    """Yield, in words, what others than root can write of a plugin and its imports.
+    """Yield, in words, what others than root can write of a plugin and what it is linked with.
 
     Raises:
         OSError: something cannot be looked at.
@@ -287,16 +276,7 @@ def code_writers(lib: Path) -> Iterator[str]:
     files = [lib / PARTS[0], own, *own.rglob("*")]
     yield from writers(path for path in files if os.path.lexists(path))
     if (own / "embed.so").exists():
-        for path in baked_paths(lib):
-            yield from import_writers(path)
-
-
-def import_writers(path: Path) -> Iterator[str]:
-    """Yield what others than root can write of a directory of modules: it, and its entries."""
-    if path.is_dir():
-        yield from writers([path, *path.iterdir()])
-    elif path.exists():
-        yield from writers([path])
+        yield from writers(path for path in linked_files(lib) if path.exists())
 
 
 def writers(paths: Iterable[Path]) -> Iterator[str]:

@@ -3,15 +3,18 @@
 """Build the plugin into a directory that ``criu dump --lib DIR`` can be given.
 
 DIR/criu_detached.so                 the shim: all that CRIU itself loads
-DIR/criu_detached/embed.so           Python inside CRIU, opened by the shim on need
-DIR/criu_detached/lib/criu_detached  the Python package, compiled, with _kernel
+DIR/criu_detached/embed.so           Python inside CRIU with all its code, opened on need
 DIR/criu_detached/criu-detached      the command line tool
+DIR/criu_detached/lib/criu_detached  the Python package as that tool imports it
+
+No path of DIR is built in.
 """
 
 from __future__ import annotations
 
 import argparse
 import compileall
+import importlib.util
 import os
 import py_compile
 import shlex
@@ -22,6 +25,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import freeze
+
 SOURCE = Path(__file__).resolve().parent
 PACKAGE = SOURCE.parent / "criu_detached"
 CFLAGS = ["-O2", "-g", "-fPIC", "-fvisibility=hidden"]
@@ -29,7 +34,8 @@ STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 LAUNCHER = """#!{python} -I
 import sys
-sys.path.insert(0, {lib!r})
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
 from criu_detached.cli import main
 sys.exit(main())
 """
@@ -104,23 +110,22 @@ def libpython() -> list[str]:
     return options
 
 
-def import_paths(lib: Path) -> list[str]:
-    """Return the only directories that the embedded Python imports from.
+def extension_modules() -> dict[str, str]:
+    """Return the extension modules that the package imports, with their files.
 
-    Args:
-        lib: where the package will be at run time.
+    Those that this Python has built in are left out.
 
     Raises:
         BuildError: cffi is not installed.
     """
-    try:
-        import _cffi_backend
-    except ImportError as error:
-        raise BuildError("the Python package cffi is missing: install python3-cffi") from error
-    paths = sysconfig.get_paths()
-    backend = Path(str(_cffi_backend.__file__)).resolve().parent
-    dynload = Path(paths["platstdlib"]) / "lib-dynload"
-    return list(dict.fromkeys([str(lib), paths["stdlib"], str(dynload), str(backend)]))
+    found = {}
+    for name in ("_cffi_backend", "binascii", "fcntl"):
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise BuildError("the Python package cffi is missing: install python3-cffi")
+        if spec.origin != "built-in":
+            found[name] = os.path.realpath(str(spec.origin))
+    return found
 
 
 def build_shim(output: Path) -> None:
@@ -129,42 +134,48 @@ def build_shim(output: Path) -> None:
     cc(output, sources, *STRICT, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
 
 
-def build_embedded(output: Path, lib: Path, scratch: Path) -> None:
-    """Build the module that starts Python inside CRIU."""
+def build_embedded(output: Path, kernel: Path, scratch: Path) -> None:
+    """Build the module that starts Python inside CRIU.
+
+    Args:
+        output: the file to write.
+        kernel: C source of ``criu_detached._kernel``.
+        scratch: a directory for what is needed meanwhile.
+    """
     from embed_build import builder
 
+    modules = extension_modules()
     source = scratch / "embed.c"
-    builder(import_paths(lib), sys.executable).emit_c_code(str(source))
-    sources = [source]
+    linked = ["criu_detached._kernel", *modules]
+    builder(freeze.c_source(), linked, sys.executable).emit_c_code(str(source))
+    include = f"-I{python_headers()}"
+    objects = {name: scratch / f"{name}.o" for name in ("known_files", "plain_files", "kernel")}
     for name in ("known_files", "plain_files"):
-        sources.append(scratch / f"{name}.o")
-        cc(sources[-1], [SOURCE / f"{name}.c"], *STRICT)
+        cc(objects[name], [SOURCE / f"{name}.c"], *STRICT)
+    cc(objects["kernel"], [kernel], include)
     # CRIU exports all its functions: without -Bsymbolic one of them could take the place of ours.
-    options = [*libpython(), "-Wl,-z,nodelete,-Bsymbolic", "-pthread"]
-    cc(output, sources, f"-I{python_headers()}", *options)
+    options = [*modules.values(), *libpython(), "-Wl,-z,nodelete,-Bsymbolic", "-pthread"]
+    cc(output, [source, *objects.values()], include, *options)
 
 
-def build_package(target: Path, scratch: Path) -> None:
-    """Copy the Python package, with its ``_kernel`` module, and compile it to bytecode."""
-    from kernel_build import builder
-
+def build_package(target: Path, kernel: Path) -> None:
+    """Copy the Python package, with its ``_kernel`` module, for the command line tool."""
     shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    source = scratch / "kernel.c"
-    builder().emit_c_code(str(source))
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    cc(target / f"_kernel{suffix}", [source], f"-I{python_headers()}")
+    cc(target / f"_kernel{suffix}", [kernel], f"-I{python_headers()}")
 
 
-def build(output: Path, runtime: Path) -> None:
+def build(output: Path) -> None:
     """Build the whole plugin directory.
 
     Args:
         output: where the files are written; what an earlier build left there is replaced.
-        runtime: where they will be when CRIU runs (differs from output under DESTDIR).
 
     Raises:
         BuildError: something is missing on this machine; the old build is then intact.
     """
+    from kernel_build import builder
+
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".build-") as temporary:
         new = Path(temporary) / "criu_detached"
@@ -173,18 +184,18 @@ def build(output: Path, runtime: Path) -> None:
         lib = new / "lib"
         lib.mkdir(parents=True)
         build_shim(Path(temporary) / "criu_detached.so")
-        build_embedded(new / "embed.so", runtime / "criu_detached" / "lib", scratch)
-        build_package(lib / "criu_detached", scratch)
-        runtime_lib = str(runtime / "criu_detached" / "lib")
+        kernel = scratch / "kernel.c"
+        builder().emit_c_code(str(kernel))
+        build_embedded(new / "embed.so", kernel, scratch)
+        build_package(lib / "criu_detached", kernel)
         compileall.compile_dir(
             lib,
             quiet=1,
             stripdir=str(lib),
-            prependdir=runtime_lib,
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
         launcher = new / "criu-detached"
-        launcher.write_text(LAUNCHER.format(python=sys.executable, lib=runtime_lib))
+        launcher.write_text(LAUNCHER.format(python=sys.executable))
         launcher.chmod(0o755)
         shutil.rmtree(output / "criu_detached", ignore_errors=True)
         new.rename(output / "criu_detached")
@@ -192,14 +203,12 @@ def build(output: Path, runtime: Path) -> None:
 
 
 def main() -> int:
-    """Command line: ``build.py --output DIR [--runtime DIR]``."""
+    """Command line: ``build.py --output DIR``."""
     parser = argparse.ArgumentParser(description="build the criu-detached plugin")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--runtime", type=Path, metavar="DIR", help="where DIR will be at run time")
     options = parser.parse_args()
-    output = options.output.resolve()
     try:
-        build(output, options.runtime or output)
+        build(options.output.resolve())
     except BuildError as error:
         print(f"build: {error}", file=sys.stderr)
         return 1

@@ -86,7 +86,6 @@ void forget(void);
 """
 
 SOURCE = r"""
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -96,6 +95,10 @@ SOURCE = r"""
 #include "plain_files.h"
 
 static struct criu_host host;
+
+/* Written by freeze.py, and by build.py the extension modules that embed.so is linked with. */
+FROZEN_MODULES
+LINKED_MODULES
 
 /* Written by cffi, below. */
 ENTRY_POINT_PROTOTYPES
@@ -115,40 +118,29 @@ static int complain(const char *what, const char *why)
 }
 
 /*
- * CRIU opens plugins RTLD_LOCAL, so libpython's symbols are hidden from extension
- * modules; opened once more as RTLD_GLOBAL they are not.
+ * No environment, no user site, no site at all, no argument parsing, nothing is written and
+ * nothing is searched: all code is in libpython and here. cffi would read the environment.
  */
-static int publish_libpython(void)
-{
-	Dl_info info;
-
-	if (!dladdr((void *)Py_IsInitialized, &info))
-		return complain("libpython", "not found");
-	if (!dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL))
-		return complain(info.dli_fname, dlerror());
-	return 0;
-}
-
 static PyStatus isolate(PyConfig *config)
 {
-	static const wchar_t *const paths[] = { PYTHON_PATHS };
+	PyPreConfig before;
 	PyStatus status;
 
-	/*
-	 * No environment, no user site, no site at all, no argument parsing, and nothing
-	 * is written; the path is the one of build time. cffi would read the environment.
-	 */
 	PyConfig_InitIsolatedConfig(config);
+	PyPreConfig_InitIsolatedConfig(&before);
+	before.utf8_mode = 1; /* one codec less to load than with the locale's */
+	status = Py_PreInitialize(&before);
+	if (PyStatus_Exception(status))
+		return status;
 	config->install_signal_handlers = 0;
 	config->site_import = 0;
 	config->write_bytecode = 0;
 	config->pathconfig_warnings = 0;
-	config->module_search_paths_set = 1;
-	for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]); i++) {
-		status = PyWideStringList_Append(&config->module_search_paths, paths[i]);
-		if (PyStatus_Exception(status))
-			return status;
-	}
+	config->use_frozen_modules = 1;
+	config->module_search_paths_set = 1; /* to none */
+	PyImport_FrozenModules = frozen_modules;
+	if (PyImport_ExtendInittab(linked_modules))
+		return PyStatus_NoMemory();
 	return PyConfig_SetString(config, &config->executable, PYTHON_EXECUTABLE);
 }
 
@@ -232,8 +224,6 @@ __attribute__((visibility("default"))) int
 criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 {
 	host = *criu;
-	if (publish_libpython())
-		return -1;
 	if (!Py_IsInitialized() && start_interpreter())
 		return -1;
 	if (cffi_start_python())
@@ -256,11 +246,12 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 """
 
 
-def builder(paths: list[str], executable: str) -> FFI:
+def builder(frozen: str, linked: list[str], executable: str) -> FFI:
     """Describe the embedded module.
 
     Args:
-        paths: the only directories that Python will import from, absolute.
+        frozen: C source of the table of modules (freeze.py).
+        linked: names of extension modules that it is linked with.
         executable: the interpreter's path, for messages.
 
     Returns:
@@ -269,9 +260,17 @@ def builder(paths: list[str], executable: str) -> FFI:
     ffi = FFI()
     ffi.cdef(HOST_CDEF + KNOWN_FILES_CDEF + PLAIN_FILES_CDEF)
     ffi.embedding_api(ENTRY_POINTS)
-    wide = ", ".join(f'L"{path}"' for path in paths)
-    defines = f'#define PYTHON_PATHS {wide}\n#define PYTHON_EXECUTABLE L"{executable}"\n'
     source = SOURCE.replace("ENTRY_POINT_PROTOTYPES", ENTRY_POINTS.strip())
-    ffi.set_source(MODULE, defines + source)
+    source = source.replace("LINKED_MODULES", _linked_modules(linked))
+    source = source.replace("FROZEN_MODULES", frozen)
+    ffi.set_source(MODULE, f'#define PYTHON_EXECUTABLE L"{executable}"\n{source}')
     ffi.embedding_init_code("import criu_detached.entry")
     return ffi
+
+
+def _linked_modules(names: list[str]) -> str:
+    """The table ``linked_modules``: for Python they are built in."""
+    functions = {name: f"PyInit_{name.rpartition('.')[2]}" for name in names}
+    declared = "".join(f"PyMODINIT_FUNC {function}(void);\n" for function in functions.values())
+    entries = "".join(f'\t{{ "{name}", {init} }},\n' for name, init in functions.items())
+    return f"{declared}static struct _inittab linked_modules[] = {{\n{entries}\t{{ 0 }},\n}};"

@@ -5,8 +5,7 @@
     DESTDIR/LIBDIR/criu_detached.so, DESTDIR/LIBDIR/criu_detached/    see build.py
     DESTDIR/PREFIX/bin/criu-detached                                  a link into the latter
 
-It is built anew, for the paths that it imports from are built in. Other plugins in LIBDIR
-are left alone.
+Other plugins in LIBDIR are left alone.
 """
 
 from __future__ import annotations
@@ -91,20 +90,19 @@ def install(target: Target) -> None:
     target.directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.directory, prefix=".install-") as temporary:
         new = Path(temporary) / "new"
-        build.build(new, target.libdir)
+        build.build(new)
         _only_owner_writes(new)
         _swap(new, target.directory, Path(temporary) / "old")
     _link_command(target)
 
 
 def _refuse_writers(libdir: Path) -> None:
-    """CRIU runs as root what lies there, and what it imports (DESIGN: code and plugin paths)."""
+    """CRIU runs as root what lies there, and what that is linked with."""
     existing = libdir
     while not existing.exists():
         existing = existing.parent
-    found = list(check.writers([existing]))
-    for path in build.import_paths(libdir)[1:]:
-        found += check.import_writers(Path(path))
+    linked = map(Path, build.extension_modules().values())
+    found = list(check.writers([existing, *linked]))
     if found:
         raise InstallError(
             f"{found[0]}: criu runs as root the code that lies there; chown root it and chmod go-w"

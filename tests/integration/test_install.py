@@ -54,14 +54,12 @@ def listing(directory: Path) -> set[str]:
 
 
 def test_destdir(staged: Path) -> None:
-    """Whatever is built in is a path of the installed system."""
+    """The place that it was built in shows nowhere."""
     assert {path.name for path in (staged / "usr").iterdir()} == {"bin", "lib"}
     lib = staged / "usr/lib/criu"
     assert {path.name for path in lib.iterdir()} == {"criu_detached", "criu_detached.so"}
-    embedded = (lib / "criu_detached/embed.so").read_bytes()
-    assert str(DEFAULT / "criu_detached/lib").encode("utf-32-le") in embedded
-    assert str(staged).encode("utf-32-le") not in embedded
-    assert str(staged) not in (lib / "criu_detached/criu-detached").read_text()
+    launcher = (lib / "criu_detached/criu-detached").read_text()
+    assert str(staged) not in launcher and str(DEFAULT) not in launcher
     command = os.readlink(staged / "usr/bin/criu-detached")
     assert command == str(DEFAULT / "criu_detached/criu-detached")
     assert not [path for path in lib.rglob("*") if path.stat().st_mode & 0o022]

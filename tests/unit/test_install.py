@@ -17,10 +17,10 @@ import install
 LIB = "/usr/lib/criu"
 
 
-def fake_build(output: Path, runtime: Path) -> None:
+def fake_build(output: Path) -> None:
     """Writes what a build does, as a checkout with a careless umask would have it."""
     (output / "criu_detached" / "lib").mkdir(parents=True)
-    (output / "criu_detached.so").write_text(str(runtime))
+    (output / "criu_detached.so").touch()
     (output / "criu_detached" / "lib" / "entry.py").touch()
     (output / "criu_detached" / "lib" / "entry.py").chmod(0o664)
     launcher = output / "criu_detached" / "criu-detached"
@@ -28,8 +28,8 @@ def fake_build(output: Path, runtime: Path) -> None:
     launcher.chmod(0o775)
 
 
-def failing_build(output: Path, runtime: Path) -> None:
-    fake_build(output, runtime)
+def failing_build(output: Path) -> None:
+    fake_build(output)
     raise build.BuildError("no C compiler 'cc'")
 
 
@@ -59,8 +59,7 @@ def test_install(dest: Path) -> None:
         "criu_detached/lib",
         "criu_detached/lib/entry.py",
     }
-    # The paths that are built in, and the link, are those of the installed system.
-    assert (lib / "criu_detached.so").read_text() == LIB
+    # The link leads to the installed system.
     command = dest / "usr/bin/criu-detached"
     assert os.readlink(command) == f"{LIB}/criu_detached/criu-detached"
 
@@ -146,7 +145,7 @@ def test_other_plugins_stay(dest: Path) -> None:
 def test_libdir(dest: Path) -> None:
     assert run(dest, "--libdir", "/opt/criu/lib") == 0
     shim = dest / "opt/criu/lib/criu_detached.so"
-    assert shim.read_text() == "/opt/criu/lib"
+    assert shim.exists()
     assert run(dest, "--libdir", "/opt/criu/lib", "--uninstall") == 0
     assert not shim.parent.exists()
 
