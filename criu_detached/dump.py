@@ -20,7 +20,7 @@ from criu_detached.dump_sockets import SocketAnswer, Sockets
 from criu_detached.errors import DetachedError, quote
 from criu_detached.external import ExternalMount
 from criu_detached.ghosts import GhostDescriber, handle_of
-from criu_detached.holders import held_files, watches
+from criu_detached.holders import dumped_masters, held_files, watches
 from criu_detached.kernel import FileFacts
 from criu_detached.options import Options
 from criu_detached.paths import Name
@@ -38,15 +38,12 @@ from criu_detached.records import (
 from criu_detached.soleheld import SoleHeld
 from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
+from criu_detached.terminals import is_slave, is_terminal, refuse_terminal
 from criu_detached.tmpfs import MemoryMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.host import Host
-
-# Major number of the memory devices (null, zero, ...): the character devices that CRIU
-# dumps as regular files (dump_chrdev, criu/files.c).
-_MEM_MAJOR = 1
 
 
 class Dump:
@@ -84,12 +81,19 @@ class Dump:
         Raises:
             DetachedError: it cannot be restored faithfully.
         """
-        if _is_terminal(facts):
+        try:
+            mount = self._mount_of(fd, link, facts)
+            if mount is None:
+                return False
+            self._record_file(fd, link, facts, mount)
+        except DetachedError as error:
+            if not _is_left_to_shell_job(facts):
+                raise
+            log.warn(
+                f"can't dump the terminal {quote(link)} (mount {facts.mnt_id}) on a detached mount,"
+                f" unless CRIU is to replace it (--shell-job): {error}"
+            )
             return False
-        mount = self._mount_of(fd, link, facts)
-        if mount is None:
-            return False
-        self._record_file(fd, link, facts, mount)
         return True
 
     def ext_file(self, fd: int, file_id: int, facts: FileFacts) -> bool:
@@ -297,7 +301,7 @@ class Dump:
     def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:
         """Write the record of a file that has none."""
         name = mount.name_of(fd, link, facts)
-        _refuse_types(name.path, facts, mount)
+        _refuse_types(name, facts, mount)
         record = _file_record(fd, name.path, facts)
         if isinstance(mount, MemoryMount):
             self._save(fd, record, name, facts, mount)
@@ -434,15 +438,17 @@ def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
         os.close(other)
 
 
-def _is_terminal(facts: FileFacts) -> bool:
-    """Tell terminals and the like: CRIU restores them by other means than their path.
+def _is_left_to_shell_job(facts: FileFacts) -> bool:
+    """Tell a terminal that CRIU may dump without its file: that of a shell job.
 
-    Where it needs their mount after all, it refuses by itself (dump_one_reg_file).
+    With --shell-job it gives the task another terminal (pty_open_unpaired_slave, criu/tty.c), if
+    the master of this one is held by nobody whom it dumps. It tells a plugin nothing of the option.
     """
-    return stat.S_ISCHR(facts.mode) and os.major(facts.rdev) != _MEM_MAJOR
+    held = is_slave(facts) and facts.nlink > 0
+    return held and os.minor(facts.rdev) not in dumped_masters()
 
 
-def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
+def _refuse_types(name: Name, facts: FileFacts, mount: DetachedMount) -> None:
     """Refuse what would come back as something else."""
     if stat.S_ISSOCK(facts.mode):
         raise DetachedError(
@@ -451,8 +457,10 @@ def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
         )
     superblock = mount.record.superblock
     assert superblock is not None
+    if is_terminal(facts):
+        refuse_terminal(name, facts, superblock)
     if superblock.magic == kernel.PROC_SUPER_MAGIC:
-        first = paths.join(paths.from_link(mount.record.root), path).split(b"/")[0]
+        first = paths.join(paths.from_link(mount.record.root), name.path).split(b"/")[0]
         if first.isdigit():
             raise DetachedError(
                 "it shows a process in procfs, which is another one after the restore: close it"

@@ -122,6 +122,21 @@ def outside_holder(dev: int) -> str | None:
     return _loop_device_on(dev) or _overlay_on(dev)
 
 
+def dumped_masters() -> set[int]:
+    """The numbers of the pseudo terminals whose master some dumped task has.
+
+    Source: fdinfo of a master alone has one (pty_show_fdinfo, drivers/tty/pty.c).
+    """
+    return {
+        int(line.split()[1])
+        for pid in _processes()
+        if _is_traced(pid)
+        for fd in _below(pid, "fdinfo")
+        for line in _read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n")
+        if line.startswith(b"tty-index:")
+    }
+
+
 def watches() -> Iterator[tuple[int, int, int]]:
     """Yield the inotify and fanotify watches of the dumped tasks: process, device and inode.
 

@@ -67,6 +67,7 @@ REACH_MOUNT = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
 # linux/magic.h
 PROC_SUPER_MAGIC = 0x9FA0
+DEVPTS_SUPER_MAGIC = 0x1CD1
 # Filesystems whose inode numbers change while they are mounted, or are made up by a server.
 VOLATILE_INODES = {
     0x4D44,  # vfat

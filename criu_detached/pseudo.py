@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from criu_detached.kernel import FileFacts, StatMount
 
-DEVPTS_MAGIC = 0x1CD1
 BPF_MAGIC = 0xCAFE4A11
 _BINFMT_MAGIC = 0x42494E4D
 
@@ -50,7 +49,7 @@ _KEYED = {
     0x74726163: (b"tracefs", "machine"),
     0xDE5E81E4: (b"efivarfs", "machine"),
 }
-_FRESH = {kernel.PROC_SUPER_MAGIC: b"proc", DEVPTS_MAGIC: b"devpts", BPF_MAGIC: b"bpf"}
+_FRESH = {kernel.PROC_SUPER_MAGIC: b"proc", kernel.DEVPTS_SUPER_MAGIC: b"devpts", BPF_MAGIC: b"bpf"}
 MAGICS = {*_KEYED, *_FRESH}
 TYPES = {*_FRESH.values(), *(fs_type for fs_type, _ in _KEYED.values())}
 

@@ -53,6 +53,7 @@ from criu_detached.refilesystem import (
 from criu_detached.restore_sockets import SocketNames
 from criu_detached.superblock import boot_id
 from criu_detached.supplied import find_supplies
+from criu_detached.terminals import is_slave, is_terminal, other_end
 from criu_detached.wire import WireError
 
 TYPE_CHECKING = False
@@ -106,6 +107,7 @@ class Restore:
         self._ghosts_in_tasks: dict[tuple[int, int], int] = {}
         self._sort_ghosts()
         self._keeps_inodes: dict[int, bool] = {}
+        self._not_realised: dict[int, str] = {}  # and why
         host.shared_alloc(len(self._in_tasks) + len(self._ghosts_in_tasks))
         proc = _open_proc()
         data = self._open_data()
@@ -160,7 +162,7 @@ class Restore:
                     if userns >= 0:
                         self._host.inherit_fd_add(userns, _userns_key(mount))
                 elif mount.origin in (BIND_SOURCE, SUPPLIED):
-                    self._realise(mount, means)
+                    self._realise_if_needed(mount, means)
             if self._records.filesystems:
                 self._realise_filesystems(means)
         finally:
@@ -186,6 +188,23 @@ class Restore:
             close_devices(devices)
             for top in means.tops.values():
                 os.close(top)
+
+    def _realise_if_needed(self, mount: Mount, means: Means) -> None:
+        """As _realise, but of a mount with terminals alone that may be replaced (--shell-job)."""
+        try:
+            self._realise(mount, means)
+        except DetachedError as error:
+            if not self._has_slaves_alone(mount.mnt_id):
+                raise
+            log.warn(f"mount {mount.mnt_id}, with terminals alone, is not realised: {error}")
+            self._not_realised[mount.mnt_id] = str(error)
+
+    def _has_slaves_alone(self, mnt_id: int) -> bool:
+        try:
+            files = [file for key, file in self._records.files.items() if key[0] == mnt_id]
+        except WireError:
+            return False
+        return bool(files) and all(map(is_slave, files))
 
     def _realise(self, mount: Mount, means: Means) -> None:
         means.userns_fd = _user_namespace(mount)
@@ -218,11 +237,14 @@ class Restore:
         Raises:
             DetachedError: there is no such record, or another file is there now.
         """
+        name, other = _other_end(name)
         key = _file_key(name)
         ghost = self._records.ghosts.get(key)
         file = ghost.file if ghost else self._records.files.get(key)
         if file is None:
             raise DetachedError(f"no record of {quote(name)}: are the images complete?")
+        if other:
+            file, ghost = other_end(file, other), None
         if flags & _NEVER_OPEN:
             raise DetachedError(f"{quote(file.path)} has flags {flags:#x}, which no open file has")
         tree = self._tree_fd(file.mnt_id)
@@ -266,6 +288,8 @@ class Restore:
 
     def _tree_fd(self, mnt_id: int) -> int:
         """A new fd of a mount's tree."""
+        if mnt_id in self._not_realised:
+            raise DetachedError(self._not_realised[mnt_id])
         index = self._in_tasks.get(mnt_id)
         if index is None:
             return self._host.inherit_fd_get(_mount_key(self._mounts[mnt_id]))
@@ -493,7 +517,7 @@ class Restore:
                 f" it was inode {file.ino}"
             )
         # CRIU names the file by its key when it refuses one of these (open_path, files-reg.c).
-        if found.mode != file.mode:
+        if found.mode != file.mode and not is_terminal(file):  # CRIU sets a terminal's
             log.warn(
                 f"{quote(file.path)} on mount {file.mnt_id} has mode {found.mode:o},"
                 f" it had {file.mode:o}"
@@ -512,6 +536,12 @@ def _has_content(record: Ghost | Node) -> bool:
 def _is_in_namespace(mount: Mount) -> bool:
     source = mount.bind_source
     return mount.origin == BIND_SOURCE and source is not None and bool(source.in_namespace)
+
+
+def _other_end(name: bytes) -> tuple[bytes, bytes]:
+    """The key of a terminal, and what CRIU has put after it to name the other end; else nothing."""
+    key, bracket, other = name.partition(b"]")
+    return key + bracket, other
 
 
 def _file_key(name: bytes) -> tuple[int, int]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from criu_detached.sources import Source
 
 # Filesystems of which a new superblock gives its files the power of who mounts it.
-_OWNED = (OVERLAYFS_MAGIC, pseudo.DEVPTS_MAGIC, pseudo.BPF_MAGIC)
+_OWNED = (OVERLAYFS_MAGIC, kernel.DEVPTS_SUPER_MAGIC, pseudo.BPF_MAGIC)
 
 
 class SoleHeld:

@@ -629,6 +629,24 @@ static int steered_fchdir(int fd)
 	return fchdir(fd);
 }
 
+/*
+ * CRIU makes the name of a terminal's other end from its directory and "ptmx" or "pts/N"
+ * (pty_alloc_fake_reg, criu/tty.c), and takes it for a defect when there is none. An external
+ * key has no directory: all of it will do, for what comes after it tells which end is meant.
+ */
+static char *steered_strrchr(char *text, int character)
+{
+	char *found = strrchr(text, character);
+
+	if (!found && character == '/' && !strncmp(text, "file[", 5))
+		found = strrchr(text, ']');
+	return found;
+}
+
+static const struct steering terminal_steering[] = {
+	{ "strrchr", steered_strrchr },
+};
+
 static const struct steering restore_steering[] = {
 	{ "openat", steered_openat },
 	{ "openat64", steered_openat },
@@ -743,6 +761,7 @@ static int restore_init(const char *missing)
 		unsteer_main_program(); /* CRIU unloads a plugin whose init fails */
 		return -1;
 	}
+	STEER(terminal_steering);
 	settles = STEER(settle_steering) > 0;
 	python.may_keep_fds(settles);
 	if (sockets_recorded() && steer_sockets(settles)) {
