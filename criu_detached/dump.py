@@ -17,10 +17,11 @@ from criu_detached.classify import Classifier, Kind
 from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, describe_mount
 from criu_detached.dump_sockets import SocketAnswer, Sockets
+from criu_detached.dump_terminals import is_left_to_shell_job, refuse_terminal
 from criu_detached.errors import DetachedError, quote
 from criu_detached.external import ExternalMount
 from criu_detached.ghosts import GhostDescriber, handle_of
-from criu_detached.holders import dumped_masters, held_files, watches
+from criu_detached.holders import held_files, watches
 from criu_detached.kernel import FileFacts
 from criu_detached.options import Options
 from criu_detached.paths import Name
@@ -38,7 +39,7 @@ from criu_detached.records import (
 from criu_detached.soleheld import SoleHeld
 from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
-from criu_detached.terminals import is_slave, is_terminal, refuse_terminal
+from criu_detached.terminals import is_slave, is_terminal
 from criu_detached.tmpfs import MemoryMount
 
 TYPE_CHECKING = False
@@ -87,7 +88,7 @@ class Dump:
                 return False
             self._record_file(fd, link, facts, mount)
         except DetachedError as error:
-            if not _is_left_to_shell_job(facts):
+            if not is_left_to_shell_job(facts):
                 raise
             log.warn(
                 f"can't dump the terminal {quote(link)} (mount {facts.mnt_id}) on a detached mount,"
@@ -301,10 +302,12 @@ class Dump:
     def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:
         """Write the record of a file that has none."""
         name = mount.name_of(fd, link, facts)
-        _refuse_types(name, facts, mount)
+        _refuse_types(name.path, facts, mount)
         record = _file_record(fd, name.path, facts)
         if isinstance(mount, MemoryMount):
             self._save(fd, record, name, facts, mount)
+        elif name.deleted and is_slave(facts):
+            self._open_records().file(record)  # CRIU opens a master first, and then it is there
         elif name.deleted:
             if name.path == paths.ROOT and not mount.record.root_deleted:
                 raise DetachedError(
@@ -438,17 +441,7 @@ def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
         os.close(other)
 
 
-def _is_left_to_shell_job(facts: FileFacts) -> bool:
-    """Tell a terminal that CRIU may dump without its file: that of a shell job.
-
-    With --shell-job it gives the task another terminal (pty_open_unpaired_slave, criu/tty.c), if
-    the master of this one is held by nobody whom it dumps. It tells a plugin nothing of the option.
-    """
-    held = is_slave(facts) and facts.nlink > 0
-    return held and os.minor(facts.rdev) not in dumped_masters()
-
-
-def _refuse_types(name: Name, facts: FileFacts, mount: DetachedMount) -> None:
+def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
     """Refuse what would come back as something else."""
     if stat.S_ISSOCK(facts.mode):
         raise DetachedError(
@@ -458,9 +451,9 @@ def _refuse_types(name: Name, facts: FileFacts, mount: DetachedMount) -> None:
     superblock = mount.record.superblock
     assert superblock is not None
     if is_terminal(facts):
-        refuse_terminal(name, facts, superblock)
+        refuse_terminal(path, facts, superblock)
     if superblock.magic == kernel.PROC_SUPER_MAGIC:
-        first = paths.join(paths.from_link(mount.record.root), name.path).split(b"/")[0]
+        first = paths.join(paths.from_link(mount.record.root), path).split(b"/")[0]
         if first.isdigit():
             raise DetachedError(
                 "it shows a process in procfs, which is another one after the restore: close it"

@@ -58,16 +58,23 @@ def is_tree_held(mnt_id: int) -> bool:
     Args:
         mnt_id: of the root of the tree.
     """
-    return any(
-        _is_tree(pid, fd, mnt_id)
-        for pid in _processes()
-        if _is_traced(pid)
-        for fd in _below(pid, "fd")
-    )
+    return any(_is_tree(pid, fd, mnt_id) for pid, fd in dumped_fds())
+
+
+def dumped_fds() -> Iterator[tuple[int, str]]:
+    """Yield each fd of each dumped process, by the names that procfs has for them."""
+    for pid in _processes():
+        if _is_traced(pid):
+            yield from ((pid, fd) for fd in _below(pid, "fd"))
+
+
+def fdinfo(pid: int, fd: str) -> list[bytes]:
+    """What procfs says of an fd, in lines; none when it is closed."""
+    return _read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n")
 
 
 def _is_tree(pid: int, fd: str, mnt_id: int) -> bool:
-    lines = [line.partition(b":") for line in _read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n")]
+    lines = [line.partition(b":") for line in fdinfo(pid, fd)]
     fields = {name: value.strip() for name, _, value in lines}
     return (
         int(fields.get(b"mnt_id", b"0")) == mnt_id
@@ -122,37 +129,15 @@ def outside_holder(dev: int) -> str | None:
     return _loop_device_on(dev) or _overlay_on(dev)
 
 
-def dumped_masters() -> set[int]:
-    """The numbers of the pseudo terminals whose master some dumped task has.
-
-    Source: fdinfo of a master alone has one (pty_show_fdinfo, drivers/tty/pty.c).
-    """
-    return {
-        int(line.split()[1])
-        for pid in _processes()
-        if _is_traced(pid)
-        for fd in _below(pid, "fdinfo")
-        for line in _read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n")
-        if line.startswith(b"tty-index:")
-    }
-
-
 def watches() -> Iterator[tuple[int, int, int]]:
     """Yield the inotify and fanotify watches of the dumped tasks: process, device and inode.
 
     Source: fs/notify/fdinfo.c.
     """
-    for pid in _processes():
-        if not _is_traced(pid):
-            continue
-        try:
-            fds = os.listdir(f"/proc/{pid}/fdinfo")
-        except OSError:
-            continue
-        for fd in fds:
-            for line in _read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n"):
-                if line.startswith((b"inotify wd:", b"fanotify ino:")):
-                    yield pid, *_watched(line)
+    for pid, fd in dumped_fds():
+        for line in fdinfo(pid, fd):
+            if line.startswith((b"inotify wd:", b"fanotify ino:")):
+                yield pid, *_watched(line)
 
 
 def _watched(line: bytes) -> tuple[int, int]:

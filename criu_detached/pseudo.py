@@ -16,6 +16,7 @@ from criu_detached.holders import held_files, holding_processes
 from criu_detached.records import Filesystem
 from criu_detached.sources import Source
 from criu_detached.superblock import superblock_of
+from criu_detached.terminals import is_terminal
 from criu_detached.twins import (
     Twins,
     attach_for_trial,
@@ -80,6 +81,8 @@ def mounted_anew(
     magic = kernel.fstatfs(fd).magic
     keyed = _KEYED.get(magic)
     fs_type = keyed[0] if keyed else _FRESH[magic]
+    if is_terminal(facts) and magic == kernel.DEVPTS_SUPER_MAGIC:
+        raise _has_state(magic)
     told = _told(fd) if known else None
     if told is None and _needs_options(magic, fs_type, facts):
         raise DetachedError(
@@ -189,13 +192,17 @@ def _check_fresh(
                 " is unsure: keep one mounted in the mount namespace of the tasks"
             )
         return
-    kind = "bpf" if magic == BPF_MAGIC else "devpts"
     if directory < 0 or not at_root or set(names_in(directory)) - set(names_in(source.fd)):
-        what = "objects are pinned" if magic == BPF_MAGIC else "there are terminals"
-        raise DetachedError(
-            f"its filesystem ({kind}) has a state that is not saved, or may have: {what} in it;"
-            " remove them, or keep it mounted somewhere"
-        )
+        raise _has_state(magic)
+
+
+def _has_state(magic: int) -> DetachedError:
+    is_bpf = magic == BPF_MAGIC
+    kind, what = ("bpf", "objects are pinned") if is_bpf else ("devpts", "there are terminals")
+    return DetachedError(
+        f"its filesystem ({kind}) has a state that is not saved, or may have: {what} in it;"
+        " remove them, or keep it mounted somewhere"
+    )
 
 
 def _in_own_pid_namespace(mnt_id: int) -> bool:

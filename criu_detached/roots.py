@@ -40,6 +40,8 @@ def find_root(fd: int, name: Name, facts: FileFacts, source: Source) -> bytes | 
     path = name.path
     found = _by_handle(fd, name, facts, source)
     if name.deleted:
+        if found is None and kernel.fstatfs(fd).magic == kernel.DEVPTS_SUPER_MAGIC:
+            return paths.ROOT  # its one directory
         return found  # no path leads to it
     if found is None and is_at(source.fd, path, facts):
         found = paths.ROOT

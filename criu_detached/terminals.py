@@ -12,15 +12,12 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote
 from criu_detached.records import File
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.kernel import FileFacts
-    from criu_detached.paths import Name
-    from criu_detached.records import Superblock
 
 # Device numbers (get_tty_driver, criu/tty.c): /dev/tty, console and ptmx; virtual consoles;
 # serial lines; slaves of pseudo terminals.
@@ -44,33 +41,6 @@ def is_master(file: FileFacts | File) -> bool:
 def is_slave(file: FileFacts | File) -> bool:
     """Tell the slave of a pseudo terminal."""
     return stat.S_ISCHR(file.mode) and os.major(file.rdev) == _SLAVE_MAJOR
-
-
-def refuse_terminal(name: Name, facts: FileFacts, superblock: Superblock) -> None:
-    """Refuse what would not be the same terminal again.
-
-    Args:
-        name: of a terminal, beneath its mount's root.
-        facts: of it.
-        superblock: that it is on.
-
-    Raises:
-        DetachedError: it says why.
-    """
-    if name.deleted:
-        raise DetachedError("it is a terminal whose other end is closed: close this one as well")
-    if not is_master(facts) and not is_slave(facts):
-        return
-    if superblock.magic != kernel.DEVPTS_SUPER_MAGIC:
-        raise DetachedError(
-            "it is a terminal that was opened through a device node outside of devpts, which shows"
-            " no devpts beside it any more: open it by pts/ptmx, or close it"
-        )
-    if name.path == paths.ROOT:
-        raise DetachedError(
-            "it is a terminal that is mounted by itself, and there is none to mount before the"
-            " terminal is restored: close it, or mount the devpts that it is in"
-        )
 
 
 def other_end(file: File, name: bytes) -> File:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import importlib.util
 import os
 import shutil
 import stat
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,6 +95,13 @@ def clone_mount(fd: int) -> int:
         return kernel.clone_mount(fd)
     except PermissionError:
         pytest.skip("needs CAP_SYS_ADMIN")
+
+
+def unlock_terminal(master: int) -> str:
+    """Let the slave of a new terminal be opened; returns its name in its devpts."""
+    fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK
+    (number,) = struct.unpack("i", fcntl.ioctl(master, 0x80045430, bytes(4)))  # TIOCGPTN
+    return str(number)
 
 
 # What a restore opens of the files that make_files() makes, and how.

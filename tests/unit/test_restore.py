@@ -555,3 +555,37 @@ def test_deleted_root_of_a_mount_that_has_one(placed: Ground) -> None:
 def test_no_records(ground: Ground) -> None:
     with pytest.raises(DetachedError, match=f"{NAME} is missing"):
         Restore(ground.host)
+
+
+def test_terminals(ground: Ground) -> None:
+    """Each end is opened by the name that CRIU makes of the other one's."""
+    with support.mounted(ground.tree, "-t", "devpts", "-o", "ptmxmode=0666", "devpts"):
+        ground.mount = ground.mount_record(ground.tree, in_namespace=False)
+        name = ground.file("ptmx")
+        restore = ground.restore()
+        master = restore.open(name, os.O_RDWR | os.O_NOCTTY)
+        number = support.unlock_terminal(master).encode()
+        slave = restore.open(name + b"pts/" + number, os.O_RDWR | os.O_NOCTTY)
+        os.write(slave, b"out")
+        assert os.read(master, 10) == b"out"
+        with pytest.raises(DetachedError, match="no terminal has a name"):
+            restore.open(name + b"other", os.O_RDWR)
+        os.close(slave)
+        os.close(master)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_terminals_without_a_source(ground: Ground, others: bool) -> None:
+    """That of slaves alone may be gone: CRIU replaces the terminal of a shell job."""
+    name = ground.file("file", mode=stat.S_IFCHR | 0o620, rdev=os.makedev(136, 1))
+    if others:
+        ground.file("dir/file")
+    assert ground.mount.bind_source is not None
+    ground.mount.bind_source.path = b"gone"
+    if others:
+        with pytest.raises(DetachedError, match="gone cannot be opened"):
+            ground.restore()
+        return
+    restore = ground.restore()
+    with pytest.raises(DetachedError, match="gone cannot be opened"):
+        restore.open(name, os.O_RDWR)
