@@ -50,6 +50,11 @@ test-native: ## integration tests on this machine's kernel alone (K=EXPRESSION s
 test-vm: ## integration tests in the VM alone (K=EXPRESSION selects)
 	@.ci/run vm
 
+.PHONY: test-matrix
+test-matrix: ## every CRIU through all integration tests natively; other kernels on a core set
+	@CRIU_DETACHED_NO_SKIP=1 .ci/run unit native criu-trixie criu-experimental \
+		criu-vm-trixie+criu-vm-experimental kernel-trixie+kernel-bookworm
+
 .PHONY: coverage
 coverage: ## rewrite the README's coverage table from the results of "make test"
 	@$(PYTHON) tests/coverage_table.py --write

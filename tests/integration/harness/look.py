@@ -153,13 +153,14 @@ def _clones_in(place: int, pid: int, fd: int) -> bool:
 def mount_of(pid: int, fd: int) -> kernel.MountAnswer | None:
     """What statmount says of an fd's mount.
 
-    None before Linux 7.0 and for pipes and the like (EINVAL), and for anonymous mounts (ENOENT).
+    None before Linux 7.0 (EINVAL, ENOSYS before 6.8), for pipes and the like (EINVAL), and for
+    anonymous mounts (ENOENT).
     """
     handle = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH)
     try:
         return kernel.statmount_by_fd(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOENT):
             raise
         return None
     finally:
