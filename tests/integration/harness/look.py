@@ -86,7 +86,8 @@ def mount_table(pid: int | str = "self") -> list[str]:
 def _mountinfo(pid: int | str) -> list[str]:
     """The lines of mountinfo; names may hold what Python takes for line ends, save newline."""
     text = Path(f"/proc/{pid}/mountinfo").read_bytes().decode(errors="surrogateescape")
-    return text.rstrip("\n").split("\n")
+    # A process whose namespace is being taken down sees no mount.
+    return [line for line in text.split("\n") if line]
 
 
 def attached_ids() -> set[int]:
