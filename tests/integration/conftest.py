@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     tests of what is refused cannot.
     """
     parser.addoption("--attached", action="store_true", help="leave mounts attached, plain CRIU")
+    parser.addoption("--userns", action="store_true", help="user namespaces where there can be")
     parser.addoption("--in-trees", action="store_true", help="anonymous mounts, not detached ones")
 
 
@@ -82,6 +83,10 @@ def coverage(request: pytest.FixtureRequest, used_placements: set[Placement]) ->
             request.node.user_properties.append((PROPERTY, f"{item} {column} {outcome}"))
 
 
+def _own_namespace(placement: Placement = Placement.HOST, *_: Any, **__: Any) -> bool:
+    return placement.own_namespace
+
+
 def column_of(placement: Placement) -> str:
     """The column of the coverage table that a placement stands for."""
     inside = placement in (Placement.NAMESPACE, Placement.NAMESPACE_TMPFS)
@@ -106,6 +111,8 @@ def scenario(
                 kwargs["attached"] = True
             elif pytestconfig.getoption("--in-trees"):
                 kwargs["in_trees"] = True
+            if pytestconfig.getoption("--userns") and _own_namespace(*args, **kwargs):
+                kwargs["userns"] = True
             made = stack.enter_context(Scenario(*args, **kwargs))
             used_placements.add(made.ground.placement)
             return made

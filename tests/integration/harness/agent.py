@@ -167,7 +167,8 @@ def _report(base: str, runner: int, answer: dict[str, Any]) -> None:
     with open(path + ".new", "w", encoding="utf-8") as stream:
         json.dump(answer, stream)
     os.rename(path + ".new", path)
-    with contextlib.suppress(ProcessLookupError):  # not seen from a PID namespace
+    # From a namespace the runner is not seen, or not to be touched.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(runner, signal.SIGUSR1)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,10 @@ MS_PRIVATE = 1 << 18
 MS_RELATIME = 1 << 21
 MS_STRICTATIME = 1 << 24
 MNT_DETACH = 2
+CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
 PR_SET_CHILD_SUBREAPER = 36
 
 AT_EMPTY_PATH = 0x1000
@@ -43,6 +47,7 @@ STATMOUNT_MNT_OPTS = 0x80
 STATMOUNT_MNT_UIDMAP = 0x2000
 STATMOUNT_MNT_GIDMAP = 0x4000
 
+_SYS_CLONE = 56
 _SYS_PIVOT_ROOT = 155
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -95,6 +100,12 @@ def unshare(flags: int) -> None:
 def setns(namespace: int, kind: int = 0) -> None:
     """setns(2); os.setns needs Python 3.12."""
     _check(_libc.setns(namespace, kind), "setns", f"fd {namespace}")
+
+
+def clone(flags: int) -> int:
+    """clone(2) as a fork, into new namespaces; 0 in the child."""
+    flags |= signal.SIGCHLD
+    return _check(_libc.syscall(_SYS_CLONE, ctypes.c_ulong(flags), 0, 0, 0, 0), "clone", hex(flags))
 
 
 def get_fd(pid: int, fd: int) -> int:

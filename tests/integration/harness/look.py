@@ -201,9 +201,17 @@ def seen(pid: int) -> Seen:
     """Look at a process and its descendants; a zombie among them has neither files nor mounts."""
     attached = attached_ids()
     numbers: dict[int, int] = {}
-    pids = [process for process in tree(pid) if _state(process) != "Z"]
-    files = {process: _seen_files(process, attached, numbers) for process in pids}
-    return Seen(files, {process: mount_table(process) for process in pids}, mount_table())
+    living = [process for process in tree(pid) if _state(process) != "Z"]
+    pids = {inner_pid(process): process for process in living}
+    files = {inner: _seen_files(process, attached, numbers) for inner, process in pids.items()}
+    tables = {inner: mount_table(process) for inner, process in pids.items()}
+    return Seen(files, tables, mount_table())
+
+
+def inner_pid(pid: int) -> int:
+    """A process's pid as it knows it itself."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("NSpid:", 1)[1].split("\n", 1)[0].split()[-1])
 
 
 def _seen_files(pid: int, attached: set[int], numbers: dict[int, int]) -> dict[int, SeenFile]:

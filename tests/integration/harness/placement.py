@@ -5,12 +5,15 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import kernel
 
 INSIDE = Path("/mnt")  # where a process in a namespace of its own sees the base directory
+USERNS_ROOT = 100000  # what root of a user namespace is outside of it
+USERNS_MAP = f"0 {USERNS_ROOT} 65536\n"
 
 
 class Placement(enum.Enum):
@@ -59,8 +62,9 @@ def populate_tree(source: Path) -> None:
     (tree / "dir" / "inner").write_text("inner\n")
     (tree / "link").symlink_to("file")
     os.mkfifo(tree / "fifo")
-    os.mknod(tree / "null", 0o20666, os.makedev(1, 3))
-    os.mknod(tree / "zero", 0o20666, os.makedev(1, 5))
+    with suppress(PermissionError):  # a user namespace makes no devices
+        os.mknod(tree / "null", 0o20666, os.makedev(1, 3))
+        os.mknod(tree / "zero", 0o20666, os.makedev(1, 5))
 
 
 def mount_tmpfs(source: Path) -> None:
@@ -76,20 +80,59 @@ class Bind:
     flags: int = 0
     userns: int | None = None  # an id-mapped mount: the user namespace with the map
 
-    def attach(self, source: Path, point: Path) -> None:
-        """Make the mount."""
-        bound = source / self.shape.bound
+    def attach(self, source: Path, point: Path, tree: int = -1) -> None:
+        """Make the mount, from a clone of it if there is one."""
         if self.shape.is_file:
             point.touch()
         else:
             point.mkdir()
         if self.userns is None:
-            kernel.bind(bound, point, self.flags)
+            kernel.bind(source / self.shape.bound, point, self.flags)
             return
-        tree = kernel.open_tree(-100, str(bound), kernel.OPEN_TREE_CLONE)
-        kernel.mount_setattr_idmap(tree, self.userns)
+        if tree < 0:
+            tree = self.clone(source)
         kernel.move_mount(tree, point)
         os.close(tree)
+
+    def clone(self, source: Path) -> int:
+        """The mount before it is attached, with its id-map."""
+        assert self.userns is not None
+        tree = kernel.open_tree(-100, str(source / self.shape.bound), kernel.OPEN_TREE_CLONE)
+        kernel.mount_setattr_idmap(tree, self.userns)
+        return tree
+
+
+def shift_owners(directory: Path) -> None:
+    """Give all files to the user namespace: its root instead of root, and so on."""
+    for path in (directory, *directory.rglob("*")):
+        facts = path.lstat()
+        mode = facts.st_mode
+        os.lchown(path, USERNS_ROOT + facts.st_uid, USERNS_ROOT + facts.st_gid)
+        if not path.is_symlink():
+            path.chmod(mode & 0o7777)  # chown takes the setuid bit away
+
+
+def enter_user_namespace() -> int:
+    """Clone this process into user, PID and mount namespaces of its own, as a sibling.
+
+    Returns:
+        0 in the new process, its pid in this one.
+    """
+    ready_read, ready_write = os.pipe()
+    flags = kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_PARENT
+    pid = kernel.clone(flags)
+    if pid:
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{name}").write_text(USERNS_MAP)
+        os.close(ready_write)
+        return pid
+    os.close(ready_write)
+    os.read(ready_read, 1)  # the maps are written
+    os.close(ready_read)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    return 0
 
 
 @dataclass
@@ -102,11 +145,16 @@ class Ground:
     attached: bool
     mount_source: Callable[[Path], None] = mount_tmpfs
     populate: Callable[[Path], None] = populate_tree
+    userns: bool = False  # the process is the init of user and PID namespaces of its own
     _mounted: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for directory in (self.base, self.source, self.root):
             directory.mkdir()
+        if self.userns:
+            assert self.placement.own_namespace, "a user namespace has mounts of its own"
+            self.work.chmod(0o755)
+            os.chown(self.base, USERNS_ROOT, USERNS_ROOT)
 
     @property
     def base(self) -> Path:
@@ -124,6 +172,11 @@ class Ground:
         return self.work / "root"
 
     @property
+    def dev(self) -> Path:
+        """The device nodes that a namespace gets."""
+        return self.work / "dev" if self.userns else Path("/dev")
+
+    @property
     def seen_base(self) -> Path:
         """The base directory as the process sees it."""
         return INSIDE if self.placement.own_namespace else self.base
@@ -134,26 +187,47 @@ class Ground:
 
     def make_source(self) -> None:
         """Mount and fill the source where the runner sees it."""
+        if self.userns:
+            # Of /dev itself only all that is mounted on it could be bound: the rest is locked.
+            self.dev.mkdir()
+            kernel.bind(Path("/dev"), self.dev)
+            self._mounted.append(self.dev)
         if self.placement is Placement.NAMESPACE_TMPFS:
             return
         self.mount_source(self.source)
         self._mounted.append(self.source)
         self.populate(self.source)
+        if self.userns:
+            shift_owners(self.source)
 
-    def enter(self) -> None:
-        """In the child that becomes the process: make its namespace and its binds."""
+    def enter(self) -> int:
+        """In the child that becomes the process: make its namespace and its binds.
+
+        Returns:
+            0; or the pid of another child of the runner, which becomes the process instead.
+        """
         if not self.placement.own_namespace:
             self._attach_binds(self.source, self.base)
-            return
+            return 0
         kernel.unshare(kernel.CLONE_NEWNS)
         kernel.make_private()
         self.mount_root()
+        if self.userns:
+            trees = [bind.clone(self.source) if bind.userns else -1 for bind in self.binds]
+            pid = enter_user_namespace()
+            if pid:
+                return pid
+            # As container engines do: what was there is locked, and what is made now is not.
+            kernel.bind(self.root, self.root)
+        else:
+            trees = [-1 for _ in self.binds]
         kernel.mount("proc", self.root / "proc", "proc")
-        kernel.bind(Path("/dev"), self.root / "dev")
+        kernel.bind(self.dev, self.root / "dev")
         inside = self.root / INSIDE.relative_to("/")
         kernel.bind(self.base, inside)
-        self._attach_binds(self._enter_source(inside), inside)
+        self._attach_binds(self._enter_source(inside), inside, trees)
         kernel.pivot_into(self.root)
+        return 0
 
     def _enter_source(self, inside: Path) -> Path:
         """Give the namespace its source, if it has one; returns what to bind from."""
@@ -168,9 +242,9 @@ class Ground:
             self.populate(source)
         return source
 
-    def _attach_binds(self, source: Path, base: Path) -> None:
+    def _attach_binds(self, source: Path, base: Path, trees: Sequence[int] = ()) -> None:
         for index, bind in enumerate(self.binds):
-            bind.attach(source, base / f"point{index}")
+            bind.attach(source, base / f"point{index}", trees[index] if trees else -1)
 
     def mount_root(self) -> None:
         """The root filesystem of a namespace: a bind of the runner's own root, alone."""
@@ -180,7 +254,7 @@ class Ground:
         """The mounts that CRIU must not dump: key, where it is inside, what it is outside."""
         if not self.placement.own_namespace:
             return {}
-        found = {"dev": (Path("/dev"), Path("/dev")), "base": (INSIDE, self.base)}
+        found = {"dev": (Path("/dev"), self.dev), "base": (INSIDE, self.base)}
         if self.placement is Placement.NAMESPACE:
             found["source"] = (INSIDE / "source", self.source)
         if self.placement is Placement.HOST_SOURCE and self.attached:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import inspect
 import json
 import os
@@ -45,6 +46,7 @@ class Scenario:
         *,
         attached: bool = False,
         in_trees: bool = False,
+        userns: bool = False,
         mount_source: Callable[[Path], None] = mount_tmpfs,
         populate: Callable[[Path], None] = populate_tree,
     ) -> None:
@@ -53,13 +55,16 @@ class Scenario:
         self.pid = 0
         self._known: list[int] = []
         self._in_trees = in_trees  # the files are on anonymous clones of the binds
-        self.ground = Ground(self.work, placement, binds, attached, mount_source, populate)
+        self.ground = Ground(self.work, placement, binds, attached, mount_source, populate, userns)
+        self._watched = self._watch_answers() if userns else -1
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        if self._watched >= 0:
+            os.close(self._watched)
         self.ground.clear()
         table = Path("/proc/self/mountinfo").read_text()
         assert str(self.work) not in table, "a mount is left over; its files are not deleted"
@@ -120,15 +125,21 @@ class Scenario:
         verbosity: int = 4,
     ) -> CriuRun:
         """Run criu restore; the restored processes become this process's children."""
+        pid_file = self.work / "pid"
+        pid_file.unlink(missing_ok=True)
+        how = ["--restore-detached", "--pidfile", str(pid_file)]
         with self._root():
-            return criu(
+            run = criu(
                 "restore",
                 self.images,
-                ["--restore-detached", *self.ground.restore_options(), *options],
+                [*how, *self.ground.restore_options(), *options],
                 plugins=self._plugins(plugin, plugins),
                 prefix=prefix,
                 verbosity=verbosity,
             )
+        if run.status == 0 and pid_file.exists():
+            self.pid = int(pid_file.read_text())  # another one for the init of a PID namespace
+        return run
 
     def assert_detached(self, fds: Iterable[int]) -> None:
         """The mounts of these fds are in no namespace, unless they were to stay attached."""
@@ -180,6 +191,13 @@ class Scenario:
         _reap(alive)
         self.pid = 0
 
+    def _watch_answers(self) -> int:
+        """From a user namespace no signal reaches the runner: have the kernel send it."""
+        base = os.open(self.ground.base, os.O_RDONLY)
+        fcntl.fcntl(base, fcntl.F_SETSIG, signal.SIGUSR1)
+        fcntl.fcntl(base, fcntl.F_NOTIFY, fcntl.DN_RENAME | fcntl.DN_MULTISHOT)
+        return base
+
     @contextmanager
     def _root(self) -> Iterator[None]:
         """The mount that criu --root needs, for as long as criu runs."""
@@ -216,8 +234,10 @@ def difference_of(before: object, after: object) -> str:
     return "\n".join(difflib.unified_diff(old, new, "before", "after", n=0, lineterm=""))
 
 
-def _spawn(enter: Callable[[], None], command: list[str]) -> int:
+def _spawn(enter: Callable[[], int], command: list[str]) -> int:
     """Fork a child with nothing inherited; enter runs in it before it executes the command.
+
+    enter may return the pid of a sibling that goes on in its place, see Ground.enter.
 
     Before, because what is mapped must lie on the mounts of the namespace that enter makes.
     """
@@ -226,14 +246,20 @@ def _spawn(enter: Callable[[], None], command: list[str]) -> int:
     if pid:
         os.close(failed_write)
         with open(failed_read, encoding="utf-8") as stream:
-            failure = stream.read()
-        if failure:
+            report = stream.read()
+        if report.isdigit():
             os.waitpid(pid, 0)
-            raise AssertionError(f"the process could not be set up:\n{failure}")
+            return int(report)
+        if report:
+            os.waitpid(pid, 0)
+            raise AssertionError(f"the process could not be set up:\n{report}")
         return pid
     try:
+        instead = enter()
+        if instead:
+            os.write(failed_write, str(instead).encode())
+            os._exit(0)
         os.setsid()
-        enter()
         os.chdir("/")
         null = os.open("/dev/null", os.O_RDWR)
         for fd in range(3):
