@@ -247,16 +247,29 @@ static uint64_t mount_id(int fd, const char *path, int flags)
 	return statx(fd, path, flags, STATX_MNT_ID, &stx) ? 0 : stx.stx_mnt_id;
 }
 
+/*
+ * Only who is an admin of the socket's network namespace is given its file (unix_open_file,
+ * net/unix/af_unix.c). A task in a user namespace on the host's network is not: the name leads
+ * to the file as it led there a moment ago.
+ */
+static uint64_t mount_of_socket(int sk, const char *name)
+{
+	int fd = ioctl(sk, SIOCUNIXFILE_);
+	uint64_t found;
+
+	if (fd < 0)
+		return errno == EPERM ? mount_id(AT_FDCWD, name, AT_SYMLINK_NOFOLLOW) : 0;
+	found = mount_id(fd, "", AT_EMPTY_PATH);
+	close(fd);
+	return found;
+}
+
 /* The file that was made is on the mount that the working directory is on. */
-static int check_file(int sk)
+static int check_file(int sk, const char *name)
 {
 	uint64_t wanted = mount_id(AT_FDCWD, ".", 0);
-	int fd = ioctl(sk, SIOCUNIXFILE_);
-	bool right = fd >= 0 && mount_id(fd, "", AT_EMPTY_PATH) == wanted && wanted;
 
-	if (fd >= 0)
-		close(fd);
-	if (right)
+	if (wanted && mount_of_socket(sk, name) == wanted)
 		return 0;
 	errno = EXDEV;
 	return -1;
@@ -276,7 +289,7 @@ static int steered_bind(int sk, const struct sockaddr *addr, socklen_t len)
 		unlink(name);
 	if (bind(sk, addr, len))
 		return -1;
-	return found ? check_file(sk) : 0;
+	return found ? check_file(sk, name) : 0;
 }
 
 static int steered_connect(int sk, const struct sockaddr *addr, socklen_t len)

@@ -18,7 +18,8 @@ def sole(held: Scenario) -> Scenario:
     """Unmount the source wherever it is: from now on the process alone holds the filesystem."""
     placement = held.ground.placement
     if placement in (Placement.NAMESPACE, Placement.NAMESPACE_TMPFS):
-        enter = ["nsenter", f"--mount=/proc/{held.pid}/ns/mnt"]
+        # With its PID namespace, for umount reads /proc there.
+        enter = ["nsenter", *(f"--{kind}=/proc/{held.pid}/ns/{short}" for kind, short in (("mount", "mnt"), ("pid", "pid")))]
         umount = ["umount", "--lazy", "--no-mtab", str(INSIDE / "source")]
         subprocess.run([*enter, *umount], check=True)
     if placement is not Placement.NAMESPACE_TMPFS:

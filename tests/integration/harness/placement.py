@@ -146,6 +146,7 @@ class Ground:
     mount_source: Callable[[Path], None] = mount_tmpfs
     populate: Callable[[Path], None] = populate_tree
     userns: bool = False  # the process is the init of user and PID namespaces of its own
+    shifts_owners: bool = True  # the source's files are the user namespace's
     _mounted: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -197,7 +198,7 @@ class Ground:
         self.mount_source(self.source)
         self._mounted.append(self.source)
         self.populate(self.source)
-        if self.userns:
+        if self.userns and self.shifts_owners:
             shift_owners(self.source)
 
     def enter(self) -> int:
