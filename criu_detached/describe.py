@@ -210,13 +210,24 @@ def _rehearse(record: Mount, root: int, source: Source) -> None:
                 os.close(tree)
             return
         ns_fd = os.open(f"/proc/{source.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        user_ns_fd = _user_namespace_of(source.pid)
         try:
-            kernel.rehearse_clone(ns_fd, root, attr_set, attr_clr, userns)
+            kernel.rehearse_clone(ns_fd, user_ns_fd, root, attr_set, attr_clr, userns)
         finally:
-            os.close(ns_fd)
+            for used in (ns_fd, user_ns_fd):
+                if used >= 0:
+                    os.close(used)
     finally:
         if userns >= 0:
             os.close(userns)
+
+
+def _user_namespace_of(pid: int) -> int:
+    """An fd of a process's user namespace; -1 when that is this process's own."""
+    path = f"/proc/{pid}/ns/user"
+    if os.stat(path).st_ino == os.stat("/proc/self/ns/user").st_ino:
+        return -1
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _root_in_source(

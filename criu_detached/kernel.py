@@ -452,14 +452,22 @@ def unix_peer_path(fd: int) -> bytes:
 
 
 def rehearse_clone(
-    ns_fd: int, fd: int, attr_set: int = 0, attr_clr: int = 0, userns_fd: int = -1
+    ns_fd: int, user_ns_fd: int, fd: int, attr_set: int, attr_clr: int, userns_fd: int = -1
 ) -> None:
-    """clone_mount and mount_setattr in another mount namespace, in a child, for a trial.
+    """clone_mount and mount_setattr as another process would, in a child, for a trial.
+
+    Args:
+        ns_fd: its mount namespace.
+        user_ns_fd: its user namespace, where that is another than this process's; else -1.
+        fd: the root of what it would clone.
+        attr_set: as for mount_setattr.
+        attr_clr: likewise.
+        userns_fd: likewise.
 
     Raises:
         OSError: it would not work there.
     """
-    result = lib.sys_rehearse_clone(ns_fd, fd, attr_set, attr_clr, userns_fd)
+    result = lib.sys_rehearse_clone(ns_fd, user_ns_fd, fd, attr_set, attr_clr, userns_fd)
     _checked(result, "open_tree or mount_setattr")
 
 

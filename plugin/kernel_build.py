@@ -44,7 +44,8 @@ int sys_fs_uuid(int fd, unsigned char *uuid);
 int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id);
 int sys_mount_ns_id(int ns_fd, uint64_t *ns_id);
 int sys_peer_path(int fd, char *path, size_t size);
-int sys_rehearse_clone(int ns_fd, int fd, uint64_t set, uint64_t clear, int userns_fd);
+int sys_rehearse_clone(int ns_fd, int user_ns_fd, int fd, uint64_t set, uint64_t clear,
+                       int userns_fd);
 int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd);
 int sys_attach_visiting(int ns_fd, int own_ns_fd, int tree, int target);
 int sys_view_clone(const int *ns_fds, int count, int fd, uint64_t mask, void *buf, size_t size);
@@ -363,8 +364,9 @@ static pid_t lone_child(unsigned long flags)
 #define AT_RECURSIVE_ 0x8000
 #define MAX_VIEW 1024 /* mounts of one tree */
 
-/* Tried in a child: setns(2) would change this process's root and directory. */
-static int sys_rehearse_clone(int ns_fd, int fd, uint64_t set, uint64_t clear, int userns_fd)
+/* Tried in a child: setns(2) would change this process's root, directory and privileges. */
+static int sys_rehearse_clone(int ns_fd, int user_ns_fd, int fd, uint64_t set, uint64_t clear,
+			      int userns_fd)
 {
 	int status, tree;
 	pid_t pid = lone_child(0);
@@ -372,7 +374,7 @@ static int sys_rehearse_clone(int ns_fd, int fd, uint64_t set, uint64_t clear, i
 	if (pid < 0)
 		return -errno;
 	if (pid == 0) {
-		if (setns(ns_fd, CLONE_NEWNS))
+		if (setns(ns_fd, CLONE_NEWNS) || (user_ns_fd >= 0 && setns(user_ns_fd, CLONE_NEWUSER)))
 			_exit(errno);
 		tree = sys_open_tree(fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE_);
 		if (tree < 0)

@@ -19,7 +19,13 @@ def sole(held: Scenario) -> Scenario:
     placement = held.ground.placement
     if placement in (Placement.NAMESPACE, Placement.NAMESPACE_TMPFS):
         # With its PID namespace, for umount reads /proc there.
-        enter = ["nsenter", *(f"--{kind}=/proc/{held.pid}/ns/{short}" for kind, short in (("mount", "mnt"), ("pid", "pid")))]
+        enter = [
+            "nsenter",
+            *(
+                f"--{kind}=/proc/{held.pid}/ns/{short}"
+                for kind, short in (("mount", "mnt"), ("pid", "pid"))
+            ),
+        ]
         umount = ["umount", "--lazy", "--no-mtab", str(INSIDE / "source")]
         subprocess.run([*enter, *umount], check=True)
     if placement is not Placement.NAMESPACE_TMPFS:

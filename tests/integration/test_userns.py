@@ -5,9 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import socket
-import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +137,10 @@ def without_devices(source: Path) -> None:
     populate_tree(source)
     for name in ("null", "zero"):
         (source / "tree" / name).unlink(missing_ok=True)
+
+
+def nothing_more(source: Path) -> None:
+    """The files are there already."""
 
 
 def hold_socket(task: Task) -> Check:
@@ -273,11 +275,6 @@ def mapped_to_namespace() -> Iterator[int]:
     os.close(fd)
 
 
-def keep_owners(source: Path) -> None:
-    """As a volume of the host's: owned by the host's users, whom the id-map translates."""
-    populate_tree(source)
-
-
 @pytest.mark.detached
 @pytest.mark.parametrize("placement", [Placement.NAMESPACE, Placement.HOST_SOURCE])
 def test_id_mapped_volume(
@@ -294,15 +291,11 @@ def test_id_mapped_volume(
         kernel.move_mount(tree, source)
         os.close(tree)
 
-    def nothing(source: Path) -> None:
-        """Is there already."""
-
-    held = scenario(placement, mount_source=mount_mapped, populate=nothing, userns=True)
+    held = scenario(placement, mount_source=mount_mapped, populate=nothing_more, userns=True)
     held.ground.shifts_owners = False
     held.start(hold_owned)
     assert held.ask() == [0, 0]
     held.survive()
-    print(held.images, os.system(f"grep -i detached {held.images}/*.log"))
 
 
 @pytest.mark.detached
@@ -316,4 +309,43 @@ def test_id_mapped_mount(
     held.start(hold_owned)
     assert held.ask() == [0, 0]
     held.survive()
-    print(held.images, os.system(f"grep -i detached {held.images}/*.log"))
+
+
+def mount_two(source: Path) -> None:
+    """A filesystem with another one on it: inherited, they are locked to each other."""
+    kernel.mount("source", source, "tmpfs")
+    populate_tree(source)
+    kernel.mount("below", source / "tree" / "dir", "tmpfs")
+    (source / "tree" / "dir" / "inner").write_text("on the other\n")
+
+
+def hold_locked_together(task: Task, name: str) -> Check:
+    """A file on one of two mounts that the host has put on each other."""
+    fd = os.open(task.path(name), os.O_RDONLY)
+    task.detach()
+    return lambda: os.pread(fd, 100, 0).decode()
+
+
+@pytest.mark.detached
+@pytest.mark.parametrize("name", ["file", "dir/inner"])
+def test_locked_together(scenario: MakeScenario, name: str) -> None:
+    binds = [Bind(recursive=True)]
+
+    how = {"mount_source": mount_two, "populate": nothing_more, "userns": True}
+    held = scenario(Placement.HOST_SOURCE, binds, **how).start(hold_locked_together, name=name)
+    held.cycle()
+    assert held.ask() == (CONTENT if name == "file" else "on the other\n")
+    held.assert_detached([3])
+
+
+@pytest.mark.detached
+def test_locked_source(scenario: MakeScenario) -> None:
+    """What the host has mounted below the source is locked to it: it cannot be cloned alone."""
+
+    how = {"mount_source": mount_two, "populate": nothing_more, "userns": True}
+    held = scenario(Placement.NAMESPACE, [Bind(recursive=True)], **how)
+    held.start(hold_locked_together, name="file")
+    umount2(held.ground.source, MNT_DETACH)
+    below = ["--external", "mnt[/mnt/source/tree/dir]:below"]
+    held.dump(*below).failed("criu-detached.*locked")
+    assert held.ask() == CONTENT

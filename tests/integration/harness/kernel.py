@@ -75,9 +75,9 @@ def mount(source: str, target: Path, fstype: str, flags: int = 0, data: str = ""
     _check(result, "mount", str(target))
 
 
-def bind(source: Path, target: Path, flags: int = 0) -> None:
+def bind(source: Path, target: Path, flags: int = 0, *, recursive: bool = False) -> None:
     """A bind mount; its flags need a second call."""
-    mount(str(source), target, "", MS_BIND)
+    mount(str(source), target, "", MS_BIND | (MS_REC if recursive else 0))
     if flags:
         mount("", target, "", MS_BIND | MS_REMOUNT | flags)
 

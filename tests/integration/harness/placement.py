@@ -79,6 +79,7 @@ class Bind:
     shape: Shape = DIRECTORY
     flags: int = 0
     userns: int | None = None  # an id-mapped mount: the user namespace with the map
+    recursive: bool = False  # with what is mounted below
 
     def attach(self, source: Path, point: Path, tree: int = -1) -> None:
         """Make the mount, from a clone of it if there is one."""
@@ -87,7 +88,7 @@ class Bind:
         else:
             point.mkdir()
         if self.userns is None:
-            kernel.bind(source / self.shape.bound, point, self.flags)
+            kernel.bind(source / self.shape.bound, point, self.flags, recursive=self.recursive)
             return
         if tree < 0:
             tree = self.clone(source)
@@ -237,7 +238,8 @@ class Ground:
         source = inside / "source"
         source.mkdir()
         if self.placement is Placement.NAMESPACE:
-            kernel.bind(self.source, source)
+            recursive = any(bind.recursive for bind in self.binds)
+            kernel.bind(self.source, source, recursive=recursive)
         else:
             self.mount_source(source)
             self.populate(source)
