@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+_LONGEST = 1000  # characters of a name in a message
+
 
 class DetachedError(Exception):
     """A file or mount that cannot be dumped or restored faithfully.
@@ -16,9 +18,14 @@ class DetachedError(Exception):
 def quote(name: bytes) -> str:
     """Return a name of the dumped system for a message: one line, control characters escaped.
 
-    No codec is looked up, so it is safe in a restored task.
+    A long one is cut in the middle, for the log has no room for it and for what is wrong with it
+    (LOG_BUF_LEN, criu/log.c). No codec is looked up, so it is safe in a restored task.
     """
-    return repr(name).lstrip("b")[1:-1]
+    text = repr(name).lstrip("b")[1:-1]
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]}...{text[-half:]}"
 
 
 def reason(errno: int) -> str:

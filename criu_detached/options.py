@@ -11,6 +11,7 @@ three octal digits.
 from __future__ import annotations
 
 import os
+import stat
 
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import BIND_SOURCE
@@ -193,9 +194,23 @@ def _read(name: str, directory: int | None) -> bytes:
     except OSError as error:
         raise DetachedError(f"can't open {name}: {reason(error.errno or 0)}") from error
     try:
-        data = os.read(fd, _MAX_FILE)
+        _check_file(name, os.fstat(fd), images=directory is not None)
+        return os.read(fd, _MAX_FILE)
     except OSError as error:
         raise DetachedError(f"can't read {name}: {reason(error.errno or 0)}") from error
     finally:
         os.close(fd)
-    return data
+
+
+def _check_file(name: str, facts: os.stat_result, *, images: bool) -> None:
+    """Settings give tasks what they name: those of the machine are to be its admin's alone.
+
+    Those beside the images are as trusted as these, whoever they belong to.
+    """
+    if not stat.S_ISREG(facts.st_mode):
+        raise DetachedError(f"{name} is no regular file: write the settings to one, or remove it")
+    if not images and (facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022):
+        raise DetachedError(
+            f"{name} could be written by others than root (user {facts.st_uid}, mode"
+            f" {stat.S_IMODE(facts.st_mode):o}): chown it to root, and chmod it to 644"
+        )

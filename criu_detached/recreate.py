@@ -140,7 +140,7 @@ class Workshop:
             ghost = Ghost(file=File(mode=mode, path=path), inode=Inode())
         directory, name = paths.split(path)
         parent, directory = self._parent(self._source, directory)
-        name = self._give_name(ghost, parent, name, parent)
+        name, _ = self._give_name(ghost, parent, name, parent)
         assert ghost.file is not None  # recordfile
         self._names.append((parent, name, stat.S_ISDIR(ghost.file.mode)))
         return paths.join(directory, name)
@@ -171,12 +171,12 @@ class Workshop:
         beside = parent
         if not ghost.inode:  # a link stays on one mount, and the other name is on this one
             beside, _ = self._parent(self._source, paths.join(root, directory))
-        name = self._give_name(ghost, parent, name, beside)
+        name, ino = self._give_name(ghost, parent, name, beside)
         if stat.S_ISDIR(file.mode):
             self._names.append((parent, name, True))
             return self._keep_directory(tree, file.path, parent, paths.join(directory, name))
         try:
-            return os.open(name, kernel.O_PATH | kernel.O_NOFOLLOW, dir_fd=parent)
+            return _open_made(file, parent, name, ino)
         finally:
             os.unlink(name, dir_fd=parent)
 
@@ -184,9 +184,13 @@ class Workshop:
         """What was in a deleted directory is made in it, so it is a parent from here on."""
         name = paths.split(actual)[1]
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        if (tree, path) not in self._parents:  # else it is another one that had the same name
-            self._parents[tree, path] = os.open(name, flags, dir_fd=parent), actual
-        return os.open(name, kernel.O_PATH | kernel.O_NOFOLLOW, dir_fd=parent)
+        opened = os.open(name, flags, dir_fd=parent)
+        kept = kernel.open_tree(opened, b"", kernel.AT_EMPTY_PATH | kernel.OPEN_TREE_CLOEXEC)
+        if (tree, path) in self._parents:  # of another one that had the same name
+            os.close(opened)
+        else:
+            self._parents[tree, path] = opened, actual
+        return kept
 
     def _make_unnamed(self, inode: Inode, parent: int) -> int:
         """As O_TMPFILE made it, so that linkat(2) can still give it a name."""
@@ -197,7 +201,7 @@ class Workshop:
         finally:
             os.close(fd)
 
-    def _give_name(self, ghost: Ghost, parent: int, name: bytes, beside: int) -> bytes:
+    def _give_name(self, ghost: Ghost, parent: int, name: bytes, beside: int) -> tuple[bytes, int]:
         """Let a ghost have a name in a directory, its own if that is free.
 
         Args:
@@ -207,7 +211,7 @@ class Workshop:
             beside: the same directory on the clone of the bind source.
 
         Returns:
-            The name that it has.
+            The name that it has, and its inode number where that is known (else 0).
         """
         file, inode = ghost.file, ghost.inode
         assert file is not None
@@ -218,14 +222,14 @@ class Workshop:
         if kind == stat.S_IFREG:
             return self._make_regular(inode, parent, name)
         if kind == stat.S_IFDIR:
-            return _first_free(name, lambda free: os.mkdir(free, 0o700, dir_fd=parent))
+            return _first_free(name, lambda free: os.mkdir(free, 0o700, dir_fd=parent)), 0
         if kind == stat.S_IFLNK:
             target = inode.target
-            return _first_free(name, lambda free: os.symlink(target, free, dir_fd=parent))
+            return _first_free(name, lambda free: os.symlink(target, free, dir_fd=parent)), 0
         mode = kind | 0o600
-        return _first_free(name, lambda free: os.mknod(free, mode, file.rdev, dir_fd=parent))
+        return _first_free(name, lambda free: os.mknod(free, mode, file.rdev, dir_fd=parent)), 0
 
-    def _make_regular(self, inode: Inode, parent: int, name: bytes) -> bytes:
+    def _make_regular(self, inode: Inode, parent: int, name: bytes) -> tuple[bytes, int]:
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
             fd = os.open(b".", os.O_TMPFILE | flags, 0o600, dir_fd=parent)
@@ -239,7 +243,7 @@ class Workshop:
         finally:
             os.close(fd)
 
-    def _make_named(self, inode: Inode, parent: int, name: bytes, flags: int) -> bytes:
+    def _make_named(self, inode: Inode, parent: int, name: bytes, flags: int) -> tuple[bytes, int]:
         """Where a file cannot be made without a name."""
         opened: list[int] = []
 
@@ -250,12 +254,12 @@ class Workshop:
         free = _first_free(name, create)
         try:
             self._fill(opened[0], inode)
+            return free, kernel.fstat(opened[0]).ino
         except BaseException:
             os.unlink(free, dir_fd=parent)
             raise
         finally:
             os.close(opened[0])
-        return free
 
     def _fill(self, fd: int, inode: Inode) -> None:
         if inode.data_size:
@@ -264,7 +268,7 @@ class Workshop:
         elif inode.size:
             os.ftruncate(fd, inode.size)
 
-    def _link_alias(self, ghost: Ghost, parent: int, name: bytes) -> bytes:
+    def _link_alias(self, ghost: Ghost, parent: int, name: bytes) -> tuple[bytes, int]:
         other = self._open_alias(ghost)
         try:
             return self._link(other, parent, name)
@@ -299,12 +303,13 @@ class Workshop:
             f" {quote(ghost.alias)}, does not lead to it any more: give it that name again"
         )
 
-    def _link(self, fd: int, parent: int, name: bytes) -> bytes:
+    def _link(self, fd: int, parent: int, name: bytes) -> tuple[bytes, int]:
         """linkat(2) of an open file. Through /proc, for AT_EMPTY_PATH takes a capability."""
         path = b"self/fd/%d" % fd
-        return _first_free(
+        free = _first_free(
             name, lambda free: os.link(path, free, src_dir_fd=self._proc, dst_dir_fd=parent)
         )
+        return free, kernel.fstat(fd).ino
 
     def _parent(self, base: int, path: bytes) -> tuple[int, bytes]:
         """Open a directory beneath a base, made for the moment if it is not there.
@@ -340,6 +345,21 @@ class Workshop:
     def _note_times(self, directory: int) -> None:
         found = os.fstat(directory)
         self._times.append((directory, found.st_atime_ns, found.st_mtime_ns))
+
+
+def _open_made(file: File, parent: int, name: bytes, ino: int) -> int:
+    """An O_PATH fd of a file that was made a moment ago.
+
+    Who may write to the directory can put another file in its place meanwhile, and that would be
+    given the owner and the permissions.
+    """
+    fd = os.open(name, kernel.O_PATH | kernel.O_NOFOLLOW, dir_fd=parent)
+    found = kernel.fstat(fd)
+    new = found.ino == ino if ino else found.nlink == 1
+    if new and stat.S_IFMT(found.mode) == stat.S_IFMT(file.mode) and found.rdev == file.rdev:
+        return fd
+    os.close(fd)
+    raise DetachedError(f"{quote(file.path)} was replaced while it was made again")
 
 
 def depth(ghost: Ghost) -> tuple[int, bytes]:

@@ -142,6 +142,24 @@ static void __attribute__((format(printf, 2, 3))) say(int level, const char *for
 		fprintf(stderr, "%scriu-detached: %s\n", level_prefix[level], text);
 }
 
+/* A name of the dumped system for a message, as errors.quote has it: one line, and not long. */
+static const char *quoted(const char *name)
+{
+	static char text[1024];
+	size_t at = 0;
+
+	for (; *name && at < sizeof(text) - 8; name++) {
+		unsigned char c = *name;
+
+		if (c < ' ' || c > '~' || c == '\\')
+			at += sprintf(text + at, "\\x%02x", c);
+		else
+			text[at++] = c;
+	}
+	strcpy(text + at, *name ? "..." : "");
+	return text;
+}
+
 /* --- what Python may ask of CRIU --- */
 
 static void host_log(int level, const char *text)
@@ -382,7 +400,8 @@ static int dump_link(int fd, const char *link)
 	known = criu.lookup_mnt_id(facts.mnt_id) != NULL;
 	/* A file of an attached mount that is named like a key would be taken for one of ours. */
 	if (known && !strncmp(link, "/ile[", 5)) {
-		say(LOG_ERROR, "the file %s has the form of an external file key: rename it", link);
+		say(LOG_ERROR, "the file %s has the form of an external file key: rename it",
+		    quoted(link));
 		return DUMP_REFUSE;
 	}
 	if (known || on_kernel_shmem(&facts) || user_gave_key(&facts))
@@ -472,7 +491,7 @@ static int dump_socket_file(int sk, int fd)
 		say(LOG_ERROR,
 		    "can't dump a unix socket at %s: by its name it is mixed up with another one,"
 		    " and one of them is on a detached mount: close one before the dump",
-		    name);
+		    quoted(name));
 		return -1;
 	case SOCKET_NO_MEMORY:
 		say(LOG_ERROR, "no memory for the names of unix sockets");

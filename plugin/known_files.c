@@ -8,6 +8,8 @@
 #define _GNU_SOURCE
 #include "known_files.h"
 
+#include "beneath.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -385,21 +387,12 @@ static bool as_recorded(const struct known_file *file, const struct statx *found
 	       (!keeps_inodes(file->mount) || found->stx_ino == file->ino);
 }
 
-/* linux/openat2.h */
-struct open_how_ver0 {
-	uint64_t flags, mode, resolve;
-};
-#define STAY_BENEATH 0x0f /* NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH */
-#define NR_openat2 437
-
 /*
  * Look first, for opening a device or a FIFO that someone put in the file's place may
  * have an effect; then see that what was looked at is what was opened.
  */
 static int open_in(int tree, const struct known_file *file, int flags, uint64_t mount_id)
 {
-	struct open_how_ver0 how = { .flags = (unsigned int)flags | O_CLOEXEC,
-				     .resolve = STAY_BENEATH };
 	const unsigned int mask = STATX_TYPE | STATX_MODE | STATX_SIZE | STATX_INO | STATX_MNT_ID;
 	struct statx before, after;
 	char path[PATH_MAX];
@@ -407,11 +400,11 @@ static int open_in(int tree, const struct known_file *file, int flags, uint64_t 
 
 	memcpy(path, file->path, file->path_size);
 	path[file->path_size] = '\0';
-	if (statx(tree, path, AT_SYMLINK_NOFOLLOW, mask, &before) || !as_recorded(file, &before))
+	if (statx_beneath(tree, path, mask, &before) || !as_recorded(file, &before))
 		return -1;
 	if (mount_id && before.stx_mnt_id != mount_id)
 		return -1; /* CRIU took the number of the kept fd for something else */
-	fd = syscall(NR_openat2, tree, path, &how, sizeof(how));
+	fd = open_beneath(tree, path, flags);
 	if (fd < 0)
 		return -1;
 	if (!statx(fd, "", AT_EMPTY_PATH, mask, &after) && after.stx_ino == before.stx_ino &&

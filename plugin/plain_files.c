@@ -7,6 +7,8 @@
 #define _GNU_SOURCE
 #include "plain_files.h"
 
+#include "beneath.h"
+
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -176,13 +178,13 @@ void plain_files_written(void)
 
 /* --- taking a file --- */
 
-/* The link holds no symlink and no "..": the same mount id says that nothing covers it. */
+/* The same mount id says that nothing covers it. */
 static bool source_shows(const struct plain_mount *mount, const char *path,
 			 const struct file_facts *facts)
 {
 	struct statx stx;
 
-	if (statx(mount->root, path, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_MNT_ID, &stx))
+	if (statx_beneath(mount->root, path, STATX_BASIC_STATS | STATX_MNT_ID, &stx))
 		return false;
 	if (stx.stx_ino != facts->ino || stx.stx_mnt_id != mount->source_mnt_id ||
 	    makedev(stx.stx_dev_major, stx.stx_dev_minor) != facts->dev)

@@ -40,5 +40,12 @@ def test_quote_is_one_printable_line(name: bytes) -> None:
     assert len(quoted.splitlines()) <= 1
 
 
+def test_long_name() -> None:
+    """What is wrong with it comes after the name, and must be in the log as well."""
+    quoted = quote(b"head" + b"\n" * 4000 + b"tail")
+    assert len(quoted) < 1100
+    assert quoted.startswith("head") and "..." in quoted and quoted.endswith("tail")
+
+
 def test_reason() -> None:
     assert reason(errno.ENOENT) == "No such file or directory"

@@ -147,14 +147,30 @@ def test_options_of_other_plugins(directory: int, images: Path) -> None:
 
 def test_file_that_cannot_be_read(directory: int, images: Path) -> None:
     images.mkdir()
-    with pytest.raises(DetachedError, match=f"can't read {IMAGES_FILE}: Is a directory"):
+    with pytest.raises(DetachedError, match=f"{IMAGES_FILE} is no regular file"):
         Options(directory, [])
 
 
 def test_fifo(directory: int, images: Path) -> None:
     """It is not waited for."""
     os.mkfifo(images)
-    assert limit(directory) == DEFAULT_GHOST_LIMIT
+    with pytest.raises(DetachedError, match=f"{IMAGES_FILE} is no regular file"):
+        limit(directory)
+
+
+@pytest.mark.parametrize(("mode", "owner"), [(0o664, 0), (0o602, 0), (0o600, 1000)])
+def test_others_may_write(
+    directory: int, system: Path, images: Path, mode: int, owner: int
+) -> None:
+    """What every restore of the machine obeys is root's; what is with images belongs to them."""
+    for path in (images, system):
+        path.write_text("ghost-limit 1\n")
+        path.chmod(mode)
+        os.chown(path, owner, owner)
+        if path == images:
+            assert limit(directory) == 1
+    with pytest.raises(DetachedError, match="could be written by others than root"):
+        limit(directory)
 
 
 def test_no_fd_is_left_open(directory: int, images: Path) -> None:
