@@ -355,8 +355,10 @@ def _open_made(file: File, parent: int, name: bytes, ino: int) -> int:
     """
     fd = os.open(name, kernel.O_PATH | kernel.O_NOFOLLOW, dir_fd=parent)
     found = kernel.fstat(fd)
+    kind = stat.S_IFMT(file.mode)
+    device = kind in (stat.S_IFCHR, stat.S_IFBLK)
     new = found.ino == ino if ino else found.nlink == 1
-    if new and stat.S_IFMT(found.mode) == stat.S_IFMT(file.mode) and found.rdev == file.rdev:
+    if new and stat.S_IFMT(found.mode) == kind and (not device or found.rdev == file.rdev):
         return fd
     os.close(fd)
     raise DetachedError(f"{quote(file.path)} was replaced while it was made again")

@@ -3,7 +3,12 @@
  * Reaching a file beneath a directory that others may change at any moment: no symlink is
  * followed, no mount entered, and nothing above it reached.
  */
-#pragma once
+#ifndef CRIU_DETACHED_BENEATH_H
+#define CRIU_DETACHED_BENEATH_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 
 #include <fcntl.h>
 #include <stdint.h>
@@ -42,3 +47,5 @@ static inline int statx_beneath(int dir, const char *path, unsigned int mask, st
 	close(fd);
 	return ret;
 }
+
+#endif
