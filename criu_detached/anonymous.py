@@ -14,14 +14,17 @@ import stat
 
 from criu_detached import kernel, mountinfo, paths, treeview
 from criu_detached.classify import ANONYMOUS, Kind
-from criu_detached.describe import DetachedMount, describe_mount
+from criu_detached.describe import DetachedMount
 from criu_detached.errors import DetachedError, quote
 from criu_detached.holders import held_directories, held_files, is_tree_held
 from criu_detached.kernel import FileFacts, StatMount
+from criu_detached.records import BIND_SOURCE, SUPPLIED, is_in_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.describe import Candidates
+    from collections.abc import Callable
+
+    Describe = Callable[[int, bytes, FileFacts, Kind], DetachedMount]
 
 _NO_VIEW = (
     "it is on an anonymous mount (open_tree, fsmount) whose mount namespace is gone, and the"
@@ -47,9 +50,9 @@ class Member:
 class AnonymousMounts:
     """The anonymous trees of one dump."""
 
-    def __init__(self, candidates: Candidates) -> None:
-        """Take what gives the mounts that may be bind sources (describe_mount)."""
-        self._candidates = candidates
+    def __init__(self, describe: Describe) -> None:
+        """Take what describes one mount, by a file on it, the file's link and facts."""
+        self._describe_mount = describe
         self._members: dict[int, Member] = {}  # of the trees that are known, by mount id
         self._alone: set[int] = set()  # mounts that were recorded by themselves
 
@@ -74,7 +77,8 @@ class AnonymousMounts:
                 " them together, is in no dumped process: close the files of the tree, or dump the"
                 " process that has its fd too (or receive it from a socket)"
             )
-        mounts = [self._describe_member(member) for member in members]
+        covered = len(members) > 1
+        mounts = [self._describe_member(member, covered) for member in members]
         _refuse_mixture(mounts)
         self._members.update((member.mnt_id, member) for member in members)
         return mounts
@@ -129,9 +133,22 @@ class AnonymousMounts:
                 return self._describe(other, other_link, kernel.fstat(other), described)
         return self._describe(fd, link, facts, None)
 
-    def _describe_member(self, member: Member) -> DetachedMount:
-        facts = kernel.fstat(member.fd)
-        mount = self._describe(member.fd, b"/", facts, member.statmount)
+    def _describe_member(self, member: Member, covered: bool) -> DetachedMount:
+        """Describe a mount by its root, through which a task reaches all of it.
+
+        Args:
+            member: the mount.
+            covered: other mounts of the tree may lie over what is in it; a clone shows that.
+        """
+        try:
+            root = treeview.clone(member.fd) if covered else os.dup(member.fd)
+        except OSError as error:
+            raise DetachedError(f"there is no looking at its anonymous mount: {error}") from error
+        try:
+            mount = self._describe(root, b"/", kernel.fstat(member.fd), member.statmount)
+            mount.is_held_whole(root)
+        finally:
+            os.close(root)
         mount.record.parent = member.parent
         mount.record.place = member.place
         return mount
@@ -139,7 +156,7 @@ class AnonymousMounts:
     def _describe(
         self, fd: int, link: bytes, facts: FileFacts, statmount: StatMount | None
     ) -> DetachedMount:
-        mount = describe_mount(fd, link, facts, Kind(ANONYMOUS, statmount), self._candidates)
+        mount = self._describe_mount(fd, link, facts, Kind(ANONYMOUS, statmount))
         mount.record.anonymous = 1
         if statmount and statmount.mnt_propagation == kernel.MS_PRIVATE:
             mount.record.private = 1
@@ -169,7 +186,7 @@ def _view_file(fd: int, link: bytes) -> StatMount | None:
 
 def _find_tree(mnt_id: int) -> list[Member]:
     """Look in all processes for a directory of the tree that a mount is in."""
-    seen = {mount.mnt_id for _, pids in mountinfo.namespaces() for mount in _mounts(pids)}
+    seen = mountinfo.attached_ids()
     for directory in held_directories(seen):
         try:
             members = _members_of(directory)
@@ -180,10 +197,6 @@ def _find_tree(mnt_id: int) -> list[Member]:
         seen.update(member.mnt_id for member in members)
         _close(members)
     return []
-
-
-def _mounts(pids: list[int]) -> list[mountinfo.MountInfo]:
-    return [mount for _, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()])]
 
 
 def _members_of(directory: int) -> list[Member]:
@@ -197,7 +210,7 @@ def _members_of(directory: int) -> list[Member]:
     """
     members: list[Member] = []
     try:
-        top = _climb(directory)
+        top = treeview.climb_tree(directory)
         try:
             found = treeview.view(top)
             for statmount in found:
@@ -223,21 +236,6 @@ def _members_of(directory: int) -> list[Member]:
     return members
 
 
-def _climb(directory: int) -> int:
-    """The root of the tree that a directory is in; the way there may lead over mounts."""
-    flags = kernel.O_PATH | os.O_DIRECTORY
-    here = kernel.openat2(directory, b".", flags, 0)
-    while True:
-        below = kernel.fstat(here)
-        try:
-            above = kernel.openat2(here, b"..", flags, 0)
-        finally:
-            os.close(here)
-        here, found = above, kernel.fstat(above)
-        if (found.mnt_id, found.dev, found.ino) == (below.mnt_id, below.dev, below.ino):
-            return here
-
-
 def _open_below(top: int, path: bytes) -> int:
     return kernel.openat2(top, path, kernel.O_PATH | kernel.O_NOFOLLOW, kernel.REACH_MOUNT)
 
@@ -256,17 +254,20 @@ def _find_parent(members: list[Member]) -> None:
 
 
 def _refuse_mixture(mounts: list[DetachedMount]) -> None:
-    """A tree is put together in one place: in CRIU's process, or in a task."""
-    where: dict[int, bytes] = {}
-    for mount in mounts:
-        source = mount.record.bind_source
-        assert source is not None
-        where[source.in_namespace] = source.mountpoint
-    if len(where) > 1:
+    """Refuse what cannot be put together.
+
+    A task attaches what it has cloned, in the namespace that the root of the tree was cloned in.
+    What is mounted or made anew may be attached to from any namespace.
+    """
+    top, *others = (mount.record for mount in mounts)
+    inside = [mount for mount in others if is_in_namespace(mount)]
+    if inside and top.origin in (BIND_SOURCE, SUPPLIED) and not is_in_namespace(top):
+        assert top.bind_source is not None and inside[0].bind_source is not None
         raise DetachedError(
-            "it is in an anonymous tree that is not of one place: one mount is shown at"
-            f" {quote(where[1])} in the dumped namespace, and another at {quote(where[0])} where"
-            " criu runs: mount the latter in the dumped namespace too"
+            "it is in an anonymous tree that is not of one place: its root is shown at"
+            f" {quote(top.bind_source.mountpoint)} where criu runs, and another mount of it at"
+            f" {quote(inside[0].bind_source.mountpoint)} in the dumped namespace: mount the former"
+            " in the dumped namespace too"
         )
 
 

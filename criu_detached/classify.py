@@ -20,15 +20,7 @@ DETACHED = "detached"
 ANONYMOUS = "anonymous"
 INTERNAL = "kernel-internal"
 
-_WANTED = (
-    kernel.STATMOUNT_SB_BASIC
-    | kernel.STATMOUNT_MNT_BASIC
-    | kernel.STATMOUNT_MNT_ROOT
-    | kernel.STATMOUNT_FS_TYPE
-    | kernel.STATMOUNT_MNT_NS_ID
-    | kernel.STATMOUNT_MNT_UIDMAP
-    | kernel.STATMOUNT_MNT_GIDMAP
-)
+_WANTED = treeview.WANTED | kernel.STATMOUNT_MNT_NS_ID
 
 # linux/magic.h: filesystems that only the kernel mounts
 _INTERNAL_MAGIC = {

@@ -72,6 +72,13 @@ class DetachedMount:
         """
         return self.twins.facts(self.root, path, fd, facts) if self.twins else facts
 
+    def is_held_whole(self, root: int) -> None:
+        """Take note that a task reaches all of it.
+
+        Args:
+            root: its root; nothing is mounted on what is seen from there.
+        """
+
     def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
         """Where a file is: the restore will open the path beneath the source.
 
@@ -251,7 +258,9 @@ def _has_other_ids(kind: Kind, source: Source) -> bool:
 
 
 def _id_maps(source: Source) -> tuple[list[bytes], list[bytes]]:
-    """The id-maps of a source."""
+    """The id-maps of a source; what is mounted for a trial has none."""
+    if source.filesystem is not None:
+        return [], []
     if not source.pid:
         return kernel.attached_id_maps(source.fd)
     ns_fd = os.open(f"/proc/{source.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)

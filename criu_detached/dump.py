@@ -60,7 +60,7 @@ class Dump:
         self._settings: Options | None = None
         self._ghosts: set[tuple[int, int]] = set()
         self._made_anew: list[File] = []
-        self._anonymous = AnonymousMounts(self._finder.candidates)
+        self._anonymous = AnonymousMounts(self._describe_or_leave)
         contents = ContentWriter(host.image_dir())
         self._sole_held = SoleHeld(host, self._open_records, contents)
         self._describer = GhostDescriber(
@@ -211,8 +211,6 @@ class Dump:
             log.info(f"mount {facts.mnt_id} is {kind.name}: left to CRIU")
             return None
         mount = self._describe_or_leave(fd, link, facts, kind)
-        if mount.record.origin == REMOUNT and self._host.dumps_user_namespace():
-            _confine(mount.record)
         self._record_mount(mount, kind)
         return mount
 
@@ -223,6 +221,8 @@ class Dump:
         record = mount.record
         source = record.bind_source
         assert source is not None
+        if record.origin == REMOUNT and self._host.dumps_user_namespace():
+            _confine(record)
         self._open_records().mount(record)
         self._mounts[record.mnt_id] = mount
         if self._host.flushes() and mount.root >= 0 and has_plain_files and not mount.twins:
@@ -329,10 +329,14 @@ class Dump:
     ) -> None:
         """Save a file of a filesystem in memory, and write its record."""
         if not name.deleted:
-            assert mount.record.bind_source is not None
-            mount.memory.save(fd, record, facts, mount.record.bind_source.path)
+            mount.memory.save(fd, record, facts, mount.record)
             self._open_records().file(record)
             return
+        if name.path == paths.ROOT and not mount.record.root_deleted:
+            raise DetachedError(
+                "it is the root of its mount and deleted, and was found too late, in a socket:"
+                " receive it before the dump"
+            )
         self._ghosts.add((facts.mnt_id, facts.ino))
         if facts.nlink and not stat.S_ISDIR(facts.mode):
             mount.memory.save_later(fd, record)

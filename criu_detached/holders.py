@@ -9,8 +9,9 @@ import os
 import stat
 import time
 
-from criu_detached import kernel, mountinfo
+from criu_detached import kernel, mountinfo, treeview
 from criu_detached.errors import quote
+from criu_detached.sources import MANY_DEVICES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,8 +124,9 @@ def outside_holder(dev: int) -> str | None:
     Raises:
         OSError: what has to be looked at cannot be.
     """
+    filesystem = _Filesystem(dev)
     for pid in _processes():
-        if not _is_traced(pid) and _keeps(pid, dev):
+        if not _is_traced(pid) and _keeps(pid, filesystem):
             return f"process {pid}"
     return _loop_device_on(dev) or _overlay_on(dev)
 
@@ -205,19 +207,13 @@ def _is_traced(pid: int) -> bool:
     return _read(f"/proc/{pid}/status").find(b"\nTracerPid:\t%d\n" % os.getpid()) >= 0
 
 
-def _keeps(pid: int, dev: int) -> bool:
+def _keeps(pid: int, filesystem: _Filesystem) -> bool:
     """Tell a holder from one that only looks, as another dump on this machine does."""
     for pause in _PAUSES:
         time.sleep(pause)
-        if not _holds(pid, dev):
+        if not filesystem.is_held_by(pid):
             return False
     return True
-
-
-def _holds(pid: int, dev: int) -> bool:
-    if any(_is_on(fd, dev) for fd in _open_links(pid)):
-        return True
-    return _mapped(dev) in _read(f"/proc/{pid}/maps")
 
 
 def _mapped(dev: int) -> bytes:
@@ -225,14 +221,55 @@ def _mapped(dev: int) -> bytes:
     return b" %02x:%02x " % (os.major(dev), os.minor(dev))
 
 
-def _is_on(fd: int, dev: int) -> bool:
-    """Tell whether a file is on a superblock; on some it has another device number."""
-    if kernel.fstat(fd).dev == dev:
-        return True
-    try:
-        return kernel.statmount_by_fd(fd, kernel.STATMOUNT_SB_BASIC).sb_dev == dev
-    except OSError:
-        return False  # before Linux 7.0, and what no mount shows
+class _Filesystem:
+    """A superblock, for the question who holds it."""
+
+    def __init__(self, dev: int) -> None:
+        self._dev = dev
+        self._attached = mountinfo.attached_ids()
+        self._trees: dict[int, bool] = {}  # mounts that directories are on: do they lead to it?
+
+    def is_held_by(self, pid: int) -> bool:
+        """Tell whether a process has a file of it, or one that leads to it."""
+        if any(self._is_held_through(fd) for fd in _open_links(pid)):
+            return True
+        return _mapped(self._dev) in _read(f"/proc/{pid}/maps")
+
+    def _is_held_through(self, fd: int) -> bool:
+        facts = kernel.fstat(fd)
+        if facts.dev == self._dev:
+            return True
+        try:
+            if kernel.statmount_by_fd(fd, kernel.STATMOUNT_SB_BASIC).sb_dev == self._dev:
+                return True
+        except OSError:
+            pass  # before Linux 7.0, and what no mount shows
+        if facts.mnt_id in self._attached:
+            return False
+        if stat.S_ISDIR(facts.mode):
+            if facts.mnt_id not in self._trees:
+                self._trees[facts.mnt_id] = self._is_in_tree(fd)
+            return self._trees[facts.mnt_id]
+        # On such filesystems a file does not have the superblock's device number.
+        return kernel.fstatfs(fd).magic in MANY_DEVICES and self._is_seen(fd)
+
+    def _is_in_tree(self, directory: int) -> bool:
+        """Tell whether it is mounted in the anonymous tree of a directory."""
+        try:
+            top = treeview.climb_tree(directory)
+        except OSError:
+            return False  # it is deleted
+        try:
+            return self._is_seen(top)
+        finally:
+            os.close(top)
+
+    def _is_seen(self, fd: int) -> bool:
+        """Tell whether an anonymous mount, or one below, is of it."""
+        try:
+            return any(mount.sb_dev == self._dev for mount in treeview.view(fd))
+        except OSError:
+            return False  # a deleted file
 
 
 def _read(path: str) -> bytes:

@@ -500,6 +500,20 @@ def view_clone(ns_fds: list[int], fd: int, mask: int) -> list[StatMount]:
     return found
 
 
+def clone_in_one_of(ns_fds: list[int], fd: int) -> int:
+    """As clone_mount, of an anonymous mount, by a child in one of some mount namespaces.
+
+    Args:
+        ns_fds: the namespaces; the mount was made in one of them.
+        fd: what is to be the root of the clone. What is mounted below is left out.
+
+    Raises:
+        OSError: EINVAL when the mount is cloned in none of them.
+    """
+    result = lib.sys_clone_in_one_of(ns_fds, len(ns_fds), fd)
+    return _checked(result, "clone an anonymous mount")
+
+
 def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
     """Make a user namespace with the given maps, for MOUNT_ATTR_IDMAP.
 

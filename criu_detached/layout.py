@@ -22,13 +22,21 @@ if TYPE_CHECKING:
 class Layout:
     """Where the roots of mounts lie beneath the root of the filesystem to be made."""
 
-    def __init__(self, fds: Iterable[int]) -> None:
+    def __init__(self, fds: Iterable[int], anchors: Iterable[tuple[int, bytes]] = ()) -> None:
         """Lay mounts out.
 
         Args:
             fds: files on them, each closed when the next is asked for.
+            anchors: roots of mounts whose paths in the filesystem are known, likewise, with
+                those paths.
         """
         known: dict[int, _Held] = {}
+        anchored: dict[int, bytes] = {}
+        for fd, path in anchors:
+            held = _Held(fd)
+            known[held.mnt_id] = held
+            anchored[held.mnt_id] = path
+        self.anchored = bool(anchored)  # roots are what they are, and not laid out anew
         for fd in fds:
             held = _Held(fd)
             other = known.get(held.mnt_id)
@@ -39,8 +47,8 @@ class Layout:
             if other is not None:
                 other.close()
         families = _sort(list(known.values()))
-        self._roots = _roots(families)
-        self._tops = [family[0][0] for family in families]
+        self._roots = _anchored_roots(families, anchored) if anchored else _roots(families)
+        self._tops = [top for (top, _), *_ in families if top.mnt_id in self._roots]
         for held in known.values():
             if held not in self._tops:
                 held.close()
@@ -113,6 +121,28 @@ def _roots(families: list[Family]) -> dict[int, bytes]:
         for number, family in enumerate(families, 1)
         for mount, path in family
     }
+
+
+def _anchored_roots(families: list[Family], known: dict[int, bytes]) -> dict[int, bytes]:
+    """The same, where the roots of some mounts are known; those of other families are not told."""
+    roots = {}
+    for family in families:
+        bases = (
+            _base(known[mount.mnt_id], path) for mount, path in family if mount.mnt_id in known
+        )
+        base = next((base for base in bases if base is not None), None)
+        if base is not None:
+            roots.update({mount.mnt_id: paths.join(base, path) for mount, path in family})
+    return roots
+
+
+def _base(root: bytes, path: bytes) -> bytes | None:
+    """Where a path starts that ends at a root."""
+    if path == paths.ROOT:
+        return root
+    if root == path:
+        return paths.ROOT
+    return root[: -len(path) - 1] if root.endswith(b"/" + path) else None
 
 
 def _place(mount: _Held, families: list[Family]) -> None:

@@ -77,6 +77,12 @@ def namespaces() -> Iterator[tuple[int, list[int]]]:
     yield from found.items()
 
 
+def attached_ids() -> set[int]:
+    """Return the ids of the mounts that some process sees."""
+    views = (mounts_of_namespace(pids or [os.getpid()]) for _, pids in namespaces())
+    return {mount.mnt_id for mounts in views for _, mount in mounts}
+
+
 def mounts_of_namespace(pids: list[int]) -> list[tuple[int, MountInfo]]:
     """Return the mounts of one namespace, each with a process that sees it.
 

@@ -120,27 +120,25 @@ def overlaid(fd: int, mnt_id: int, known: StatMount | None, number: int) -> Iter
             "the kernel does not tell of which layers this overlay is; Linux 7.0 or newer does."
             " Mount it somewhere before the dump"
         )
-    wanted = kernel.STATMOUNT_SB_BASIC | kernel.STATMOUNT_SB_SOURCE | kernel.STATMOUNT_OPT_ARRAY
-    told = kernel.statmount_by_fd(fd, wanted)
-    named, options = take_apart(told.opt_array)
+    named, options = take_apart(known.opt_array)
     if _VOLATILE & set(options):
         raise DetachedError(
             "the overlay is volatile, and the kernel mounts its upper directory once only: mount"
             " the overlay somewhere before the dump"
         )
-    source, layers = _trial(named, options, told)
+    source, layers = _trial(named, options)
     twins = LayerTwins(layers, paths.from_link(known.mnt_root.removesuffix(_DELETED_ROOT)))
     try:
         _check_held(fd, mnt_id, source.fd, twins)
-        source.info.super_options = [b"ro" if told.sb_flags & 1 else b"rw"]
+        source.info.super_options = [b"ro" if known.sb_flags & 1 else b"rw"]
         source.twins = twins
         source.filesystem = Filesystem(
             id=number,
             superblock=superblock_of(fd, b"overlay"),
-            source=told.sb_source,
-            options=[*superblock_flags(told.sb_flags), *options],
+            source=known.sb_source,
+            options=[*superblock_flags(known.sb_flags), *options],
             fresh=1,
-            keeps_inodes=int(_has_lasting_inodes(fd, mnt_id, told.sb_dev)),
+            keeps_inodes=int(_has_lasting_inodes(fd, mnt_id, known.sb_dev)),
             layers=layers.records(),
         )
     except (DetachedError, OSError):
@@ -210,16 +208,14 @@ def unescape(path: bytes) -> bytes:
     return text
 
 
-def _trial(
-    named: list[tuple[bytes, bytes]], options: list[bytes], told: StatMount
-) -> tuple[Source, Layers]:
+def _trial(named: list[tuple[bytes, bytes]], options: list[bytes]) -> tuple[Source, Layers]:
     """Mount the same layers without an upper directory, and see whose the latter is."""
     with kernel.PrivateNamespace():
         layers = Layers(named)
         try:
             upper = layers.find(UPPER)
             if upper >= 0:
-                _check_upper(upper, layers, told)
+                _check_upper(upper, layers)
             fds = [(LOWER, upper)] if upper >= 0 else []
             fds += [(option, fd) for option, fd in layers.fds if option in (LOWER, DATA)]
             tree = kernel.new_mount(b"overlay", b"overlay", _options_for_trial(options), fds)
@@ -245,7 +241,7 @@ def _options_for_trial(options: list[bytes]) -> list[bytes]:
     return found
 
 
-def _check_upper(upper: int, layers: Layers, told: StatMount) -> None:
+def _check_upper(upper: int, layers: Layers) -> None:
     """The directory at that path must be the one that the overlay writes to."""
     where = quote(layers.paths[[name for name, _ in layers.fds].index(UPPER)])
     if not is_in_use(upper):
@@ -370,7 +366,7 @@ def _check_held(fd: int, mnt_id: int, trial: int, twins: LayerTwins) -> None:
             path = paths.join(twins.prefix, paths.from_link(link))
             _check_one(held, trial, path, twins)
             if directory < 0 and is_directory(held):
-                directory = climb(held)
+                directory = climb(os.dup(held))
         finally:
             if held != fd:
                 os.close(held)

@@ -83,13 +83,12 @@ def mounted_anew(
     fs_type = keyed[0] if keyed else _FRESH[magic]
     if is_terminal(facts) and magic == kernel.DEVPTS_SUPER_MAGIC:
         raise _has_state(magic)
-    told = _told(fd) if known else None
-    if told is None and _needs_options(magic, fs_type, facts):
+    if known is None and _needs_options(magic, fs_type, facts):
         raise DetachedError(
             f"its filesystem ({quote(fs_type)}) cannot be mounted again: {_NEEDS_7_0}"
         )
-    options = [*superblock_flags(told.sb_flags), *told.opt_array] if told else _read_only(fd)
-    source = _trial(fs_type, (told.sb_source if told else b"") or fs_type, options, number)
+    options = [*superblock_flags(known.sb_flags), *known.opt_array] if known else _read_only(fd)
+    source = _trial(fs_type, (known.sb_source if known else b"") or fs_type, options, number)
     try:
         if keyed:
             _check_keyed(source, keyed[1], known.sb_dev if known else facts.dev, magic)
@@ -100,7 +99,7 @@ def mounted_anew(
             finally:
                 if directory >= 0:
                     os.close(directory)
-            source.twins = _NamedTwins(exact=told is None)
+            source.twins = _NamedTwins(exact=known is None)
     except (DetachedError, OSError):
         source.close()
         raise
@@ -116,11 +115,6 @@ class _NamedTwins(Twins):
     def is_one(self, fd: int, facts: FileFacts, twin: int, found: FileFacts, path: bytes) -> bool:
         """The name says enough, where the root of the mount is known."""
         return found.ino == facts.ino or not self._exact
-
-
-def _told(fd: int) -> StatMount:
-    wanted = kernel.STATMOUNT_SB_BASIC | kernel.STATMOUNT_SB_SOURCE | kernel.STATMOUNT_OPT_ARRAY
-    return kernel.statmount_by_fd(fd, wanted)
 
 
 def _needs_options(magic: int, fs_type: bytes, facts: FileFacts) -> bool:
@@ -168,10 +162,10 @@ def _check_keyed(source: Source, key: str, dev: int, magic: int) -> None:
 def _directory(fd: int, facts: FileFacts) -> int:
     """The mount's root, if a directory of it is held; else -1. The caller's."""
     if is_directory(fd):
-        return climb(fd)
+        return climb(os.dup(fd))
     for held in held_files(facts.mnt_id):
         if is_directory(held):
-            return climb(held)
+            return climb(os.dup(held))
     return -1
 
 

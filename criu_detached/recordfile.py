@@ -16,6 +16,7 @@ from binascii import crc32
 from criu_detached.errors import DetachedError, reason
 from criu_detached.paths import ROOT
 from criu_detached.records import (
+    BIND_SOURCE,
     FORMAT,
     BoundSocket,
     Entry,
@@ -28,6 +29,7 @@ from criu_detached.records import (
     Mount,
     Node,
     Trailer,
+    is_in_namespace,
 )
 from criu_detached.wire import Message, WireError, decode, encode, varint
 
@@ -247,13 +249,13 @@ class Records:
             raise WireError("an entry holds no record, or several")
 
     def _check_parent(self, mount: Mount) -> None:
-        """An anonymous tree is put together in one place, parents first."""
-        parent = self.mounts.get(mount.parent)
-        fit = parent is not None and parent.anonymous and parent.origin == mount.origin
-        if parent is None or not (fit and mount.anonymous and mount.place):
+        """An anonymous tree is put together where its root was cloned, parents first."""
+        top = self.mounts.get(mount.parent)
+        if top is None or not (top.anonymous and mount.anonymous and mount.place):
             raise WireError(f"mount {mount.mnt_id} is attached to none")
-        sources = [one.bind_source for one in (parent, mount)]
-        if len({bool(source and source.in_namespace) for source in sources}) > 1:
+        while top.parent:
+            top = self.mounts[top.parent]
+        if is_in_namespace(mount) and top.origin == BIND_SOURCE and not is_in_namespace(top):
             raise WireError(f"mount {mount.mnt_id} and what it is attached to are far apart")
 
 

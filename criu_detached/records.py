@@ -95,6 +95,12 @@ class Mount(Message):
     private: int
 
 
+def is_in_namespace(mount: Mount) -> bool:
+    """Tell whether a mount is cloned from the dumped mount namespace."""
+    source = mount.bind_source
+    return mount.origin == BIND_SOURCE and source is not None and bool(source.in_namespace)
+
+
 class Handle(Message):
     """A file handle, as name_to_handle_at(2) gives it."""
 

@@ -15,6 +15,7 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.contents import ContentReader
 from criu_detached.errors import DetachedError, quote
+from criu_detached.idmap import unmapped
 from criu_detached.records import File, Ghost, Inode, Time, Xattr
 
 TYPE_CHECKING = False
@@ -401,17 +402,10 @@ def give_owners(
     """
 
     def give(path: bytes, inode: Inode, _: int) -> None:
-        os.chown(path, _unmapped(inode.uid, uid_map), _unmapped(inode.gid, gid_map))
+        uid = unmapped(inode.uid, uid_map, "a deleted file")
+        os.chown(path, uid, unmapped(inode.gid, gid_map, "a deleted file"))
 
     _for_each(ghosts, proc, give)
-
-
-def _unmapped(number: int, lines: list[bytes]) -> int:
-    for line in lines:
-        inside, outside, count = (int(text) for text in line.split())
-        if outside <= number < outside + count:
-            return number - outside + inside
-    raise DetachedError(f"the id-map of a mount has no place for {number}, owner of a deleted file")
 
 
 def _for_each(

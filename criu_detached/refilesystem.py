@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from criu_detached.devices import Found
     from criu_detached.realise import Means
     from criu_detached.recordfile import Records
+    from criu_detached.records import Filesystem
 
 
 def check_filesystems(records: Records) -> None:
@@ -76,29 +77,54 @@ def make_filesystems(records: Records, means: Means, found: dict[int, list[Found
     """
     for number, filesystem in records.filesystems.items():
         devices = found.get(number, [])
-        assert filesystem.superblock is not None  # check_filesystems
-        same = True
-        in_memory = filesystem.superblock.fs_type in IN_MEMORY
-        if in_memory:
-            tree = make_memory(filesystem)
-        elif filesystem.layers:
-            tree, same = mount_layers(filesystem, means)
-        elif filesystem.fresh:
-            tree = mount_anew(filesystem)
-        else:
-            tree = mount_again(filesystem, devices)
-        means.tops[number] = tree
-        if filesystem.fresh:
-            means.fresh[number] = same and bool(filesystem.keeps_inodes)
-        root = os.open("/", kernel.O_PATH)
+        tree, same = _mount(filesystem, devices, means)
         try:
-            kernel.attach(tree, root)  # only an attached mount can be cloned in part
+            top = means.tops[number] = _attach(tree)
+            if filesystem.fresh:
+                means.fresh[number] = same and bool(filesystem.keeps_inodes)
+            if devices:
+                check_mounted(filesystem, tree, devices)
         finally:
-            os.close(root)
-        if devices:
-            check_mounted(filesystem, tree, devices)
-        if in_memory:
-            fill(tree, records.nodes.get(number, []), _roots(records, number), means)
+            os.close(tree)
+        if _is_in_memory(filesystem):
+            fill(top, records.nodes.get(number, []), _roots(records, number), means)
+
+
+def _mount(filesystem: Filesystem, devices: list[Found], means: Means) -> tuple[int, bool]:
+    """A tree fd of a filesystem, the caller's, and whether an overlay's layers are the same."""
+    if _is_in_memory(filesystem):
+        return make_memory(filesystem), True
+    if filesystem.layers:
+        return mount_layers(filesystem, means)
+    if filesystem.fresh:
+        return mount_anew(filesystem), True
+    return mount_again(filesystem, devices), True
+
+
+def _is_in_memory(filesystem: Filesystem) -> bool:
+    assert filesystem.superblock is not None  # check_filesystems
+    return filesystem.superblock.fs_type in IN_MEMORY
+
+
+def _attach(tree: int) -> int:
+    """Attach a new mount here, where it can be looked at.
+
+    Returns:
+        What its mounts are cloned from, the caller's. From Linux 6.15 on it is not attached: the
+        clones of such a mount are of no namespace in particular, as what fsmount(2) gives. Those
+        of an attached one are of this namespace, which will be gone, and with it the last chance
+        to look at an anonymous mount. Before, only an attached mount is cloned.
+    """
+    try:
+        top = kernel.clone_mount(tree)
+    except OSError:
+        top = os.dup(tree)
+    root = os.open("/", kernel.O_PATH)
+    try:
+        kernel.attach(tree, root)
+    finally:
+        os.close(root)
+    return top
 
 
 def settle_filesystems(records: Records, means: Means) -> None:
@@ -112,8 +138,7 @@ def settle_filesystems(records: Records, means: Means) -> None:
         DetachedError: they are too low for what is in it.
     """
     for number, filesystem in records.filesystems.items():
-        assert filesystem.superblock is not None
-        if filesystem.superblock.fs_type in IN_MEMORY:
+        if _is_in_memory(filesystem):
             set_limits(filesystem, means.tops[number])
 
 

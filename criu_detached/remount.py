@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.devices import Found
+    from criu_detached.kernel import StatMount
 
 _SB_RDONLY = 1  # linux/fs.h
 
@@ -89,20 +90,20 @@ _TYPES = {
 }
 
 
-def remounted(fd: int, dev: int, fs_type: bytes | None, number: int) -> Iterator[Source]:
+def remounted(fd: int, dev: int, known: StatMount | None, number: int) -> Iterator[Source]:
     """Yield, opened, the trial mount of a file's filesystem, if it lies on a block device.
 
     Args:
         fd: the file.
         dev: device of its superblock, or of the file.
-        fs_type: its filesystem's name, where known.
+        known: what statmount says of its mount, where the kernel can.
         number: for the record.
 
     Raises:
         DetachedError: it lies on one, and cannot be mounted again.
     """
     fs = kernel.fstatfs(fd)
-    types = [fs_type] if fs_type else _TYPES.get(fs.magic, [])
+    types = [known.fs_type] if known else _TYPES.get(fs.magic, [])
     types = [name for name in types if devices.needs_device(name)]
     if not types:
         return
@@ -110,23 +111,22 @@ def remounted(fd: int, dev: int, fs_type: bytes | None, number: int) -> Iterator
         found = [devices.describe_device(one) for one in numbers]
         for device in found:
             devices.check_living(fd, fs, device)
-        source = _try(types, found, _read_only(fd, fs.flags), number)
+        source = _try(types, found, _read_only(known, fs.flags), number)
         # Where the type is not known the device may be that of a subvolume of btrfs.
-        if source.info.dev != dev and (os.major(dev) or fs_type):
+        if source.info.dev != dev and (os.major(dev) or known):
             source.close()
             continue
         yield source
 
 
-def _read_only(fd: int, flags: int) -> list[bool]:
+def _read_only(known: StatMount | None, flags: int) -> list[bool]:
     """Which ways to mount lead to the living superblock: it has to be asked for as it is.
 
     A kernel that does not say so gets asked for less first. What does not fit is EBUSY.
     """
-    try:
-        return [bool(kernel.statmount_by_fd(fd, kernel.STATMOUNT_SB_BASIC).sb_flags & _SB_RDONLY)]
-    except OSError:
-        return [True, False] if flags & os.ST_RDONLY else [False]
+    if known:
+        return [bool(known.sb_flags & _SB_RDONLY)]
+    return [True, False] if flags & os.ST_RDONLY else [False]
 
 
 def _try(types: list[bytes], found: list[BlockDevice], ways: list[bool], number: int) -> Source:

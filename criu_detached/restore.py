@@ -41,6 +41,7 @@ from criu_detached.records import (
     Ghost,
     Mount,
     Node,
+    is_in_namespace,
 )
 from criu_detached.recreate import check_ghost
 from criu_detached.refilesystem import (
@@ -98,11 +99,13 @@ class Restore:
         check_filesystems(self._records)
         self._supplies = find_supplies(self._records, host)
         self._same_boot = self._records.header.boot_id == boot_id()
-        inside = [mount.mnt_id for mount in self._mounts.values() if _is_in_namespace(mount)]
-        self._in_tasks = {mnt_id: index for index, mnt_id in enumerate(inside)}
         self._trees: dict[int, list[Mount]] = {}  # by the mount at the root, which comes first
         for mount in self._mounts.values():
             self._trees.setdefault(self._root_of(mount.mnt_id), []).append(mount)
+        # A tree that has a mount of the restored namespace is put together by a task.
+        trees = [tree for tree in self._trees.values() if any(map(is_in_namespace, tree))]
+        inside = [mount.mnt_id for tree in trees for mount in tree]
+        self._in_tasks = {mnt_id: index for index, mnt_id in enumerate(inside)}
         self._ghosts_of: dict[int, list[Ghost]] = {}
         self._ghosts_in_tasks: dict[tuple[int, int], int] = {}
         self._sort_ghosts()
@@ -152,12 +155,12 @@ class Restore:
         """Realise what comes from the host, while its namespace is at hand."""
         root = os.open("/", kernel.O_PATH)
         means = Means(root, self._same_boot, proc=proc, reader=reader)
-        self._parents: dict[int, int] = {}  # tree fds of mounts that others are attached to
+        self._anonymous: dict[int, int] = {}  # tree fds of anonymous mounts
         try:
             for mnt_id, supply in self._supplies.items():
                 means.supplied[mnt_id] = supply.open(self._mounts[mnt_id])
             for mount in self._mounts.values():
-                if mount.mnt_id in self._in_tasks:
+                if is_in_namespace(mount):
                     userns = _user_namespace(mount)
                     if userns >= 0:
                         self._host.inherit_fd_add(userns, _userns_key(mount))
@@ -165,22 +168,30 @@ class Restore:
                     self._realise_if_needed(mount, means)
             if self._records.filesystems:
                 self._realise_filesystems(means)
+            for mount in self._mounts.values():
+                if mount.parent in self._anonymous and mount.mnt_id not in self._in_tasks:
+                    tree = self._anonymous.get(mount.mnt_id)
+                    if tree is not None:  # see _realise_if_needed
+                        attach(mount, tree, self._anonymous[mount.parent], kernel.attach)
         finally:
-            for fd in (root, *means.supplied.values(), *self._parents.values()):
+            for fd in (root, *means.supplied.values(), *self._anonymous.values()):
                 os.close(fd)
 
     def _realise_filesystems(self, means: Means) -> None:
         """Realise what is on filesystems that nobody else shows.
 
-        A clone is made in the namespace of its source alone, so all of it is in one.
+        A clone is made in the namespace of its source alone, so all of it is in one. What is
+        mounted there covers its root, and then the kernel makes no user namespace: see
+        current_chrooted (fs/namespace.c).
         """
         devices = find_all_devices(self._records)
+        mounts = [mount for mount in self._mounts.values() if mount.origin in (REMOUNT, RECREATED)]
         try:
+            namespaces = [_user_namespace(mount) for mount in mounts]
             with kernel.PrivateNamespace():
                 make_filesystems(self._records, means, devices)
-                for mount in self._mounts.values():
-                    if mount.origin in (REMOUNT, RECREATED):
-                        self._realise(mount, means)
+                for mount, userns in zip(mounts, namespaces, strict=True):
+                    self._realise(mount, means, userns)
                 settle_filesystems(self._records, means)
         except OSError as error:
             raise DetachedError(f"can't make a mount namespace to work in: {error}") from error
@@ -192,7 +203,7 @@ class Restore:
     def _realise_if_needed(self, mount: Mount, means: Means) -> None:
         """As _realise, but of a mount with terminals alone that may be replaced (--shell-job)."""
         try:
-            self._realise(mount, means)
+            self._realise(mount, means, _user_namespace(mount))
         except DetachedError as error:
             if not self._has_slaves_alone(mount.mnt_id):
                 raise
@@ -206,17 +217,15 @@ class Restore:
             return False
         return bool(files) and all(map(is_slave, files))
 
-    def _realise(self, mount: Mount, means: Means) -> None:
-        means.userns_fd = _user_namespace(mount)
+    def _realise(self, mount: Mount, means: Means, userns: int) -> None:
+        means.userns_fd = userns
         try:
             found = realise(mount, self._ghosts_of.get(mount.mnt_id, []), means)
         finally:
             if means.userns_fd >= 0:
                 os.close(means.userns_fd)
-        if mount.parent:
-            attach(mount, found.tree, self._parents[mount.parent], kernel.attach)
         if mount.anonymous:
-            self._parents[mount.mnt_id] = os.dup(found.tree)
+            self._anonymous[mount.mnt_id] = os.dup(found.tree)
         self._keeps_inodes[mount.mnt_id] = found.keeps_inodes
         self._host.inherit_fd_add(found.tree, _mount_key(mount))
         for ghost, fd in found.ghosts:
@@ -323,7 +332,8 @@ class Restore:
         trees: dict[int, int] = {}
         try:
             for mount in self._trees[self._root_of(mnt_id)]:
-                found = self._realise_inside(mount)
+                inside = is_in_namespace(mount)
+                found = self._realise_inside(mount) if inside else self._take_realised(mount)
                 if mount.parent:
                     self._attach_inside(mount, found, trees[mount.parent])
                 trees[mount.mnt_id] = self._store(found, mount.mnt_id)
@@ -331,6 +341,16 @@ class Restore:
         finally:
             for tree in trees.values():
                 os.close(tree)
+
+    def _take_realised(self, mount: Mount) -> Realised:
+        """A mount of a tree that was realised outside of the tasks."""
+        found = Realised(
+            self._host.inherit_fd_get(_mount_key(mount)), self._keeps_inodes[mount.mnt_id]
+        )
+        for ghost in self._ghosts_of.get(mount.mnt_id, []):
+            assert ghost.file is not None  # recordfile
+            found.ghosts.append((ghost, self._host.inherit_fd_get(_ghost_key(ghost.file))))
+        return found
 
     def _realise_inside(self, mount: Mount) -> Realised:
         """Realise a mount from the restored namespace."""
@@ -360,8 +380,8 @@ class Restore:
                 os.close(fd)
 
     def _attach_inside(self, mount: Mount, found: Realised, parent: int) -> None:
-        """Attach a mount of a tree on its parent, where the parent was cloned."""
-        source = self._mounts[mount.parent].bind_source
+        """Attach a mount of a tree on its parent, where the root of the tree was cloned."""
+        source = self._mounts[self._root_of(mount.mnt_id)].bind_source
         assert source is not None
 
         def move(tree: int, target: int) -> None:
@@ -531,11 +551,6 @@ class Restore:
 
 def _has_content(record: Ghost | Node) -> bool:
     return record.inode is not None and record.inode.data_size > 0
-
-
-def _is_in_namespace(mount: Mount) -> bool:
-    source = mount.bind_source
-    return mount.origin == BIND_SOURCE and source is not None and bool(source.in_namespace)
 
 
 def _other_end(name: bytes) -> tuple[bytes, bytes]:

@@ -57,9 +57,9 @@ class SoleHeld:
         self._memories: dict[int, Memory] = {}  # likewise
 
     def finish(self) -> None:
-        """Save what the tasks can reach of filesystems in memory; raises DetachedError."""
-        for memory in self._memories.values():
-            memory.finish()
+        """Save, once, what the tasks can reach of filesystems in memory; raises DetachedError."""
+        while self._memories:
+            self._memories.popitem()[1].finish()
 
     def describe(
         self, fd: int, link: bytes, facts: FileFacts, kind: Kind, error: DetachedError
@@ -96,21 +96,21 @@ class SoleHeld:
 
         refusals: list[DetachedError] = []
 
-        def candidates(dev: int, fs_type: bytes | None, magic: int) -> Iterator[Source]:
+        def candidates(dev: int, _: bytes | None, magic: int) -> Iterator[Source]:
             try:
-                yield from mounted_again(dev, fs_type)
+                yield from mounted_again(dev)
             except DetachedError as refusal:
                 refusals.append(refusal)
                 raise
 
-        def mounted_again(dev: int, fs_type: bytes | None) -> Iterator[Source]:
+        def mounted_again(dev: int) -> Iterator[Source]:
             number = self._number(dev)
             if magic == OVERLAYFS_MAGIC:
                 found = overlaid(fd, facts.mnt_id, kind.statmount, number)
             elif magic in pseudo.MAGICS:
                 found = pseudo.mounted_anew(fd, facts, kind.statmount, number)
             else:
-                found = remounted(fd, dev, fs_type, number)
+                found = remounted(fd, dev, kind.statmount, number)
             for source in found:
                 if dev not in self._filesystems and source.filesystem is not None:
                     self._filesystems[dev] = source.filesystem

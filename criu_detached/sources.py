@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from criu_detached.twins import Twins
 
 # linux/magic.h: filesystems whose files show other device numbers than their superblock
-_MANY_DEVICES = {
+MANY_DEVICES = {
     0x9123683E,  # btrfs: one for each subvolume
     0x794C7630,  # overlayfs: one for each layer
     0xCA451A4E,  # bcachefs
@@ -80,7 +80,7 @@ class SourceFinder:
             magic: its statfs f_type.
         """
         for pid, info, in_namespace in self._all():
-            by_type = magic in _MANY_DEVICES and fs_type in (None, info.fs_type)
+            by_type = magic in MANY_DEVICES and fs_type in (None, info.fs_type)
             if info.dev != dev and not by_type:
                 continue
             fd = _open_mount(pid, info)

@@ -12,23 +12,34 @@ import fcntl
 import os
 import stat
 
-from criu_detached import kernel, paths
+from criu_detached import kernel, paths, treeview
 from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, mount_attributes_of
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.ghosts import handle_of, inode_of
-from criu_detached.holders import files_of
+from criu_detached.holders import files_of, held_files
+from criu_detached.idmap import unmapped, unmapped_acl
 from criu_detached.layout import Layout
 from criu_detached.paths import Name
-from criu_detached.records import RECREATED, BindSource, File, Filesystem, Ghost, Mount, Node
+from criu_detached.records import (
+    RECREATED,
+    BindSource,
+    File,
+    Filesystem,
+    Ghost,
+    Inode,
+    Mount,
+    Node,
+)
 from criu_detached.superblock import superblock_of
+from criu_detached.twins import climb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.classify import Kind
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileFacts, StatMount
     from criu_detached.recordfile import RecordWriter
 
 # linux/magic.h
@@ -36,11 +47,14 @@ TMPFS_MAGIC = 0x01021994
 RAMFS_MAGIC = 0x858458F6
 _TYPES = {TMPFS_MAGIC: b"tmpfs", RAMFS_MAGIC: b"ramfs"}
 
-_WANTED = kernel.STATMOUNT_SB_BASIC | kernel.STATMOUNT_MNT_OPTS
 _ROOT_DELETED = b"//deleted"  # dentry_path, fs/d_path.c
 _SB_RDONLY = 1  # linux/mount.h, of sb_flags
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
 _RESTRICTED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
+
+# What stands for an owner that an id-map has no place for (/proc/sys/kernel/overflowuid).
+_OVERFLOW_ID = 65534
+_ACL = b"system.posix_acl_"
 
 # What the kernel shows with the options, and mount(2) does not take or the record says otherwise.
 _NOT_OPTIONS = {b"rw", b"ro", b"seclabel"}
@@ -71,20 +85,21 @@ class Memory:
         """
         self._records = records
         self._contents = contents
-        self._roots: dict[bytes, int] = {}  # root of a mount, and a directory on that mount
+        self._roots: dict[bytes, _Tree] = {}  # what is to be saved whole, by a mount's root
         self._paths: dict[int, bytes] = {}  # of what is saved, by inode
         self._ghosts: list[tuple[int, File]] = []
         self._layout: Layout | None = None
         self._restricted = restricted
         self.read_only = bool(kernel.fstatfs(fd).flags & os.ST_RDONLY)
         fs_type = _TYPES[kernel.fstatfs(fd).magic]
-        if kind.statmount:
-            self.read_only = bool(kernel.statmount_by_fd(fd, _WANTED).sb_flags & _SB_RDONLY)
+        known = kind.statmount or self._lay_out(fd)
+        if known:
+            self.read_only = bool(known.sb_flags & _SB_RDONLY)
         self.record = Filesystem(
             id=number,
             superblock=superblock_of(fd, fs_type),
             source=fs_type,
-            options=_options(fd, kind, fs_type) + ([b"ro"] if self.read_only else []),
+            options=_options(fd, known, fs_type) + ([b"ro"] if self.read_only else []),
         )
         records.filesystem(self.record)
 
@@ -100,7 +115,7 @@ class Memory:
         Raises:
             DetachedError: the kernel does not tell where in the filesystem its root is.
         """
-        root, deleted = self._root(fd, facts, kind)
+        root, root_deleted = self._root(fd, facts, kind)
         name = _name_of(fd, link, facts)
         is_root = name.path == paths.ROOT
         record = Mount(
@@ -113,7 +128,7 @@ class Memory:
             bind_source=BindSource(mountpoint=b"/", path=paths.from_link(root)),
             uid_map=kind.statmount.uid_map if kind.statmount else [],
             gid_map=kind.statmount.gid_map if kind.statmount else [],
-            root_deleted=int(deleted or (is_root and name.deleted)),
+            root_deleted=int(root_deleted),
             filesystem=self.record.id,
         )
         return MemoryMount(record, self)
@@ -121,41 +136,61 @@ class Memory:
     def _root(self, fd: int, facts: FileFacts, kind: Kind) -> tuple[bytes, bool]:
         """A mount's root, and whether it is known to be deleted."""
         if kind.statmount:
+            if self._layout is not None and not self._layout.anchored:
+                raise _unknown_layout()
             shown = kind.statmount.mnt_root
             return shown.removesuffix(_ROOT_DELETED), shown.endswith(_ROOT_DELETED)
         if self._layout is None:
-            self._layout = Layout(_with(fd, files_of(facts.dev)))
+            self._lay_out(fd)
+        assert self._layout is not None
         root = self._layout.root_of(fd, facts.mnt_id)
         if root is None:
-            raise DetachedError(
-                "its filesystem is in memory and has several detached mounts; how they lie in"
-                " each other, Linux 7.0 or newer tells"
-            )
-        return b"/" if root == paths.ROOT else b"/" + root, False
+            raise _unknown_layout()
+        deleted = any(map(_is_deleted_root, _with(fd, held_files(facts.mnt_id))))
+        return b"/" if root == paths.ROOT else b"/" + root, deleted
 
-    def save(self, fd: int, file: File, facts: FileFacts, root: bytes) -> None:
+    def _lay_out(self, fd: int) -> StatMount | None:
+        """Lay mounts out whose roots are not told; returns what an anonymous one tells."""
+        dev = kernel.fstat(fd).dev
+        anchors = _anchors(dev)
+        told = {anchor.mnt_id for anchor in anchors}
+        others = (
+            held for held in _with(fd, files_of(dev)) if kernel.fstat(held).mnt_id not in told
+        )
+        roots = [(anchor.clone, paths.from_link(anchor.known.mnt_root)) for anchor in anchors]
+        self._layout = Layout(others, roots)
+        for clone, _ in roots:
+            os.close(clone)
+        return anchors[0].known if anchors else None
+
+    def save(self, fd: int, file: File, facts: FileFacts, mount: Mount) -> None:
         """Save a file that a task holds; a directory stands for its whole mount.
 
         Args:
             fd: the file.
             file: its record.
             facts: of the file.
-            root: of its mount, beneath the filesystem's root.
+            mount: its mount.
         """
         if stat.S_ISDIR(facts.mode):
-            if root not in self._roots:
-                self._roots[root] = os.open(b"/proc/self/fd/%d" % fd, kernel.O_PATH)
+            self.save_whole(fd, mount)
         elif facts.ino not in self._paths:
-            path = paths.join(root, file.path)
+            path = paths.join(_root_of(mount), file.path)
             if not stat.S_ISREG(facts.mode) or not _is_readable(fd):
-                self._save_node(fd, facts, path)
+                self._save_node(fd, facts, path, mount)
                 return
             # To open it once more would break a lease that the task may have.
             position = os.lseek(fd, 0, os.SEEK_CUR)
             try:
-                self._save_node(fd, facts, path, readable=True)
+                self._save_node(fd, facts, path, mount, readable=True)
             finally:
                 os.lseek(fd, position, os.SEEK_SET)
+
+    def save_whole(self, directory: int, mount: Mount) -> None:
+        """Save all of a mount at the end; the directory is one of it, or of a clone."""
+        if _root_of(mount) not in self._roots:
+            kept = os.open(b"/proc/self/fd/%d" % directory, kernel.O_PATH)
+            self._roots[_root_of(mount)] = _Tree(kept, mount)
 
     def save_later(self, fd: int, file: File) -> None:
         """Save a file whose name is gone, and which has others; which, the trees may tell."""
@@ -169,12 +204,12 @@ class Memory:
         """
         if self._layout is not None:
             self._layout.close()
-        for root, directory in sorted(self._roots.items()):
-            top = _climb(directory)
+        for root, tree in sorted(self._roots.items()):
+            tree.top = climb(tree.top)
             try:
-                self._save_tree(top, root)
+                self._save_tree(tree, root)
             finally:
-                os.close(top)
+                os.close(tree.top)
         for fd, file in self._ghosts:
             facts = kernel.fstat(fd)
             ghost = Ghost(file=file, alias=self._paths.get(facts.ino, b""))
@@ -183,26 +218,26 @@ class Memory:
             self._records.ghost(ghost)
             os.close(fd)
 
-    def _save_tree(self, top: int, root: bytes) -> None:
+    def _save_tree(self, tree: _Tree, root: bytes) -> None:
         """Save a directory and what is in it, the near before the far."""
         queue = [paths.ROOT]
         for here in queue:
             path = paths.join(root, here)
             try:
-                queue += [paths.join(here, name) for name in self._save_directory(top, here, path)]
+                queue += [paths.join(here, name) for name in self._save_directory(tree, here, path)]
             except OSError as error:
                 raise DetachedError(
                     f"a filesystem in memory cannot be saved ({reason(error.errno or 0)}):"
                     f" {quote(path)}"
                 ) from error
 
-    def _save_directory(self, top: int, here: bytes, path: bytes) -> list[bytes]:
+    def _save_directory(self, tree: _Tree, here: bytes, path: bytes) -> list[bytes]:
         """Save a directory, and what is in it but directories, whose names are returned."""
-        fd, facts = kernel.open_beneath(top, here, _READ | os.O_DIRECTORY)
+        fd, facts = kernel.open_beneath(tree.top, here, _READ | os.O_DIRECTORY)
         directories = []
         try:
             if facts.ino not in self._paths:
-                self._save_node(fd, facts, path, readable=True)
+                self._save_node(fd, facts, path, tree.mount, readable=True)
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
@@ -211,26 +246,30 @@ class Memory:
                     else:
                         saved = entry.inode() in self._paths
                         readable = entry.is_file(follow_symlinks=False) and not saved
-                        self._save_entry(fd, name, paths.join(path, name), readable)
+                        self._save_entry(fd, name, paths.join(path, name), tree.mount, readable)
         finally:
             os.close(fd)
         return directories
 
-    def _save_entry(self, directory: int, name: bytes, path: bytes, readable: bool) -> None:
+    def _save_entry(
+        self, directory: int, name: bytes, path: bytes, mount: Mount, readable: bool
+    ) -> None:
         """Save what is in a directory, and is none; only regular files are opened for reading."""
         how = _READ if readable else kernel.O_PATH | kernel.O_NOFOLLOW
         fd, facts = kernel.open_beneath(directory, name, how)
         try:
             known = self._paths.get(facts.ino)
             if known is None:
-                self._save_node(fd, facts, path, readable)
+                self._save_node(fd, facts, path, mount, readable)
             elif known != path:
                 node = Node(filesystem=self.record.id, path=path, mode=facts.mode, same_as=known)
                 self._records.node(node)
         finally:
             os.close(fd)
 
-    def _save_node(self, fd: int, facts: FileFacts, path: bytes, readable: bool = False) -> None:
+    def _save_node(
+        self, fd: int, facts: FileFacts, path: bytes, mount: Mount, readable: bool = False
+    ) -> None:
         if self._restricted and (why := _gives_privilege(facts.mode)):
             raise DetachedError(
                 f"{quote(path)} of a filesystem in memory is {why}, and the filesystem would be"
@@ -238,8 +277,20 @@ class Memory:
             )
         node = Node(filesystem=self.record.id, path=path, mode=facts.mode, rdev=facts.rdev)
         node.inode = inode_of(fd, facts, self._contents, readable)
+        if mount.uid_map or mount.gid_map:
+            _unmap(node.inode, mount, path)
         self._records.node(node)
         self._paths[facts.ino] = path
+
+
+class _Tree:
+    """What is to be saved whole."""
+
+    __slots__ = ("mount", "top")
+
+    def __init__(self, top: int, mount: Mount) -> None:
+        self.top = top  # an O_PATH fd of a directory of it, then of its root
+        self.mount = mount
 
 
 class MemoryMount(DetachedMount):
@@ -248,6 +299,11 @@ class MemoryMount(DetachedMount):
     def __init__(self, record: Mount, memory: Memory) -> None:
         super().__init__(record, -1, -1, memory.read_only)
         self.memory = memory
+
+    def is_held_whole(self, root: int) -> None:
+        """Take note that a task reaches all of it."""
+        if stat.S_ISDIR(kernel.fstat(root).mode):
+            self.memory.save_whole(root, self.record)
 
     def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
         """Where a file's link says it is."""
@@ -262,7 +318,15 @@ def _name_of(fd: int, link: bytes, facts: FileFacts) -> Name:
     found = paths.readings(link, facts)
     if len(found) == 1 or stat.S_ISDIR(facts.mode):  # of a deleted directory nlink is zero
         return found[0]
-    return found[0] if _link_by_handle(fd, facts) == link else found[1]
+    # Not the link that is given: in an anonymous tree it starts elsewhere.
+    shown = os.readlink(b"/proc/self/fd/%d" % fd)
+    return found[0] if _link_by_handle(fd, facts) == shown else found[1]
+
+
+def _is_deleted_root(fd: int) -> bool:
+    """Tell whether an open file is the root of its mount, and deleted."""
+    name = _name_of(fd, os.readlink(b"/proc/self/fd/%d" % fd), kernel.fstat(fd))
+    return name.path == paths.ROOT and name.deleted
 
 
 def _link_by_handle(fd: int, facts: FileFacts) -> bytes:
@@ -282,10 +346,72 @@ def _link_by_handle(fd: int, facts: FileFacts) -> bytes:
             os.close(used)
 
 
-def _options(fd: int, kind: Kind, fs_type: bytes) -> list[bytes]:
+def _root_of(mount: Mount) -> bytes:
+    assert mount.bind_source is not None
+    return mount.bind_source.path
+
+
+def _unknown_layout() -> DetachedError:
+    return DetachedError(
+        "its filesystem is in memory and has several detached mounts; how they lie in each other,"
+        " Linux 7.0 or newer tells"
+    )
+
+
+class _Anchor:
+    """An anonymous mount of the filesystem: the kernel tells its root."""
+
+    __slots__ = ("clone", "known", "mnt_id")
+
+    def __init__(self, fd: int, mnt_id: int, known: StatMount) -> None:
+        self.mnt_id = mnt_id
+        self.known = known  # of a mount with the file as its root
+        self.clone = treeview.clone(fd)  # such a mount
+
+
+def _anchors(dev: int) -> list[_Anchor]:
+    """Find the anonymous mounts of a filesystem that some process holds, each by one file.
+
+    By a directory where there is one, so a mount may come twice.
+    """
+    found = []
+    seen: dict[int, bool] = {}  # mounts, and whether a directory was among the files
+    for fd in files_of(dev):
+        facts = kernel.fstat(fd)
+        directory = stat.S_ISDIR(facts.mode)
+        if seen.get(facts.mnt_id, -1) >= directory:
+            continue
+        seen[facts.mnt_id] = directory
+        try:
+            if told := treeview.view(fd):
+                found.append(_Anchor(fd, facts.mnt_id, told[0]))
+        except OSError:
+            continue  # it is deleted
+    return found
+
+
+def _unmap(inode: Inode, mount: Mount, path: bytes) -> None:
+    """Turn owners that an id-mapped mount shows into those on the filesystem.
+
+    Raises:
+        DetachedError: they are not to be told.
+    """
+    what = f"{quote(path)} of a filesystem in memory"
+    if _OVERFLOW_ID in (inode.uid, inode.gid):
+        raise DetachedError(
+            f"{what} has an owner that its id-mapped mount has no place for: give it another"
+        )
+    inode.uid = unmapped(inode.uid, mount.uid_map, what)
+    inode.gid = unmapped(inode.gid, mount.gid_map, what)
+    for xattr in inode.xattrs:
+        if xattr.name.startswith(_ACL):
+            xattr.value = unmapped_acl(xattr.value, mount.uid_map, mount.gid_map, what)
+
+
+def _options(fd: int, known: StatMount | None, fs_type: bytes) -> list[bytes]:
     """Options of the superblock. Before Linux 7.0 its size and number of inodes are known."""
-    if kind.statmount:
-        shown = kernel.statmount_by_fd(fd, _WANTED).mnt_opts
+    if known:
+        shown = known.mnt_opts
         return [option for option in shown if option.partition(b"=")[0] not in _NOT_OPTIONS]
     if fs_type != b"tmpfs":
         return []
@@ -309,20 +435,3 @@ def _is_readable(fd: int) -> bool:
 def _with(fd: int, others: Iterator[int]) -> Iterator[int]:
     yield fd
     yield from others
-
-
-def _climb(directory: int) -> int:
-    """An O_PATH fd of the root of a directory's mount; the directory is closed.
-
-    The kernel does not go above a detached mount's root (follow_dotdot, fs/namei.c), unless the
-    mount is locked to the one that it was on.
-    """
-    here = kernel.fstat(directory)
-    while True:
-        above = os.open(b"..", kernel.O_PATH | os.O_DIRECTORY, dir_fd=directory)
-        found = kernel.fstat(above)
-        if found.ino == here.ino or found.mnt_id != here.mnt_id:
-            os.close(above)
-            return directory
-        os.close(directory)
-        directory, here = above, found

@@ -16,14 +16,20 @@ from criu_detached.kernel import StatMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
 
-_WANTED = (
+    Answer = TypeVar("Answer")
+
+# What a dump wants to know of a mount and of its superblock.
+WANTED = (
     kernel.STATMOUNT_SB_BASIC
     | kernel.STATMOUNT_MNT_BASIC
     | kernel.STATMOUNT_MNT_ROOT
-    | kernel.STATMOUNT_MNT_POINT
     | kernel.STATMOUNT_FS_TYPE
+    | kernel.STATMOUNT_MNT_OPTS
+    | kernel.STATMOUNT_SB_SOURCE
+    | kernel.STATMOUNT_OPT_ARRAY
     | kernel.STATMOUNT_MNT_UIDMAP
     | kernel.STATMOUNT_MNT_GIDMAP
 )
@@ -44,29 +50,73 @@ def view(fd: int) -> list[StatMount]:
     Raises:
         OSError: it is anonymous, but there is no looking at it: ENOENT for a deleted file.
     """
+    wanted = WANTED | kernel.STATMOUNT_MNT_POINT
+    return _in_some_namespace(lambda spaces: kernel.view_clone(spaces, fd, wanted)) or []
+
+
+def clone(fd: int) -> int:
+    """Clone an anonymous mount alone: nothing is mounted on what is seen then.
+
+    Args:
+        fd: a file on it, which is the root of the clone.
+
+    Returns:
+        The tree fd of the clone, the caller's.
+
+    Raises:
+        OSError: the kernel clones it in no mount namespace, or the file is deleted.
+    """
+    found = _in_some_namespace(lambda spaces: kernel.clone_in_one_of(spaces, fd))
+    if found is None:
+        raise OSError(errno.EINVAL, "the mount is cloned in no mount namespace")
+    return found
+
+
+def climb_tree(directory: int) -> int:
+    """An O_PATH fd, the caller's, of the root of the tree that a directory is in."""
+    flags = kernel.O_PATH | os.O_DIRECTORY
+    here = kernel.openat2(directory, b".", flags, 0)
+    while True:
+        below = kernel.fstat(here)
+        try:
+            above = kernel.openat2(here, b"..", flags, 0)
+        finally:
+            os.close(here)
+        here, found = above, kernel.fstat(above)
+        if (found.mnt_id, found.dev, found.ino) == (below.mnt_id, below.dev, below.ino):
+            return here
+
+
+def _in_some_namespace(work: Callable[[list[int]], Answer]) -> Answer | None:
+    """Do what works in one mount namespace alone; None: it works in none.
+
+    Args:
+        work: is given fds of mount namespaces, and tries each.
+    """
     namespaces: list[int] = []
     try:
         for namespace in _namespaces():
             namespaces.append(os.dup(namespace))
-            if len(namespaces) == _NAMESPACES_AT_ONCE and (found := _view(namespaces, fd)):
-                return found
-        return _view(namespaces, fd)
+            if len(namespaces) == _NAMESPACES_AT_ONCE:
+                found = _attempt(work, namespaces)
+                if found is not None:
+                    return found
+        return _attempt(work, namespaces)
     finally:
         for namespace in namespaces:
             os.close(namespace)
 
 
-def _view(namespaces: list[int], fd: int) -> list[StatMount]:
+def _attempt(work: Callable[[list[int]], Answer], namespaces: list[int]) -> Answer | None:
     try:
-        found = kernel.view_clone(namespaces, fd, _WANTED)
+        return work(namespaces)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EPERM):
             raise
-        found = []
     for namespace in namespaces:
         os.close(namespace)
     namespaces.clear()
-    return found
+    return None
 
 
 def _namespaces() -> Iterator[int]:

@@ -70,13 +70,20 @@ def superblock_flags(flags: int) -> list[bytes]:
 
 
 def climb(directory: int) -> int:
-    """An O_PATH fd of the root of the detached mount that a directory is on, the caller's.
+    """An O_PATH fd of the root of a directory's mount, the caller's; the directory is closed.
 
-    Nothing leads out of a mount that is attached nowhere.
+    The kernel does not go above a detached mount's root (follow_dotdot, fs/namei.c), unless the
+    mount is in an anonymous tree or locked to the one that it was on.
     """
-    link = os.readlink(b"/proc/self/fd/%d" % directory)
-    depth = len([name for name in link.split(b"/") if name])
-    return os.open(b"/".join([b".."] * depth) or b".", kernel.O_PATH, dir_fd=directory)
+    here = kernel.fstat(directory)
+    while True:
+        above = os.open(b"..", kernel.O_PATH | os.O_DIRECTORY, dir_fd=directory)
+        found = kernel.fstat(above)
+        if found.ino == here.ino or found.mnt_id != here.mnt_id:
+            os.close(above)
+            return directory
+        os.close(directory)
+        directory, here = above, found
 
 
 def names_in(directory: int) -> list[bytes]:

@@ -49,6 +49,7 @@ int sys_rehearse_clone(int ns_fd, int user_ns_fd, int fd, uint64_t set, uint64_t
 int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd);
 int sys_attach_visiting(int ns_fd, int own_ns_fd, int tree, int target);
 int sys_view_clone(const int *ns_fds, int count, int fd, uint64_t mask, void *buf, size_t size);
+int sys_clone_in_one_of(const int *ns_fds, int count, int fd);
 int sys_userns(const char *uid_map, const char *gid_map);
 int sys_enter_private_ns(int *place);
 int sys_leave_private_ns(const int *place);
@@ -496,14 +497,14 @@ static int sys_fspick(int fd)
 }
 
 /* Anonymous mounts are cloned in the very mount namespace that they were made in. */
-static int clone_in_one_of(const int *ns_fds, int count, int fd)
+static int clone_in_one_of(const int *ns_fds, int count, int fd, unsigned int flags)
 {
-	const unsigned int flags = AT_EMPTY_PATH | O_CLOEXEC | OPEN_TREE_CLONE_ | AT_RECURSIVE_;
 	int tree = -EINVAL;
 
 	for (int i = 0; i < count && tree < 0; i++)
 		if (!setns(ns_fds[i], CLONE_NEWNS))
-			tree = sys_open_tree(fd, "", flags);
+			tree = sys_open_tree(fd, "",
+					     AT_EMPTY_PATH | O_CLOEXEC | OPEN_TREE_CLONE_ | flags);
 	return tree;
 }
 
@@ -581,7 +582,7 @@ static int sys_view_clone(const int *ns_fds, int count, int fd, uint64_t mask, v
 	view->err = -ECHILD;
 	pid = lone_child(0);
 	if (pid == 0) {
-		tree = clone_in_one_of(ns_fds, count, fd);
+		tree = clone_in_one_of(ns_fds, count, fd, AT_RECURSIVE_);
 		view->err = tree < 0 ? tree : attach_privately(tree);
 		if (!view->err)
 			view->err = fill_view(tree, mask, view, (char *)(view + 1), size);
@@ -599,6 +600,45 @@ static int sys_view_clone(const int *ns_fds, int count, int fd, uint64_t mask, v
 	return result;
 }
 
+/* For a child that shares its parent's fds: what it puts in the place of one is the parent's. */
+static int put_in_slot(int tree, int slot)
+{
+	if (tree < 0)
+		return tree;
+	return dup3(tree, slot, O_CLOEXEC) < 0 || close(tree) ? -errno : 0;
+}
+
+/* The fd in the slot when the child has put one there; else it is closed, and -errno. */
+static int await_slot(pid_t pid, int slot)
+{
+	int status, err = 0;
+
+	if (pid < 0)
+		err = -errno;
+	else if (waitpid(pid, &status, __WALL) != pid || !WIFEXITED(status))
+		err = -ECHILD;
+	else
+		err = -WEXITSTATUS(status);
+	if (!err)
+		return slot;
+	close(slot);
+	return err;
+}
+
+/* Without what is mounted below; the tree fd is the caller's. */
+static int sys_clone_in_one_of(const int *ns_fds, int count, int fd)
+{
+	int slot = open("/", O_PATH | O_CLOEXEC);
+	pid_t pid;
+
+	if (slot < 0)
+		return -errno;
+	pid = lone_child(CLONE_FILES);
+	if (pid == 0)
+		_exit(-put_in_slot(clone_in_one_of(ns_fds, count, fd, 0), slot));
+	return await_slot(pid, slot);
+}
+
 /* In a child with a mount namespace of its own and its parent's fds. */
 static int make_root_with_proc(int slot, const char *name)
 {
@@ -612,15 +652,12 @@ static int make_root_with_proc(int slot, const char *name)
 	    mkdir(target, 0755) || mount(".", target, NULL, MS_BIND, NULL) || chdir("/proc"))
 		return -errno;
 	tree = sys_open_tree(AT_FDCWD, ".", O_CLOEXEC | OPEN_TREE_CLONE_ | AT_RECURSIVE);
-	if (tree < 0)
-		return tree;
-	/* The parent has it then as well, for the fds are shared. */
-	return dup3(tree, slot, O_CLOEXEC) < 0 || close(tree) ? -errno : 0;
+	return put_in_slot(tree, slot);
 }
 
 static int sys_root_with_proc(const char *name)
 {
-	int slot = open("/proc", O_PATH | O_CLOEXEC), status, err = 0;
+	int slot = open("/proc", O_PATH | O_CLOEXEC);
 	pid_t pid;
 
 	if (slot < 0)
@@ -628,16 +665,7 @@ static int sys_root_with_proc(const char *name)
 	pid = lone_child(CLONE_NEWNS | CLONE_FILES);
 	if (pid == 0)
 		_exit(-make_root_with_proc(slot, name));
-	if (pid < 0)
-		err = -errno;
-	else if (waitpid(pid, &status, __WALL) != pid || !WIFEXITED(status))
-		err = -ECHILD;
-	else
-		err = -WEXITSTATUS(status);
-	if (!err)
-		return slot;
-	close(slot);
-	return err;
+	return await_slot(pid, slot);
 }
 
 /*

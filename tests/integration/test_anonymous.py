@@ -445,19 +445,7 @@ def test_covered(scenario: MakeScenario, placement: Placement) -> None:
     refused(scenario(placement, [Bind(), Bind()]).start(hold_covered), "covers it")
 
 
-# --- what is refused, or not known ---
-
-
-def hold_new_filesystem(task: Task) -> Check:
-    """The fd of a new filesystem, and a file on it: nothing else shows it."""
-    task.detach()
-    (tree,) = calls("answer(fsmount('tmpfs'))")
-    fd = os.open("file", os.O_RDWR | os.O_CREAT, dir_fd=tree)
-    return lambda: os.pwrite(fd, b"data", 0)
-
-
-def test_new_filesystem(scenario: MakeScenario, placement: Placement) -> None:
-    refused(scenario(placement).start(hold_new_filesystem), "no attached mount shows")
+# --- what is refused ---
 
 
 def hold_context(task: Task, call: str) -> Check:

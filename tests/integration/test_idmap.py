@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.placement import Bind, Placement, populate_tree
+from .soleheld import sole
+from .test_refused_dump import refused
 
 CLONE_NEWUSER = 0x10000000
 OWNER = 70000
@@ -104,3 +107,54 @@ def test_anonymous(scenario: MakeScenario, placement: Placement, userns: int) ->
     held = scenario(placement, [Bind(userns=userns)], in_trees=True).start(hold_owned)
     held.cycle().cycle()
     assert held.ask() == [OWNER, OWNER]
+
+
+def hold_owned_tree(task: Task) -> Check:
+    """A file and the directory that it is in; owners as they are seen there."""
+    fd = os.open(task.path("file"), os.O_RDONLY)
+    top = os.open(task.path(), os.O_RDONLY)
+    task.detach()
+
+    def owners(name: str) -> list[int]:
+        facts = os.stat(name, dir_fd=top)
+        return [facts.st_uid, facts.st_gid]
+
+    def check() -> list[object]:
+        acl = os.getxattr(f"/proc/self/fd/{top}/other", "system.posix_acl_access")
+        return [os.fstat(fd).st_uid, owners("file"), owners("other"), owners("."), acl.hex()]
+
+    return check
+
+
+def populate_owned(source: Path) -> None:
+    """The common tree; something in it has other owners, and an access control list."""
+    populate_tree(source)
+    os.chown(source / "tree" / "other", 1, 5)
+    entries = ((1, 6, -1), (2, 7, 1), (4, 4, -1), (8, 4, 5), (16, 7, -1), (32, 0, -1))
+    acl = b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    os.setxattr(source / "tree" / "other", "system.posix_acl_access", struct.pack("<I", 2) + acl)
+
+
+@pytest.mark.detached
+@pytest.mark.covers("file", "directory", column="sole-held")
+@pytest.mark.covers("tree_fd", "file", "directory", column="anonymous")
+@pytest.mark.parametrize("in_trees", [True, False], ids=["anonymous", "detached"])
+def test_sole_held(scenario: MakeScenario, userns: int, in_trees: bool) -> None:
+    """The filesystem has the owners that it had, and the mount shows others."""
+    if not in_trees and not kernel.has_statmount_by_fd():
+        pytest.skip("this kernel (before 7.0) does not tell the id-maps of detached mounts")
+    held = scenario(binds=[Bind(userns=userns)], in_trees=in_trees, populate=populate_owned)
+    held.start(hold_owned_tree)
+    answer = sole(held).ask()
+    assert answer[1:4] == [[OWNER] * 2, [OWNER + 1, OWNER + 5], [OWNER] * 2]
+    assert (OWNER + 1).to_bytes(4, "little").hex() in answer[4]
+    held.cycle().cycle()
+    assert held.ask() == answer
+
+
+@pytest.mark.detached
+def test_owner_without_a_place(scenario: MakeScenario, userns: int) -> None:
+    """Of a filesystem that is made anew every owner has to be told."""
+    held = scenario(binds=[Bind(userns=userns)], in_trees=True).start(hold_owned)
+    os.chown(held.ground.source / "tree" / "file", 7, 7)
+    refused(sole(held), "an owner that its id-mapped mount has no place for")

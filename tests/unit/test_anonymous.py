@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from criu_detached import anonymous, kernel, treeview
 from criu_detached.anonymous import AnonymousMounts
-from criu_detached.describe import DetachedMount
+from criu_detached.describe import DetachedMount, describe_mount
 from criu_detached.errors import DetachedError
 from criu_detached.records import Mount
 from criu_detached.sources import SourceFinder
@@ -34,7 +35,8 @@ class Ground:
             stack.enter_context(support.mounted(at / "b", "--bind", str(path / "one")))
             self.tree = self.clone("tree")
         self.fds = [self.tree]
-        self.mounts = AnonymousMounts(SourceFinder(False, lambda _: 0).candidates)
+        candidates = SourceFinder(False, lambda _: 0).candidates
+        self.mounts = AnonymousMounts(partial(describe_mount, candidates=candidates))
         self._given: list[DetachedMount] = []
 
     def clone(self, name: str) -> int:

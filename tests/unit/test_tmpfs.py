@@ -17,8 +17,19 @@ from criu_detached.contents import ContentReader, ContentWriter, open_data
 from criu_detached.errors import DetachedError
 from criu_detached.realise import Means
 from criu_detached.recordfile import Records, RecordWriter, read_records
-from criu_detached.records import FORMAT, File, Filesystem, Header, Inode, Node, Superblock
+from criu_detached.records import (
+    FORMAT,
+    BindSource,
+    File,
+    Filesystem,
+    Header,
+    Inode,
+    Mount,
+    Node,
+    Superblock,
+)
 from criu_detached.refill import fill, make_memory, set_limits
+from criu_detached.twins import climb
 
 from . import support
 
@@ -28,6 +39,9 @@ def memory_of(fs_type: str = "tmpfs", **fields: object) -> Filesystem:
     options = [option.encode() for option in str(fields.pop("options", "")).split(",") if option]
     superblock = Superblock(fs_type=fs_type.encode())
     return Filesystem(id=1, superblock=superblock, source=b"source", options=options)
+
+
+WHOLE = Mount(bind_source=BindSource(path=b"."))  # a mount of all of it
 
 
 class Ground:
@@ -65,7 +79,7 @@ class Ground:
         memory = tmpfs.Memory(1, self.root, self.kind(self.root), writer, contents, restricted)
         for name in names:
             with support.opened(Path(f"/proc/self/fd/{self.root}/{name}"), os.O_RDONLY) as fd:
-                memory.save(fd, File(path=name.encode()), kernel.fstat(fd), b".")
+                memory.save(fd, File(path=name.encode()), kernel.fstat(fd), WHOLE)
         memory.finish()
         writer.flush()
         return read_records(self.images)
@@ -164,7 +178,7 @@ def test_position_is_left(ground: Ground) -> None:
     memory = tmpfs.Memory(1, ground.root, kind, writer, contents, False)
     with support.opened(Path(f"/proc/self/fd/{ground.root}/file"), os.O_RDWR) as fd:
         os.lseek(fd, 3, os.SEEK_SET)
-        memory.save(fd, File(path=b"file"), kernel.fstat(fd), b".")
+        memory.save(fd, File(path=b"file"), kernel.fstat(fd), WHOLE)
         assert os.lseek(fd, 0, os.SEEK_CUR) == 3
     memory.finish()
 
@@ -311,9 +325,9 @@ def test_climb_stays_on_the_mount(ground: Ground) -> None:
     """Of an attached one too, such as one that is locked to the mount above it."""
     with ground.detached("tmpfs", "") as top:
         (top / "a/b").mkdir(parents=True)
-        attached = tmpfs._climb(os.open(top / "a/b", os.O_PATH))
+        attached = climb(os.open(top / "a/b", os.O_PATH))
     assert kernel.fstat(attached).ino == kernel.fstat(ground.root).ino
     os.close(attached)
-    detached = tmpfs._climb(os.open("a/b", os.O_PATH, dir_fd=ground.root))
+    detached = climb(os.open("a/b", os.O_PATH, dir_fd=ground.root))
     assert kernel.fstat(detached).ino == kernel.fstat(ground.root).ino
     os.close(detached)

@@ -56,10 +56,12 @@ def fspick(path):
     return call(433, -100, path.encode(), 0)
 
 
-def fsmount(fs_type):
+def fsmount(fs_type, attributes=0, **options):
     context = fsopen(fs_type)
+    for name, value in options.items():
+        call(431, context, 1, name.encode(), os.fsencode(value), 0)
     call(431, context, 6, None, None, 0)
-    return call(432, context, 0, 0)
+    return call(432, context, 0, attributes)
 
 
 def get_fd(pid, fd):
