@@ -18,10 +18,11 @@ from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, describe_mount
 from criu_detached.dump_sockets import SocketAnswer, Sockets
 from criu_detached.dump_terminals import is_left_to_shell_job, refuse_terminal
+from criu_detached.dump_watches import WatchedFiles
 from criu_detached.errors import DetachedError, quote
 from criu_detached.external import ExternalMount
 from criu_detached.ghosts import GhostDescriber, handle_of
-from criu_detached.holders import held_files, watches
+from criu_detached.holders import held_files
 from criu_detached.kernel import FileFacts
 from criu_detached.options import Options
 from criu_detached.paths import Name
@@ -41,6 +42,7 @@ from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
 from criu_detached.terminals import is_slave, is_terminal
 from criu_detached.tmpfs import MemoryMount
+from criu_detached.watches import watches_of_tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Dump:
             contents, self._options, host.userns_ids, host.dumps_user_namespace()
         )
         self._sockets = Sockets(host, self._finder)
+        self._watched = WatchedFiles(host, self._finder, self._record_watched)
 
     def link_read(self, fd: int, link: bytes, facts: FileFacts) -> bool:
         """Take note of a file that CRIU is about to dump as a regular file.
@@ -166,6 +169,31 @@ class Dump:
             self._open_records().bound_socket(new)
         return answer
 
+    def find_watched(self) -> None:
+        """Take note of watched files, one of which CRIU has found on no mount.
+
+        Raises:
+            DetachedError: one cannot be restored faithfully.
+        """
+        self._watched.find()
+
+    def is_watched_ghost(self, fd: int) -> bool:
+        """Tell whether a deleted file that is watched will be made anew on a detached mount.
+
+        Args:
+            fd: the file, opened on a mount that CRIU knows.
+        """
+        return self._watched.claim(fd)
+
+    def _record_watched(self, fd: int) -> tuple[int, int] | None:
+        """Record a file that is watched; its mount id and inode, or None: not detached."""
+        link, facts = os.readlink(b"/proc/self/fd/%d" % fd), kernel.fstat(fd)
+        mount = self._mount_of(fd, link, facts)
+        if mount is None:
+            return None
+        self._record_file(fd, link, facts, mount)
+        return facts.mnt_id, facts.ino
+
     def flush(self) -> None:
         """Write the records of the fast path, which are in memory; raises DetachedError."""
         if self._writer is not None:
@@ -175,15 +203,15 @@ class Dump:
             self._writer.flush()
 
     def _refuse_watched(self) -> None:
-        """Refuse watches of files that are made anew.
+        """Refuse watches of files that are made anew, where CRIU keeps them by the file handle.
 
-        CRIU keeps a watch by the file's handle, and knows no ghosts but its own at restore
-        (get_mark_path, criu/fsnotify.c). On tmpfs it refuses such a watch by itself.
+        It knows no ghosts but its own at restore (get_mark_path, criu/fsnotify.c). This is for
+        a CRIU that gives no chance to name them (WatchedFiles.claim).
         """
         anew = {(ghost.dev, ghost.ino): ghost for ghost in self._made_anew}
-        for pid, dev, ino in watches() if anew else ():
-            file = anew.get((dev, ino))
-            if file is not None:
+        for pid, watch in watches_of_tasks() if anew else ():
+            file = anew.get((watch.dev, watch.ino))
+            if file is not None and (watch.dev, watch.ino) not in self._watched.named:
                 raise DetachedError(
                     f"process {pid} watches the deleted file {quote(file.path)} on mount"
                     f" {file.mnt_id} (inotify or fanotify), which will be another one after the"

@@ -99,6 +99,32 @@ def dump_bound_socket(fd: int, name: Any, facts: Any, answer: Any) -> int:
 
 
 @ffi.def_extern(error=-1, onerror=_unexpected)
+def dump_watches() -> int:
+    """Give names to watched files that CRIU finds on no mount; return 0 when all have one."""
+    try:
+        _the_dump().find_watched()
+        return 0
+    except DetachedError as error:
+        log.error(f"can't dump a watch (inotify or fanotify): {error}")
+        return -1
+
+
+@ffi.def_extern(error=-1, onerror=_unexpected)
+def dump_deleted_watched(fd: int) -> int:
+    """Return 1 for a deleted file that is watched, and is one of a detached mount; else 0."""
+    return int(_the_dump().is_watched_ghost(fd))
+
+
+@ffi.def_extern(error=-1, onerror=_unexpected)
+def pre_dump_watches() -> int:
+    """Let a pre-dump pass by watched files that CRIU finds on no mount; return 0."""
+    from criu_detached.dump_watches import pass_by_watches
+
+    pass_by_watches(_host)
+    return 0
+
+
+@ffi.def_extern(error=-1, onerror=_unexpected)
 def dump_flush() -> int:
     """Return 0 when every record is in the image directory."""
     try:

@@ -31,7 +31,7 @@ def held_files(mnt_id: int) -> Iterator[int]:
     Args:
         mnt_id: the mount's 32-bit id.
     """
-    for pid in _processes():
+    for pid in processes():
         for fd in _open_links(pid):
             if kernel.fstat(fd).mnt_id == mnt_id:
                 yield fd
@@ -43,7 +43,7 @@ def held_directories(known: set[int]) -> Iterator[int]:
     Args:
         known: the 32-bit ids of mounts.
     """
-    for pid in _processes():
+    for pid in processes():
         for fd in _open_links(pid):
             facts = kernel.fstat(fd)
             if facts.mnt_id not in known and stat.S_ISDIR(facts.mode):
@@ -64,14 +64,13 @@ def is_tree_held(mnt_id: int) -> bool:
 
 def dumped_fds() -> Iterator[tuple[int, str]]:
     """Yield each fd of each dumped process, by the names that procfs has for them."""
-    for pid in _processes():
-        if _is_traced(pid):
-            yield from ((pid, fd) for fd in _below(pid, "fd"))
+    for pid in dumped_tasks():
+        yield from ((pid, fd) for fd in below(pid, "fd"))
 
 
-def fdinfo(pid: int, fd: str) -> list[bytes]:
+def fdinfo(pid: int | str, fd: str) -> list[bytes]:
     """What procfs says of an fd, in lines; none when it is closed."""
-    return _read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n")
+    return read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n")
 
 
 def _is_tree(pid: int, fd: str, mnt_id: int) -> bool:
@@ -91,8 +90,8 @@ def files_of(dev: int) -> Iterator[int]:
         dev: device of its superblock.
     """
     mapped = _mapped(dev)
-    for pid in _processes():
-        maps = "map_files" if mapped in _read(f"/proc/{pid}/maps") else ""
+    for pid in processes():
+        maps = "map_files" if mapped in read(f"/proc/{pid}/maps") else ""
         for fd in _open_links(pid, maps):
             if kernel.fstat(fd).dev == dev:
                 yield fd
@@ -106,7 +105,7 @@ def holding_processes(mnt_id: int) -> list[int]:
     """
     return [
         pid
-        for pid in _processes()
+        for pid in processes()
         if any(kernel.fstat(fd).mnt_id == mnt_id for fd in _open_links(pid))
     ]
 
@@ -125,28 +124,26 @@ def outside_holder(dev: int) -> str | None:
         OSError: what has to be looked at cannot be.
     """
     filesystem = _Filesystem(dev)
-    for pid in _processes():
+    for pid in processes():
         if not _is_traced(pid) and _keeps(pid, filesystem):
             return f"process {pid}"
     return _loop_device_on(dev) or _overlay_on(dev)
 
 
-def watches() -> Iterator[tuple[int, int, int]]:
-    """Yield the inotify and fanotify watches of the dumped tasks: process, device and inode.
+def files_of_tasks(dev: int) -> Iterator[tuple[int, str, int]]:
+    """Yield each file on a filesystem that a dumped task has.
 
-    Source: fs/notify/fdinfo.c.
+    Args:
+        dev: device of its superblock.
+
+    Returns:
+        The task, the link below its directory in procfs ("cwd", "fd/3"), and an O_PATH fd,
+        which is closed after.
     """
-    for pid, fd in dumped_fds():
-        for line in fdinfo(pid, fd):
-            if line.startswith((b"inotify wd:", b"fanotify ino:")):
-                yield pid, *_watched(line)
-
-
-def _watched(line: bytes) -> tuple[int, int]:
-    """Device and inode of a watch; the device is the kernel's own dev_t."""
-    fields = dict(field.split(b":", 1) for field in line.split() if b":" in field)
-    number = int(fields[b"sdev"], 16)
-    return os.makedev(number >> 20, number & 0xFFFFF), int(fields[b"ino"], 16)
+    for pid in dumped_tasks():
+        for link, fd in _open_links_of(pid, "map_files"):
+            if _is_on(fd, dev):
+                yield pid, link, fd
 
 
 def attached_mount(dev: int) -> str | None:
@@ -168,11 +165,17 @@ def attached_mount(dev: int) -> str | None:
     return None
 
 
-def _processes() -> Iterator[int]:
+def processes() -> Iterator[int]:
+    """Yield the ids of all processes but this one."""
     own = os.getpid()
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != own:
             yield int(name)
+
+
+def dumped_tasks() -> Iterator[int]:
+    """Yield the ids of the processes that are dumped."""
+    return filter(_is_traced, processes())
 
 
 def _open_links(pid: int, more: str = "") -> Iterator[int]:
@@ -182,29 +185,36 @@ def _open_links(pid: int, more: str = "") -> Iterator[int]:
         pid: the process.
         more: another directory of such links.
     """
+    for _, fd in _open_links_of(pid, more):
+        yield fd
+
+
+def _open_links_of(pid: int, more: str) -> Iterator[tuple[str, int]]:
+    """As _open_links, each with its name below the process's directory in procfs."""
     directories = ("fd", more) if more else ("fd",)
-    links = [f"{directory}/{name}" for directory in directories for name in _below(pid, directory)]
+    links = [f"{directory}/{name}" for directory in directories for name in below(pid, directory)]
     for name in ("cwd", "root", "exe", *links):
         try:
             fd = os.open(f"/proc/{pid}/{name}", kernel.O_PATH)
         except OSError:
             continue  # the process ended, or is a kernel thread
         try:
-            yield fd
+            yield name, fd
         finally:
             os.close(fd)
 
 
-def _below(pid: int, directory: str) -> list[str]:
+def below(pid: int | str, directory: str) -> list[str]:
+    """Names in a directory of a process in procfs; none of a process that ended."""
     try:
         return os.listdir(f"/proc/{pid}/{directory}")
     except OSError:
-        return []  # it ended
+        return []
 
 
 def _is_traced(pid: int) -> bool:
     """Tell the dumped tasks: CRIU traces them (compel_wait_task, compel/src/lib/infect.c)."""
-    return _read(f"/proc/{pid}/status").find(b"\nTracerPid:\t%d\n" % os.getpid()) >= 0
+    return read(f"/proc/{pid}/status").find(b"\nTracerPid:\t%d\n" % os.getpid()) >= 0
 
 
 def _keeps(pid: int, filesystem: _Filesystem) -> bool:
@@ -233,7 +243,7 @@ class _Filesystem:
         """Tell whether a process has a file of it, or one that leads to it."""
         if any(self._is_held_through(fd) for fd in _open_links(pid)):
             return True
-        return _mapped(self._dev) in _read(f"/proc/{pid}/maps")
+        return _mapped(self._dev) in read(f"/proc/{pid}/maps")
 
     def _is_held_through(self, fd: int) -> bool:
         facts = kernel.fstat(fd)
@@ -272,7 +282,18 @@ class _Filesystem:
             return False  # a deleted file
 
 
-def _read(path: str) -> bytes:
+def _is_on(fd: int, dev: int) -> bool:
+    """Tell whether a file is on a superblock; on some it has another device number."""
+    if kernel.fstat(fd).dev == dev:
+        return True
+    try:
+        return kernel.fstatfs(fd).magic in MANY_DEVICES and kernel.superblock_dev(fd) == dev
+    except OSError:
+        return False
+
+
+def read(path: str) -> bytes:
+    """Content of a file in procfs; empty for a process that ended."""
     try:
         with open(path, "rb") as file:
             return file.read()

@@ -117,6 +117,11 @@ class Host:
         if self._criu.socket_name_add(number, name, deleted):
             raise DetachedError("no memory for the names of unix sockets")
 
+    def watch_name_add(self, dev: int, ino: int, name: bytes) -> None:
+        """Let CRIU find a watched inode under a name (plugin/watches.h)."""
+        if self._criu.watch_name_add(dev, ino, name):
+            raise DetachedError("no memory for the names of watched files")
+
     def shared_alloc(self, count: int) -> None:
         """Make memory that all tasks share, with a lock and a number for each mount."""
         if self._lib.shared_alloc(count):

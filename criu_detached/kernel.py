@@ -438,6 +438,25 @@ def open_by_handle(mount_fd: int, handle: tuple[int, bytes], flags: int) -> int:
     )
 
 
+def fd_of_process(pid: int, number: int) -> int:
+    """pidfd_getfd(2), Linux 5.6: a duplicate of an fd of another process; it is the caller's."""
+    process = os.pidfd_open(pid)
+    try:
+        return _checked(lib.sys_pidfd_getfd(process, number), "pidfd_getfd")
+    finally:
+        os.close(process)
+
+
+def superblock_dev(fd: int) -> int:
+    """The device of an open file's superblock, which on some filesystems is not st_dev.
+
+    Source: fdinfo of an inotify fd, proc_pid_fdinfo(5).
+    """
+    dev = ffi.new("uint64_t *")
+    _checked(lib.sys_superblock_dev(fd, dev), "inotify")
+    return int(dev[0])
+
+
 def fs_uuid(fd: int) -> bytes:
     """FS_IOC_GETFSUUID, Linux 6.9: the filesystem's UUID, empty where there is none."""
     data = ffi.new("unsigned char[16]")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from criu_detached import kernel, mountinfo, paths
 from criu_detached.mountinfo import MountInfo
@@ -89,6 +90,37 @@ class SourceFinder:
                     yield Source(info, in_namespace, fd, pid)
                 else:
                     os.close(fd)
+
+    def outside(self, dev: int) -> Iterator[Source]:
+        """Yield, opened, each mount of a superblock where criu runs; it is closed after.
+
+        Args:
+            dev: device of the superblock.
+        """
+        for pid, info, _ in self._all():
+            fd = _open_mount(pid, info) if not pid and info.dev == dev else -1
+            if fd >= 0:
+                with Source(info, False, fd) as source:
+                    yield source
+
+    def may_be_known(self, dev: int, ino: int) -> bool:
+        """Tell whether a mount that CRIU knows shows an inode, or may do so.
+
+        Args:
+            dev: device of the superblock.
+            ino: the inode.
+        """
+        for pid, info, _ in self._all():
+            if info.dev != dev or not self._mount_known(info.mnt_id):
+                continue
+            fd = _open_mount(pid, info)
+            if fd < 0:
+                return True
+            found = kernel.fstat(fd)
+            os.close(fd)
+            if stat.S_ISDIR(found.mode) or found.ino == ino:
+                return True
+        return False
 
     def dumped_pids(self) -> list[int]:
         """A process of each dumped mount namespace."""

@@ -176,7 +176,7 @@ class Memory:
             self.save_whole(fd, mount)
         elif facts.ino not in self._paths:
             path = paths.join(_root_of(mount), file.path)
-            if not stat.S_ISREG(facts.mode) or not _is_readable(fd):
+            if not stat.S_ISREG(facts.mode) or not is_readable(fd):
                 self._save_node(fd, facts, path, mount)
                 return
             # To open it once more would break a lease that the task may have.
@@ -427,7 +427,8 @@ def _gives_privilege(mode: int) -> str:
     return ""
 
 
-def _is_readable(fd: int) -> bool:
+def is_readable(fd: int) -> bool:
+    """Tell whether a file can be read through an fd."""
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_WRONLY
 

@@ -74,10 +74,17 @@ def climb(directory: int) -> int:
 
     The kernel does not go above a detached mount's root (follow_dotdot, fs/namei.c), unless the
     mount is in an anonymous tree or locked to the one that it was on.
+
+    Raises:
+        OSError: the directory is not beneath that root.
     """
     here = kernel.fstat(directory)
     while True:
-        above = os.open(b"..", kernel.O_PATH | os.O_DIRECTORY, dir_fd=directory)
+        try:
+            above = os.open(b"..", kernel.O_PATH | os.O_DIRECTORY, dir_fd=directory)
+        except OSError:
+            os.close(directory)
+            raise
         found = kernel.fstat(above)
         if found.ino == here.ino or found.mnt_id != here.mnt_id:
             os.close(above)

@@ -25,12 +25,14 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "host.h"
 #include "sockets.h"
 #include "steer.h"
+#include "watches.h"
 
 #define PLUGIN_NAME "criu_detached"
 #define RECORD_FILE "criu-detached.img"
@@ -80,6 +82,7 @@ static struct {
 	unsigned long *root_ns_mask;
 	uid_t (*userns_uid)(uid_t uid);
 	gid_t (*userns_gid)(gid_t gid);
+	int (*irmap_scan_path_add)(char *path);
 	/* CRIU >= 4.3; tells the hook's ABI too, see restore_ext_file */
 	int (*plugin_get_options)(int *argc, char ***argv);
 } criu;
@@ -104,6 +107,7 @@ static const struct {
 	{ "root_ns_mask", &criu.root_ns_mask, false },
 	{ "userns_uid", &criu.userns_uid, false },
 	{ "userns_gid", &criu.userns_gid, false },
+	{ "irmap_scan_path_add", &criu.irmap_scan_path_add, true },
 	{ "criu_plugin_get_options", &criu.plugin_get_options, true },
 };
 
@@ -208,6 +212,16 @@ static int host_inherit_fd_get(const char *key)
 	return criu.inherit_fd_lookup_id((char *)key);
 }
 
+/* CRIU copies the path. */
+static int host_watch_name_add(uint64_t dev, uint64_t ino, const char *name)
+{
+	char path[64];
+
+	if (snprintf(path, sizeof(path), "/%s", name) >= (int)sizeof(path))
+		return -1;
+	return watch_name_note(dev, ino, name) || criu.irmap_scan_path_add(path) ? -1 : 0;
+}
+
 static struct criu_host host;
 
 static void fill_host(void)
@@ -228,6 +242,7 @@ static void fill_host(void)
 		.userns_gid = criu.userns_gid,
 		.plugin_option = host_plugin_option,
 		.socket_name_add = socket_name_add,
+		.watch_name_add = host_watch_name_add,
 	};
 }
 
@@ -528,6 +543,56 @@ static int steered_fstat(int fd, struct stat *st)
 	return socket_stand_in_stat(fd, st) ? 0 : fstat(fd, st);
 }
 
+static bool pre_dumping;
+
+static void find_watched(void)
+{
+	if (!start_python())
+		pre_dumping ? python.pre_dump_watches() : python.dump_watches();
+}
+
+/* What is not found and why is in the log; CRIU then fails by itself. */
+static int steered_fstatat(int dirfd, const char *path, struct stat *st, int flags)
+{
+	if (!strcmp(path, WATCH_SEARCH + 1)) {
+		find_watched();
+		errno = ENOENT;
+		return -1;
+	}
+	return watch_name_stat(path, st) ? 0 : fstatat(dirfd, path, st, flags);
+}
+
+/* A deleted file that is watched, as its handle led to it on a mount that CRIU knows. */
+static bool is_our_ghost(int fd)
+{
+	struct file_facts facts;
+
+	return !get_facts(fd, &facts) && !facts.nlink && !start_python() &&
+	       python.dump_deleted_watched(fd) > 0;
+}
+
+/*
+ * CRIU opens watched files by their handles (open_by_handle, criu/fsnotify.c), and knows no
+ * deleted ones but its own ghosts. Where that fails it searches: see steered_fstatat.
+ */
+static long steered_syscall(long number, ...)
+{
+	long ret, arg[6];
+	va_list args;
+
+	va_start(args, number);
+	for (int i = 0; i < 6; i++)
+		arg[i] = va_arg(args, long);
+	va_end(args);
+	ret = syscall(number, arg[0], arg[1], arg[2], arg[3], arg[4], arg[5]);
+	if (number == SYS_open_by_handle_at && ret >= 0 && is_our_ghost((int)ret)) {
+		close((int)ret);
+		errno = ESTALE;
+		return -1;
+	}
+	return ret;
+}
+
 /* Only then openat(2) has a fourth argument; O_TMPFILE shares a bit with O_DIRECTORY. */
 static bool needs_mode(int flags)
 {
@@ -566,6 +631,15 @@ static const struct steering file_steering[] = {
 
 static const struct steering ioctl_steering[] = {
 	{ "ioctl", steered_ioctl },
+};
+
+static const struct steering watch_steering[] = {
+	{ "fstatat", steered_fstatat },
+	{ "fstatat64", steered_fstatat },
+};
+
+static const struct steering handle_steering[] = {
+	{ "syscall", steered_syscall },
 };
 
 static const struct steering dump_steering[] = {
@@ -706,6 +780,19 @@ static int remove_stale(const char *name)
 	return -1;
 }
 
+/* Without it, CRIU refuses watches of what is on no mount that it knows. */
+static void steer_watches(bool in_pre_dump)
+{
+	char path[] = WATCH_SEARCH;
+
+	pre_dumping = in_pre_dump;
+	if (!criu.irmap_scan_path_add || STEER(watch_steering) <= 0)
+		return;
+	criu.irmap_scan_path_add(path);
+	if (!in_pre_dump)
+		STEER(handle_steering);
+}
+
 /* A plugin installed for the whole machine must not stop the dumps that do not need it. */
 static int dump_init(const char *missing)
 {
@@ -723,6 +810,7 @@ static int dump_init(const char *missing)
 	/* Without it, CRIU reads the link of a socket's file, and Python refuses that. */
 	if (STEER(file_steering) > 0)
 		STEER(ioctl_steering);
+	steer_watches(false);
 	ready = true;
 	say(LOG_DEBUG, "ready to dump");
 	return 0;
@@ -800,6 +888,7 @@ static int plugin_init(int stage)
 	ready = false;
 	live_key[0] = '\0';
 	sockets_reset();
+	watches_reset();
 	fill_host();
 	if (python_started)
 		python.reset();
@@ -808,8 +897,10 @@ static int plugin_init(int stage)
 		return dump_init(missing);
 	case STAGE_RESTORE:
 		return restore_init(missing);
-	default:
-		return 0; /* a pre-dump writes memory only, and never calls exit */
+	default: /* a pre-dump writes memory, looks for watched files, and never calls exit */
+		if (!missing)
+			steer_watches(true);
+		return 0;
 	}
 }
 

@@ -26,6 +26,7 @@ struct criu_host {
     const char *(*plugin_option)(int index);
     int flushes;
     int (*socket_name_add)(uint32_t id, const char *name, int deleted);
+    int (*watch_name_add)(uint64_t dev, uint64_t ino, const char *name);
 };
 struct file_facts {
     uint64_t dev;
@@ -77,6 +78,9 @@ int dump_link(int fd, const char *link, const struct file_facts *facts);
 int dump_ext_file(int fd, int id, const struct file_facts *facts);
 int dump_bound_socket(int fd, const char *name, const struct file_facts *facts,
                 struct socket_answer *answer);
+int dump_watches(void);
+int dump_deleted_watched(int fd);
+int pre_dump_watches(void);
 int dump_flush(void);
 int restore_init(void);
 int restore_open(const char *name, int flags);
@@ -232,6 +236,9 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 		.dump_link = dump_plain_link,
 		.dump_ext_file = dump_ext_file,
 		.dump_bound_socket = dump_bound_socket,
+		.dump_watches = dump_watches,
+		.dump_deleted_watched = dump_deleted_watched,
+		.pre_dump_watches = pre_dump_watches,
 		.dump_flush = dump_flush,
 		.restore_init = restore_init,
 		.restore_open = open_known,

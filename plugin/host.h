@@ -31,6 +31,8 @@ struct criu_host {
 	const char *(*plugin_option)(int index); /* "--NAME=VALUE" for any plugin, or NULL */
 	int flushes; /* dump_flush will be called before the dump ends */
 	int (*socket_name_add)(uint32_t id, const char *name, int deleted); /* sockets.h */
+	/* watches.h; from then on CRIU finds the inode under that name */
+	int (*watch_name_add)(uint64_t dev, uint64_t ino, const char *name);
 };
 
 /* What statx(2) says of a file that CRIU is about to dump. */
@@ -66,6 +68,10 @@ struct embedded {
 	/* the record's id, 0 when the file is CRIU's business, or -1 */
 	int (*dump_bound_socket)(int fd, const char *name, const struct file_facts *facts,
 				 struct socket_answer *answer);
+	int (*dump_watches)(void); /* CRIU has found a watched inode on no mount */
+	/* 1 when a deleted file is watched that will be made anew, 0, or -1 */
+	int (*dump_deleted_watched)(int fd);
+	int (*pre_dump_watches)(void);
 	int (*dump_flush)(void);
 	int (*restore_init)(void);
 	int (*restore_open)(const char *name, int flags);

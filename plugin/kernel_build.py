@@ -40,6 +40,8 @@ int sys_fstat(int fd, struct beneath *out);
 int sys_file_handle(int fd, int flags, int *type, unsigned char *handle, unsigned int *size);
 int sys_open_by_handle(int mount_fd, int type, const unsigned char *handle, unsigned int size,
                        int flags);
+int sys_pidfd_getfd(int pidfd, int fd);
+int sys_superblock_dev(int fd, uint64_t *dev);
 int sys_fs_uuid(int fd, unsigned char *uuid);
 int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id);
 int sys_mount_ns_id(int ns_fd, uint64_t *ns_id);
@@ -73,6 +75,7 @@ SOURCE = r"""
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -92,6 +95,7 @@ SOURCE = r"""
 #define NR_fsmount 432
 #define NR_fspick 433
 #define NR_openat2 437
+#define NR_pidfd_getfd 438
 #define NR_mount_setattr 442
 #define NR_statmount 457
 #define NR_listmount 458
@@ -275,6 +279,46 @@ static int sys_open_by_handle(int mount_fd, int type, const unsigned char *handl
 		return -EINVAL;
 	memcpy(h.f_handle, handle, size);
 	return ret(syscall(SYS_open_by_handle_at, mount_fd, &h, flags));
+}
+
+static int sys_pidfd_getfd(int pidfd, int fd)
+{
+	return ret(syscall(NR_pidfd_getfd, pidfd, fd, 0));
+}
+
+/* A watch of no event, of which fdinfo shows the superblock (fs/notify/fdinfo.c). */
+static int sys_superblock_dev(int fd, uint64_t *dev)
+{
+	char text[1024], *found;
+	unsigned int number;
+	ssize_t size;
+	int inotify, err = -EOPNOTSUPP;
+
+	inotify = inotify_init1(IN_CLOEXEC);
+	if (inotify < 0)
+		return -errno;
+	snprintf(text, sizeof(text), "/proc/self/fd/%d", fd);
+	if (inotify_add_watch(inotify, text, IN_DELETE_SELF) < 0) {
+		err = -errno;
+		goto out;
+	}
+	snprintf(text, sizeof(text), "/proc/self/fdinfo/%d", inotify);
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		err = -errno;
+		goto out;
+	}
+	size = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[size > 0 ? size : 0] = '\0';
+	found = strstr(text, " sdev:");
+	if (found && sscanf(found, " sdev:%x", &number) == 1) {
+		*dev = makedev(number >> 20, number & 0xfffff);
+		err = 0;
+	}
+out:
+	close(inotify);
+	return err;
 }
 
 /* linux/fs.h: FS_IOC_GETFSUUID, Linux 6.9 */

@@ -106,11 +106,16 @@ def test_leave_stopped(scenario: MakeScenario, placement: Placement) -> None:
         assert_lives(held, turn)
 
 
-def test_pre_dump_iterations(scenario: MakeScenario, placement: Placement) -> None:
-    """Memory is copied in steps, each with what changed since the one before."""
+def require_dirty_tracking() -> None:
+    """Skip a test that makes a pre-dump where that is not possible."""
     tracks = ["criu", "check", "--feature", "mem_dirty_track"]
     if subprocess.run(tracks, check=False, capture_output=True).returncode:
         pytest.skip("this kernel cannot tell which pages were written to")
+
+
+def test_pre_dump_iterations(scenario: MakeScenario, placement: Placement) -> None:
+    """Memory is copied in steps, each with what changed since the one before."""
+    require_dirty_tracking()
     held = scenario(placement).start(hold_life)
     before = look.seen(held.pid)
     plugins = None if held.ground.attached else default_plugins()

@@ -14,6 +14,7 @@ from .harness.agent import Check, Task
 from .harness.criu import CriuRun
 from .harness.placement import CONTENT, Placement
 from .harness.scenario import Scenario
+from .test_watches import IN_MODIFY, watch
 
 # The plugin's own .so is found, mapped and relocated, and criu's image of itself is steered.
 MORE_CALLS = 60
@@ -22,8 +23,9 @@ UNSTEADY = ("---", "+++", "rt_sigreturn", "restart_syscall", "wait4", "ptrace")
 
 
 def hold_attached(task: Task) -> Check:
-    """A file of a mount that stays."""
+    """A file of a mount that stays, and a watch of it."""
     fd = os.open(task.path("file"), os.O_RDWR)
+    watch(task.path("file"), IN_MODIFY)
     return lambda: os.pread(fd, 100, 0).decode()
 
 

@@ -69,6 +69,20 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(fd)
 
 
+@contextmanager
+def inotify(*watched: Path, follow: bool = True) -> Iterator[int]:
+    """An inotify fd that watches files, for a while."""
+    libc = ctypes.CDLL(None)
+    fd = libc.inotify_init1(os.O_CLOEXEC)
+    try:
+        for path in watched:
+            mask = 0x2 if follow else 0x2000002  # IN_MODIFY, IN_DONT_FOLLOW
+            assert libc.inotify_add_watch(fd, os.fsencode(path), mask) > 0
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def names_in(root: Path) -> dict[str, tuple[int, int]]:
     """Every name beneath a directory, and its own, with inode and time of modification."""
     found = {}

@@ -353,3 +353,23 @@ def test_attached_id_maps(tmp_path: Path) -> None:
                 os.close(tree)
         subprocess.run(["umount", "--lazy", str(tmp_path / "at")], check=True)
     assert found == ([b"0 70000 1"], [b"0 80000 2"])
+
+
+def test_fd_of_a_process(tmp_path: Path) -> None:
+    """The same open file, and not another one of it."""
+    (tmp_path / "file").write_text("content")
+    with support.opened(tmp_path / "file") as fd:
+        found = kernel.fd_of_process(os.getpid(), fd)
+        os.lseek(fd, 3, os.SEEK_SET)
+        assert os.lseek(found, 0, os.SEEK_CUR) == 3
+        assert not os.get_inheritable(found)
+        os.close(found)
+        with pytest.raises(OSError, match="pidfd_getfd"):
+            kernel.fd_of_process(os.getpid(), 12345)
+
+
+def test_device_of_a_superblock(tmp_path: Path) -> None:
+    with support.opened(tmp_path, os.O_PATH) as fd:
+        before = support.open_fds()
+        assert kernel.superblock_dev(fd) == support.mount_of(tmp_path).dev
+        assert support.open_fds() == before

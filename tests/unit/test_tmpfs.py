@@ -331,3 +331,16 @@ def test_climb_stays_on_the_mount(ground: Ground) -> None:
     detached = climb(os.open("a/b", os.O_PATH, dir_fd=ground.root))
     assert kernel.fstat(detached).ino == kernel.fstat(ground.root).ino
     os.close(detached)
+
+
+def test_climb_from_what_was_moved_away(tmp_path: Path) -> None:
+    """It is not beneath the root of its mount any more."""
+    for name in ("mnt", "source/a/b", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    with support.detached(tmp_path / "mnt", tmp_path / "source/a") as root:
+        moved = os.open("b", os.O_PATH, dir_fd=root)
+        (tmp_path / "source/a/b").rename(tmp_path / "elsewhere/b")
+        before = support.open_fds()
+        with pytest.raises(OSError, match="No such file"):
+            climb(moved)
+        assert set(before) - set(support.open_fds()) == {moved}
