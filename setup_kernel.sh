@@ -33,7 +33,8 @@ readonly ROOT_PACKAGES=(
     kmod iproute2 procps strace util-linux mount
     e2fsprogs btrfs-progs xfsprogs dosfstools squashfs-tools erofs-utils exfatprogs f2fs-tools
     g++ redis-server
-    podman runc crun busybox-static bubblewrap fuse3 squashfuse
+    podman runc crun libcriu2 catatonit busybox-static bubblewrap fuse3 squashfuse
+    python3-venv
 )
 
 # Directories that have to be there in the root: where the checkout is mounted, and where

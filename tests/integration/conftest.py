@@ -13,7 +13,9 @@ import pytest
 
 from ..coverage_table import COLUMNS, ITEMS, OUTCOMES, PROPERTY
 from .harness import scenario as harness
+from .harness.container import Container
 from .harness.criu import has_inet_sockets, has_plugin
+from .harness.engines import Engines, prepared_engines
 from .harness.placement import SHAPES, Placement, Shape
 from .harness.scenario import Scenario
 
@@ -125,6 +127,36 @@ def inet_sockets() -> None:
     """What a test needs that has internet sockets dumped."""
     if not has_inet_sockets():
         pytest.skip("this CRIU (before 4.2) can't dump internet sockets on Linux 6.16 and newer")
+
+
+@pytest.fixture(scope="session")
+def engines(runner: None) -> Iterator[Engines]:
+    """Container engines, with what they keep in directories of their own."""
+    with prepared_engines() as prepared:
+        yield prepared
+
+
+class MakeContainer(Protocol):
+    """Makes a container of a named engine that ends with its test."""
+
+    def __call__(self, engine: str, *args: Any, **kwargs: Any) -> Container: ...
+
+
+@pytest.fixture
+def container(
+    pytestconfig: pytest.Config, engines: Engines, used_placements: set[Placement]
+) -> Iterator[MakeContainer]:
+    """Makes containers, as scenario makes scenarios."""
+    with ExitStack() as stack:
+
+        def make(engine: str, *args: Any, **kwargs: Any) -> Container:
+            if pytestconfig.getoption("--attached"):
+                kwargs["attached"] = True
+            made = stack.enter_context(Container(engines.get(engine), *args, **kwargs))
+            used_placements.add(made.ground.placement)
+            return made
+
+        yield make
 
 
 @pytest.fixture(params=[Placement.HOST, Placement.NAMESPACE], ids=lambda p: p.value)

@@ -25,8 +25,8 @@ from .conftest import MakeScenario
 from .harness import look
 from .harness.agent import Check, Task, calls
 from .harness.placement import CONTENT, Placement
-from .harness.scenario import Scenario, difference_of
-from .test_pid_namespace import new_pid_namespace, told_of_answers
+from .harness.scenario import Scenario, difference_of, told_of_answers
+from .test_pid_namespace import new_pid_namespace
 
 pytestmark = [
     pytest.mark.detached,  # both runs are attached already
@@ -404,7 +404,7 @@ def test_cgroup(scenario: MakeScenario) -> None:
 
 def test_container(scenario: MakeScenario) -> None:
     held = scenario(Placement.NAMESPACE, attached=True)
-    with told_of_answers(held):
+    with told_of_answers(held.ground):
         with new_pid_namespace():
             held.start(hold_namespaces)
         assert_same(Twice(held, []), ["inside", "Shared", CONTENT, 1])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.placement import CONTENT, Placement
 from .harness.program import Program
-from .harness.scenario import Scenario
+from .harness.scenario import Scenario, told_of_answers
 from .test_nested_namespace import hold_in_nested, hold_passed_on
 
 CLONE_NEWPID = 0x20000000
@@ -34,18 +32,6 @@ def new_pid_namespace() -> Iterator[None]:
         if sys.version_info >= (3, 12):
             os.setns(own, CLONE_NEWPID)
         os.close(own)
-
-
-@contextmanager
-def told_of_answers(held: Scenario) -> Iterator[None]:
-    """The process can't signal the runner, which it does not see: let the kernel do it."""
-    base = os.open(held.ground.base, os.O_RDONLY)
-    fcntl.fcntl(base, fcntl.F_SETSIG, signal.SIGUSR1)
-    fcntl.fcntl(base, fcntl.F_NOTIFY, fcntl.DN_RENAME | fcntl.DN_MULTISHOT)
-    try:
-        yield
-    finally:
-        os.close(base)
 
 
 def hold_file(task: Task) -> Check:
@@ -69,7 +55,7 @@ def holder(held: Scenario) -> tuple[int, int]:
 def test_init(scenario: MakeScenario, tmp_path: Path, program: Program) -> None:
     """The init or a child in a nested mount namespace holds the file; as many processes return."""
     held = scenario(Placement.NAMESPACE)
-    with told_of_answers(held):
+    with told_of_answers(held.ground):
         with new_pid_namespace():
             held.start(program)
         processes = len(look.tree(held.pid))

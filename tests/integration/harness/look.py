@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import kernel
 
 # CRIU masks O_TMPFILE, which contains O_DIRECTORY, out of the flags of all that it opens by path.
 CRIU_DROPS = os.O_TMPFILE
+O_LARGEFILE = 0o100000  # which Python has as 0
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,40 @@ def inner_pid(pid: int) -> int:
     """A process's pid as it knows it itself."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("NSpid:", 1)[1].split("\n", 1)[0].split()[-1])
+
+
+def seen_inside(pid: int) -> Seen:
+    """Look at a container from its first process on.
+
+    Processes are known by their ids inside, and mounts by their places: an engine makes the mounts
+    and the pipes around the container anew.
+    """
+    outside = seen(pid)
+    files = {_inner_pid(process): _made_here(found) for process, found in outside.files.items()}
+    mounts = {_inner_pid(process): _places(process) for process in outside.mounts}
+    return Seen(files, mounts, [])
+
+
+def _made_here(files: dict[int, SeenFile]) -> dict[int, SeenFile]:
+    """Without the flag that depends on how a program was compiled that opened a file."""
+    return {fd: replace(file, flags=file.flags & ~O_LARGEFILE) for fd, file in files.items()}
+
+
+def _inner_pid(pid: int) -> int:
+    """A process's id in the innermost PID namespace."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("NSpid:"))
+    return int(line.split()[-1])
+
+
+def _places(pid: int) -> list[str]:
+    """The mount points of a namespace."""
+    return sorted(line.split(" ")[4] for line in _mountinfo(pid))
+
+
+def is_agent(pid: int) -> bool:
+    """Whether a process runs the agent of these tests."""
+    return b"\0-I\0-S\0-c\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _seen_files(pid: int, attached: set[int], numbers: dict[int, int]) -> dict[int, SeenFile]:

@@ -36,7 +36,63 @@ def prepare_runner() -> None:
     signal.signal(signal.SIGUSR1, lambda *_: None)
 
 
-class Scenario:
+class Held:
+    """A process that the agent runs in: it holds files and answers questions."""
+
+    ground: Ground
+    pid = 0
+
+    def ask(self) -> Any:
+        """Have the process run its check and return what it found."""
+        os.kill(self.pid, signal.SIGUSR1)
+        return self._answer()
+
+    def assert_detached(self, fds: Iterable[int]) -> None:
+        """The mounts of these fds are in no namespace, unless they were to stay attached."""
+        for fd in fds:
+            assert look.is_detached(self.pid, fd) is not self.ground.attached, f"fd {fd}"
+
+    def _agent(self, program: Program, arguments: dict[str, Any], **settings: Any) -> list[str]:
+        """The command of a process that runs the program."""
+        config = {
+            "base": str(self.ground.seen_base),
+            "points": self.ground.points(),
+            "prefixes": [bind.shape.prefix for bind in self.ground.binds],
+            "attached": self.ground.attached,
+            "in_trees": False,
+            "arguments": arguments,
+            **settings,
+            **shipped(program),
+        }
+        command = [os.path.realpath(sys.executable), "-I", "-S", "-c", inspect.getsource(agent)]
+        return [*command, json.dumps(config)]
+
+    def _answer(self) -> Any:
+        """Wait for the process to report."""
+        path = self.ground.base / "result"
+        wait_until(lambda: path.exists() or not look.is_running(self.pid), "an answer")
+        if not path.exists():
+            _, status = os.waitpid(self.pid, os.WNOHANG)
+            raise AssertionError(f"no answer from {self.pid}: wait status {status:#x}")
+        answer = json.loads(path.read_text())
+        path.unlink()
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
+
+@contextmanager
+def told_of_answers(ground: Ground) -> Iterator[None]:
+    """A process in a PID namespace can't signal the runner: let the kernel do it."""
+    base = os.open(ground.base, os.O_RDONLY)
+    fcntl.fcntl(base, fcntl.F_SETSIG, signal.SIGUSR1)
+    fcntl.fcntl(base, fcntl.F_NOTIFY, fcntl.DN_RENAME | fcntl.DN_MULTISHOT)
+    try:
+        yield
+    finally:
+        os.close(base)
+
+
+class Scenario(Held):
     """A process with files on bind mounts that its program unmounts lazily."""
 
     def __init__(
@@ -73,26 +129,11 @@ class Scenario:
     def start(self, program: Program, **arguments: Any) -> Self:
         """Start a fresh process that runs the program and wait until it holds its files."""
         self.ground.make_source()
-        config = {
-            "base": str(self.ground.seen_base),
-            "runner": os.getpid(),
-            "points": self.ground.points(),
-            "prefixes": [bind.shape.prefix for bind in self.ground.binds],
-            "attached": self.ground.attached,
-            "in_trees": self._in_trees,
-            "arguments": arguments,
-            **shipped(program),
-        }
-        command = [os.path.realpath(sys.executable), "-I", "-S", "-c", inspect.getsource(agent)]
-        self.pid = _spawn(self.ground.enter, [*command, json.dumps(config)])
+        command = self._agent(program, arguments, runner=os.getpid(), in_trees=self._in_trees)
+        self.pid = _spawn(self.ground.enter, command)
         self._known = [self.pid]
         self._answer()
         return self
-
-    def ask(self) -> Any:
-        """Have the process run its check and return what it found."""
-        os.kill(self.pid, signal.SIGUSR1)
-        return self._answer()
 
     def dump(
         self,
@@ -113,7 +154,7 @@ class Scenario:
             verbosity=verbosity,
         )
         if run.status == 0 and "--leave-running" not in options:
-            _reap(self._known)
+            reap(self._known)
         return run
 
     def restore(
@@ -141,11 +182,6 @@ class Scenario:
             self.pid = int(pid_file.read_text())  # another one for the init of a PID namespace
         return run
 
-    def assert_detached(self, fds: Iterable[int]) -> None:
-        """The mounts of these fds are in no namespace, unless they were to stay attached."""
-        for fd in fds:
-            assert look.is_detached(self.pid, fd) is not self.ground.attached, f"fd {fd}"
-
     def cycle(self, *, plugin: bool | None = None) -> Self:
         """Dump and restore; everything that is seen from outside must be as before."""
         before = look.seen(self.pid)
@@ -172,7 +208,7 @@ class Scenario:
 
     def assert_gone(self) -> None:
         """No task is left of a restore that failed; what criu killed may still be dying."""
-        _reap(self._left_alive(), "the end of tasks that a failed restore left")
+        reap(self._left_alive(), "the end of tasks that a failed restore left")
 
     def _left_alive(self) -> list[int]:
         """Those of the processes that exist, in whatever state."""
@@ -188,7 +224,7 @@ class Scenario:
         for pid in alive:
             with suppress(ProcessLookupError):  # an init took it along
                 os.kill(pid, signal.SIGKILL)
-        _reap(alive)
+        reap(alive)
         self.pid = 0
 
     def _watch_answers(self) -> int:
@@ -209,18 +245,6 @@ class Scenario:
             yield
         finally:
             kernel.umount2(self.ground.root, kernel.MNT_DETACH)
-
-    def _answer(self) -> Any:
-        """Wait for the process to report."""
-        path = self.ground.base / "result"
-        _wait(lambda: path.exists() or not look.is_running(self.pid), "an answer")
-        if not path.exists():
-            _, status = os.waitpid(self.pid, os.WNOHANG)
-            raise AssertionError(f"no answer from {self.pid}: wait status {status:#x}")
-        answer = json.loads(path.read_text())
-        path.unlink()
-        assert "error" not in answer, answer["error"]
-        return answer["value"]
 
 
 def difference(before: look.Seen, after: look.Seen) -> str:
@@ -273,7 +297,7 @@ def _spawn(enter: Callable[[], int], command: list[str]) -> int:
         os._exit(1)
 
 
-def _wait(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str) -> None:
     """Wait for the signals that tell of a report (SIGUSR1) and of a death (SIGCHLD)."""
     deadline = time.monotonic() + DEADLINE
     signals = {signal.SIGUSR1, signal.SIGCHLD}
@@ -287,7 +311,7 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
-def _reap(pids: Sequence[int], what: str = "the end of the processes") -> None:
+def reap(pids: Sequence[int], what: str = "the end of the processes") -> None:
     """Wait until these are gone: a zombie would keep its pid from being restored."""
     left = set(pids)
 
@@ -297,7 +321,7 @@ def _reap(pids: Sequence[int], what: str = "the end of the processes") -> None:
         left.intersection_update(pid for pid in list(left) if os.path.exists(f"/proc/{pid}"))
         return not left
 
-    _wait(gone, f"{what} {sorted(left)}")
+    wait_until(gone, f"{what} {sorted(left)}")
 
 
 def _reap_zombies(left: set[int] | None = None) -> None:
