@@ -29,7 +29,7 @@ _EXTENT = 16  # bytes of an extent's offset and length
 
 # One buffer for all: reading and writing through it takes half the time of copy_file_range(2) and
 # sendfile(2), which go page by page, unless they need not copy.
-_BUFFER = memoryview(bytearray(1 << 20))
+_BUFFER = kernel.zeroed(1 << 20)
 _PIECE = 1 << 30  # bytes that one copy_file_range(2) is asked to copy
 # linux/magic.h: filesystems where two files may share their data
 _SHARING = {

@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from criu_detached.tmpfs import Memory
     from criu_detached.twins import Twins
 
     Candidates = Callable[[int, bytes | None, int], Iterator[Source]]
@@ -61,6 +62,7 @@ class DetachedMount:
         self.read_only = read_only  # the superblock, not the mount
         self.maps_known = maps_known  # the kernel told the id-map, or that there is none
         self.twins = twins  # of the bind source
+        self.memory: Memory | None = None  # the filesystem, if it is in memory and has no source
 
     def seen(self, fd: int, path: bytes, facts: FileFacts) -> FileFacts:
         """Facts that a file has in the bind source, if it is there; raises OSError.

@@ -58,7 +58,7 @@ def under(dev: int, fs: StatFs) -> Iterator[list[int]]:
     """
     if os.major(dev):  # else the number is one that the kernel made up
         yield [dev]
-    elif fs.magic == BTRFS_MAGIC and os.path.isdir(_BTRFS):
+    elif fs.magic == BTRFS_MAGIC and kernel.is_directory(_BTRFS):
         for uuid in os.listdir(_BTRFS):
             if len(uuid) == 36 and _fold(bytes.fromhex(uuid.replace("-", "")), 4) == fs.fsid & _LOW:
                 names = sorted(os.listdir(f"{_BTRFS}/{uuid}/devices"))
@@ -95,7 +95,7 @@ def describe_device(dev: int) -> BlockDevice:
         record = _identify(fd, path)
     finally:
         os.close(fd)
-    record.loop = loops.describe_loop(os.path.basename(os.path.realpath(_sys(dev))))
+    record.loop = loops.describe_loop(os.readlink(_sys(dev)).split(b"/")[-1])
     return record
 
 

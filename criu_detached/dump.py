@@ -37,16 +37,16 @@ from criu_detached.records import (
     Header,
     Mount,
 )
-from criu_detached.soleheld import SoleHeld
 from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
 from criu_detached.terminals import is_slave, is_terminal
-from criu_detached.tmpfs import MemoryMount
 from criu_detached.watches import watches_of_tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.host import Host
+    from criu_detached.soleheld import SoleHeld
+    from criu_detached.tmpfs import Memory
 
 
 class Dump:
@@ -63,10 +63,10 @@ class Dump:
         self._ghosts: set[tuple[int, int]] = set()
         self._made_anew: list[File] = []
         self._anonymous = AnonymousMounts(self._describe_or_leave)
-        contents = ContentWriter(host.image_dir())
-        self._sole_held = SoleHeld(host, self._open_records, contents)
+        self._contents = ContentWriter(host.image_dir())
+        self._sole_held: SoleHeld | None = None
         self._describer = GhostDescriber(
-            contents, self._options, host.userns_ids, host.dumps_user_namespace()
+            self._contents, self._options, host.userns_ids, host.dumps_user_namespace()
         )
         self._sockets = Sockets(host, self._finder)
         self._watched = WatchedFiles(host, self._finder, self._record_watched)
@@ -149,7 +149,7 @@ class Dump:
         mount = self._mount_of(fd, link, facts)
         if mount is None:
             return None
-        if isinstance(mount, MemoryMount):
+        if mount.memory is not None:
             raise DetachedError(
                 "it is bound on a filesystem in memory that no attached mount shows any more: mount"
                 " that somewhere again, or close the socket"
@@ -197,7 +197,8 @@ class Dump:
     def flush(self) -> None:
         """Write the records of the fast path, which are in memory; raises DetachedError."""
         if self._writer is not None:
-            self._sole_held.finish()
+            if self._sole_held is not None:
+                self._sole_held.finish()
             self._refuse_watched()
             self._writer.framed(*self._host.take_plain_records())
             self._writer.flush()
@@ -287,7 +288,15 @@ class Dump:
                     if not other_link.endswith(paths.DELETED):
                         other_facts = kernel.fstat(other)
                         return self._describe_mount(other, other_link, other_facts, kind)
-            return self._sole_held.describe(fd, link, facts, kind, error)
+            return self._the_sole_held().describe(fd, link, facts, kind, error)
+
+    def _the_sole_held(self) -> SoleHeld:
+        """What describes mounts that have no bind source."""
+        if self._sole_held is None:
+            from criu_detached.soleheld import SoleHeld  # few dumps need it, and it takes long
+
+            self._sole_held = SoleHeld(self._host, self._open_records, self._contents)
+        return self._sole_held
 
     def _open_records(self) -> RecordWriter:
         if self._writer is None:
@@ -332,8 +341,8 @@ class Dump:
         name = mount.name_of(fd, link, facts)
         _refuse_types(name.path, facts, mount)
         record = _file_record(fd, name.path, facts)
-        if isinstance(mount, MemoryMount):
-            self._save(fd, record, name, facts, mount)
+        if mount.memory is not None:
+            self._save(fd, record, name, facts, mount, mount.memory)
         elif name.deleted and is_slave(facts):
             self._open_records().file(record)  # CRIU opens a master first, and then it is there
         elif name.deleted:
@@ -353,11 +362,17 @@ class Dump:
         return record
 
     def _save(
-        self, fd: int, record: File, name: Name, facts: FileFacts, mount: MemoryMount
+        self,
+        fd: int,
+        record: File,
+        name: Name,
+        facts: FileFacts,
+        mount: DetachedMount,
+        memory: Memory,
     ) -> None:
         """Save a file of a filesystem in memory, and write its record."""
         if not name.deleted:
-            mount.memory.save(fd, record, facts, mount.record)
+            memory.save(fd, record, facts, mount.record)
             self._open_records().file(record)
             return
         if name.path == paths.ROOT and not mount.record.root_deleted:
@@ -367,7 +382,7 @@ class Dump:
             )
         self._ghosts.add((facts.mnt_id, facts.ino))
         if facts.nlink and not stat.S_ISDIR(facts.mode):
-            mount.memory.save_later(fd, record)
+            memory.save_later(fd, record)
         else:
             self._open_records().ghost(self._describer.describe(fd, record, facts, mount))
 

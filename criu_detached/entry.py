@@ -7,7 +7,6 @@ An error becomes a log line here, and nowhere else.
 from __future__ import annotations
 
 import errno
-import gc
 import sys
 
 from _criu_detached_embed import ffi, lib
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 
 # enum dump_answer
 _LEAVE, _EXTERNAL, _REFUSE = 0, 1, -1
-
-# A short life without cycles: collections would only walk the records again and again.
-gc.disable()
 
 _host = Host(ffi, lib)
 log.set_writer(_host.log)

@@ -302,8 +302,8 @@ def read(path: str) -> bytes:
 
 
 def _loop_device_on(dev: int) -> str | None:
-    for name in os.listdir("/sys/block") if os.path.isdir("/sys/block") else []:
-        if not name.startswith("loop") or not os.path.exists(f"/sys/block/{name}/loop"):
+    for name in os.listdir("/sys/block") if kernel.is_directory("/sys/block") else []:
+        if not name.startswith("loop") or not kernel.is_directory(f"/sys/block/{name}/loop"):
             continue
         try:
             info = _loop_info(f"/dev/{name}")

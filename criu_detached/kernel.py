@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from criu_detached._kernel import ffi, lib
 
@@ -695,3 +696,16 @@ def blkid_probe(fd: int, offset: int = 0) -> tuple[bytes, bytes, bytes]:
     _checked(lib.blkid_probe(fd, offset, values), "libblkid")
     raw = bytes(ffi.buffer(values))
     return raw[:64].rstrip(b"\0"), raw[64:128].rstrip(b"\0"), raw[128:].rstrip(b"\0")
+
+
+def is_directory(path: str | bytes) -> bool:
+    """Tell whether a path leads to a directory, and can be followed."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def zeroed(size: int) -> memoryview:
+    """A buffer of zeroes; none of its pages takes memory before it is written to."""
+    return memoryview(ffi.buffer(ffi.new("char[]", size)))

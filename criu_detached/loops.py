@@ -47,7 +47,7 @@ def describe_loop(name: bytes) -> Loop | None:
     """
     partition = attribute(name, b"partition")
     if partition:
-        name = os.path.basename(os.path.dirname(os.path.realpath(_CLASS + name)))
+        name = os.readlink(_CLASS + name).split(b"/")[-2]
     file = attribute(name, b"loop/backing_file")
     if not file:
         return None

@@ -175,7 +175,7 @@ def take_apart(options: list[bytes]) -> tuple[list[tuple[bytes, bytes]], list[by
 def _written(value: bytes) -> bytes:
     """The path in an "upperdir" or "workdir": it has escapes, unless it was given as an fd."""
     path = unescape(value)
-    return path if os.path.isdir(path) else value
+    return path if kernel.is_directory(path) else value
 
 
 def _split(value: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -17,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from criu_detached.recordfile import Records
+
 _KNOWN_ATTR = (
     kernel.MOUNT_ATTR_RDONLY
     | kernel.MOUNT_ATTR_NOSUID
@@ -62,6 +64,19 @@ def check_mount(mount: Mount) -> None:
             raise DetachedError(f"mount {mount.mnt_id} has the invalid path {quote(name)}")
     if mount.root_deleted and source.path == paths.ROOT:
         raise DetachedError(f"mount {mount.mnt_id} has a deleted root, and is all of its source")
+
+
+def check_filesystems(records: Records) -> None:
+    """Refuse records that no dump writes; raises DetachedError."""
+    for number, filesystem in records.filesystems.items():
+        if filesystem.superblock is None:
+            raise DetachedError(f"filesystem {number} has no type: are the images damaged?")
+    for mount in records.mounts.values():
+        if mount.origin in (REMOUNT, RECREATED) and mount.filesystem not in records.filesystems:
+            raise DetachedError(
+                f"mount {mount.mnt_id} is of a filesystem that is not there: are the images"
+                " damaged?"
+            )
 
 
 class Realised:

@@ -11,7 +11,6 @@ import stat
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError
-from criu_detached.records import RECREATED, REMOUNT
 from criu_detached.refill import IN_MEMORY, fill, make_memory, set_limits
 from criu_detached.relayer import mount_anew, mount_layers
 from criu_detached.remount import check_mounted, find_devices, mount_again
@@ -22,19 +21,6 @@ if TYPE_CHECKING:
     from criu_detached.realise import Means
     from criu_detached.recordfile import Records
     from criu_detached.records import Filesystem
-
-
-def check_filesystems(records: Records) -> None:
-    """Refuse records that no dump writes; raises DetachedError."""
-    for number, filesystem in records.filesystems.items():
-        if filesystem.superblock is None:
-            raise DetachedError(f"filesystem {number} has no type: are the images damaged?")
-    for mount in records.mounts.values():
-        if mount.origin in (REMOUNT, RECREATED) and mount.filesystem not in records.filesystems:
-            raise DetachedError(
-                f"mount {mount.mnt_id} is of a filesystem that is not there: are the images"
-                " damaged?"
-            )
 
 
 def find_all_devices(records: Records) -> dict[int, list[Found]]:

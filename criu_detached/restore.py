@@ -23,6 +23,7 @@ from criu_detached.realise import (
     Means,
     Realised,
     attach,
+    check_filesystems,
     check_mount,
     let_go,
     needs_id_map,
@@ -44,13 +45,6 @@ from criu_detached.records import (
     is_in_namespace,
 )
 from criu_detached.recreate import check_ghost
-from criu_detached.refilesystem import (
-    check_filesystems,
-    close_devices,
-    find_all_devices,
-    make_filesystems,
-    settle_filesystems,
-)
 from criu_detached.restore_sockets import SocketNames
 from criu_detached.superblock import boot_id
 from criu_detached.supplied import find_supplies
@@ -184,19 +178,21 @@ class Restore:
         mounted there covers its root, and then the kernel makes no user namespace: see
         current_chrooted (fs/namespace.c).
         """
-        devices = find_all_devices(self._records)
+        from criu_detached import refilesystem  # few restores need it, and it takes long
+
+        devices = refilesystem.find_all_devices(self._records)
         mounts = [mount for mount in self._mounts.values() if mount.origin in (REMOUNT, RECREATED)]
         try:
             namespaces = [_user_namespace(mount) for mount in mounts]
             with kernel.PrivateNamespace():
-                make_filesystems(self._records, means, devices)
+                refilesystem.make_filesystems(self._records, means, devices)
                 for mount, userns in zip(mounts, namespaces, strict=True):
                     self._realise(mount, means, userns)
-                settle_filesystems(self._records, means)
+                refilesystem.settle_filesystems(self._records, means)
         except OSError as error:
             raise DetachedError(f"can't make a mount namespace to work in: {error}") from error
         finally:
-            close_devices(devices)
+            refilesystem.close_devices(devices)
             for top in means.tops.values():
                 os.close(top)
 

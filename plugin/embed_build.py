@@ -198,6 +198,8 @@ static int start_interpreter(void)
 		show_directory(fd, hidden[fd]);
 	if (PyStatus_Exception(status))
 		return complain(status.func, status.err_msg);
+	/* A short life without cycles: collections would only walk the modules and records. */
+	PyGC_Disable();
 	/* cffi's entry points take the lock themselves. */
 	PyEval_SaveThread();
 	return 0;
@@ -271,7 +273,7 @@ def builder(frozen: str, linked: list[str], executable: str) -> FFI:
     source = source.replace("LINKED_MODULES", _linked_modules(linked))
     source = source.replace("FROZEN_MODULES", frozen)
     ffi.set_source(MODULE, f'#define PYTHON_EXECUTABLE L"{executable}"\n{source}')
-    ffi.embedding_init_code("import criu_detached.entry")
+    ffi.embedding_init_code("import criu_detached.small_os, criu_detached.entry")
     return ffi
 
 

@@ -6,8 +6,8 @@ safer, that takes half the time: each module would be looked for, and its file r
 """
 
 from __future__ import annotations
+import __future__
 
-import importlib.util
 import marshal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,37 +17,45 @@ PACKAGE = Path(__file__).resolve().parent.parent / "criu_detached"
 # The command line tool and what it uses; CRIU does not load these.
 TOOLS = {"__main__", "check", "cli", "show", "trial"}
 
-# What Python's library has as files, and Python or the package cannot start without.
-LIBRARY = ("__future__", "encodings", "encodings.aliases", "encodings.utf_8")
+# Its place is taken by a module that is there under another name.
+STAND_INS = {"encodings": "small_encodings"}
+
+
+def modules() -> dict[str, Path]:
+    """Return the modules that are frozen, by name, with their files."""
+    return package_modules() | {
+        "__future__": Path(__future__.__file__),
+        **{name: PACKAGE / f"{module}.py" for name, module in STAND_INS.items()},
+    }
 
 
 def package_modules() -> dict[str, Path]:
     """Return the modules of the package that CRIU loads, by name, with their files."""
-    files = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem not in TOOLS}
+    left_out = {*TOOLS, *STAND_INS.values()}
+    files = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem not in left_out}
     package = {PACKAGE.name: files.pop("__init__")}
     return package | {f"{PACKAGE.name}.{name}": path for name, path in files.items()}
 
 
-def library_modules() -> dict[str, Path]:
-    """Return those of Python's library."""
-    found = {name: importlib.util.find_spec(name) for name in LIBRARY}
-    return {name: Path(str(spec.origin)) for name, spec in found.items() if spec}
-
-
 def code_of(name: str, path: Path) -> bytes:
-    """Return a module's bytecode; tracebacks will show its path in the package."""
+    """Return a module's bytecode; tracebacks will show its path in the package.
+
+    Docstrings are left out, for they take a twentieth of Python's start, and with them assertions:
+    they tell the type checker what was made sure of before.
+    """
     shown = f"{name.replace('.', '/')}.py"
-    return marshal.dumps(compile(path.read_bytes(), shown, "exec", dont_inherit=True))
+    code = compile(path.read_bytes(), shown, "exec", dont_inherit=True, optimize=2)
+    return marshal.dumps(code)
 
 
 def c_source() -> str:
     """Return the table ``frozen_modules`` (struct _frozen of Python's C API)."""
-    return "\n".join(_lines(package_modules() | library_modules()))
+    return "\n".join(_lines(modules()))
 
 
-def _lines(modules: dict[str, Path]) -> Iterator[str]:
+def _lines(files: dict[str, Path]) -> Iterator[str]:
     entries = []
-    for name, path in modules.items():
+    for name, path in files.items():
         code, symbol = code_of(name, path), f"code_{name.replace('.', '_')}"
         yield f"static const unsigned char {symbol}[] = {{{','.join(map(str, code))}}};"
         is_package = int(path.stem == "__init__")

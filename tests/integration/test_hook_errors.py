@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -42,8 +43,8 @@ class Breaker:
         """Change one of the plugin's Python modules: its code in embed.so is replaced."""
         source = default_plugins() / f"criu_detached/lib/criu_detached/{name}.py"
         embedded = default_plugins() / "criu_detached/embed.so"
-        # Without docstrings, for it has to fit where the old one was.
-        code = marshal.dumps(compile(change(source.read_text()), name, "exec", optimize=2))
+        changed = compile(change(source.read_text()), name, "exec", optimize=2)
+        code = marshal.dumps(without_lines(changed))  # it has to fit where the old one was
         start, size = symbol(embedded, f"code_criu_detached_{name}")
         data = embedded.read_bytes()
         assert len(code) <= size and data[start] == code[0]
@@ -53,6 +54,12 @@ class Breaker:
         """Take the covers away."""
         while self._covered:
             kernel.umount2(self._covered.pop())
+
+
+def without_lines(code: CodeType) -> CodeType:
+    """Code that does not know its line numbers."""
+    parts = (without_lines(part) if isinstance(part, CodeType) else part for part in code.co_consts)
+    return code.replace(co_linetable=b"", co_consts=tuple(parts))
 
 
 def symbol(file: Path, name: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import pytest
 
 from criu_detached import devices, dump, kernel, remount
 from criu_detached.errors import DetachedError
+from criu_detached.realise import check_filesystems
 from criu_detached.recordfile import RecordWriter, read_records
 from criu_detached.records import (
     FORMAT,
@@ -23,7 +24,6 @@ from criu_detached.records import (
     Mount,
     Superblock,
 )
-from criu_detached.refilesystem import check_filesystems
 
 UUID = b"01234567-89ab-cdef-0123-456789abcdef"
 
