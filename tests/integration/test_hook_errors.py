@@ -47,7 +47,7 @@ class Breaker:
         code = marshal.dumps(without_lines(changed))  # it has to fit where the old one was
         start, size = symbol(embedded, f"code_criu_detached_{name}")
         data = embedded.read_bytes()
-        assert len(code) <= size and data[start] == code[0]
+        assert len(code) <= size and data[start] & 0x7F == ord("c")  # TYPE_CODE (marshal.c)
         self.cover(embedded, data[:start] + code.ljust(size, b"\0") + data[start + size :])
 
     def mend(self) -> None:
