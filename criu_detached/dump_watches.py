@@ -15,7 +15,6 @@ import stat
 from criu_detached import kernel, log, paths, roots
 from criu_detached.errors import DetachedError, quote
 from criu_detached.holders import files_of_tasks
-from criu_detached.tmpfs import is_readable
 from criu_detached.twins import climb
 from criu_detached.watches import all_watches, watches_of
 
@@ -147,7 +146,7 @@ class _Superblock:
         handle = _handle_of(fd)
         # What can be read is best: a filesystem in memory is saved without another open.
         if handle is not None and (
-            handle not in self._held or (theirs >= 0 and is_readable(theirs))
+            handle not in self._held or (theirs >= 0 and kernel.is_readable(theirs))
         ):
             self._held[handle] = pid, name
         known = self._mounts.get(facts.mnt_id)

@@ -8,6 +8,7 @@ those of the uapi headers linux/mount.h, linux/openat2.h, linux/fcntl.h and stat
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 
@@ -704,6 +705,12 @@ def is_directory(path: str | bytes) -> bool:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except OSError:
         return False
+
+
+def is_readable(fd: int) -> bool:
+    """Tell whether a file can be read through an fd."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_WRONLY
 
 
 def zeroed(size: int) -> memoryview:

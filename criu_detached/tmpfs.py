@@ -8,7 +8,6 @@ trees at the end of the dump, when it is known which mounts have a directory hel
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 
@@ -176,7 +175,7 @@ class Memory:
             self.save_whole(fd, mount)
         elif facts.ino not in self._paths:
             path = paths.join(_root_of(mount), file.path)
-            if not stat.S_ISREG(facts.mode) or not is_readable(fd):
+            if not stat.S_ISREG(facts.mode) or not kernel.is_readable(fd):
                 self._save_node(fd, facts, path, mount)
                 return
             # To open it once more would break a lease that the task may have.
@@ -298,12 +297,12 @@ class MemoryMount(DetachedMount):
 
     def __init__(self, record: Mount, memory: Memory) -> None:
         super().__init__(record, -1, -1, memory.read_only)
-        self.memory = memory
+        self.memory = self._memory = memory
 
     def is_held_whole(self, root: int) -> None:
         """Take note that a task reaches all of it."""
         if stat.S_ISDIR(kernel.fstat(root).mode):
-            self.memory.save_whole(root, self.record)
+            self._memory.save_whole(root, self.record)
 
     def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
         """Where a file's link says it is."""
@@ -425,12 +424,6 @@ def _gives_privilege(mode: int) -> str:
     if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
         return "a program that changes user or group"
     return ""
-
-
-def is_readable(fd: int) -> bool:
-    """Tell whether a file can be read through an fd."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_WRONLY
 
 
 def _with(fd: int, others: Iterator[int]) -> Iterator[int]:

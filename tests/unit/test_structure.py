@@ -66,6 +66,7 @@ def test_imports(lib: Path) -> None:
 # Functions that import: they run in CRIU's own process, before any task exists.
 LATE = {
     ("entry", "_the_dump"),
+    ("entry", "pre_dump_watches"),
     ("entry", "restore_init"),
     ("dump", "_the_sole_held"),
     ("restore", "_realise_filesystems"),
