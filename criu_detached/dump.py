@@ -194,6 +194,11 @@ class Dump:
         self._record_file(fd, link, facts, mount)
         return facts.mnt_id, facts.ino
 
+    def is_detached(self, fd: int, facts: FileFacts) -> bool:
+        """Tell whether an open file is on a mount that the plugin is there for."""
+        kind = self._classifier.classify(fd, facts.mnt_id).name
+        return kind in (classify.DETACHED, classify.ANONYMOUS)
+
     def flush(self) -> None:
         """Write the records of the fast path, which are in memory; raises DetachedError."""
         if self._writer is not None:

@@ -94,6 +94,19 @@ def dump_bound_socket(fd: int, name: Any, facts: Any, answer: Any) -> int:
     return found.number
 
 
+@ffi.def_extern(error=_REFUSE, onerror=_unexpected)
+def dump_thread_file(fd: int, link: Any, facts: Any, whose: Any) -> int:
+    """Return _REFUSE when what a thread has for itself is on a detached mount, else _LEAVE."""
+    if not _the_dump().is_detached(fd, facts):
+        return _LEAVE
+    log.error(
+        f"can't dump {quote(ffi.string(whose))}, {quote(ffi.string(link))} (mount {facts.mnt_id})"
+        " on a detached mount: CRIU keeps the files and places of a process's main thread alone;"
+        " end that thread, or have it let go"
+    )
+    return _REFUSE
+
+
 @ffi.def_extern(error=-1, onerror=_unexpected)
 def dump_watches() -> int:
     """Give names to watched files that CRIU finds on no mount; return 0 when all have one."""

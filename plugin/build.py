@@ -130,7 +130,8 @@ def extension_modules() -> dict[str, str]:
 
 def build_shim(output: Path) -> None:
     """Build what CRIU loads; it links libc alone and is never unmapped."""
-    sources = [SOURCE / name for name in ("criu_detached.c", "sockets.c", "steer.c", "watches.c")]
+    names = ("criu_detached.c", "sockets.c", "steer.c", "threads.c", "watches.c")
+    sources = [SOURCE / name for name in names]
     cc(output, sources, *STRICT, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
 
 

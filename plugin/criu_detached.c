@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -32,6 +33,7 @@
 #include "host.h"
 #include "sockets.h"
 #include "steer.h"
+#include "threads.h"
 #include "watches.h"
 
 #define PLUGIN_NAME "criu_detached"
@@ -593,6 +595,34 @@ static long steered_syscall(long number, ...)
 	return ret;
 }
 
+/* A file that a thread has for itself: CRIU would lose it, and where, Python says. */
+static int dump_thread_file(int fd, pid_t leader, pid_t tid, const char *what)
+{
+	char path[64], link[PATH_MAX], whose[128];
+	struct file_facts facts;
+	ssize_t len;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	len = readlink(path, link, sizeof(link) - 1);
+	if (len <= 0 || *link != '/' || get_facts(fd, &facts))
+		return 0;
+	link[len] = '\0';
+	if (criu.lookup_mnt_id(facts.mnt_id) || on_kernel_shmem(&facts) || start_python())
+		return 0;
+	snprintf(whose, sizeof(whose), "%s of thread %d of process %d", what, tid, leader);
+	return python.dump_thread_file(fd, link, &facts, whose);
+}
+
+/* dump_sched_info (criu/cr-dump.c): called once for each thread, the main one first. */
+static int steered_getpriority(__priority_which_t which, id_t who)
+{
+	if (which == PRIO_PROCESS && thread_own_files(who, dump_thread_file)) {
+		errno = EIO;
+		return -1;
+	}
+	return getpriority(which, who);
+}
+
 /* Only then openat(2) has a fourth argument; O_TMPFILE shares a bit with O_DIRECTORY. */
 static bool needs_mode(int flags)
 {
@@ -640,6 +670,10 @@ static const struct steering watch_steering[] = {
 
 static const struct steering handle_steering[] = {
 	{ "syscall", steered_syscall },
+};
+
+static const struct steering thread_steering[] = {
+	{ "getpriority", steered_getpriority },
 };
 
 static const struct steering dump_steering[] = {
@@ -807,6 +841,7 @@ static int dump_init(const char *missing)
 		return 0;
 	}
 	host.flushes = STEER(flush_steering) > 0;
+	STEER(thread_steering);
 	/* Without it, CRIU reads the link of a socket's file, and Python refuses that. */
 	if (STEER(file_steering) > 0)
 		STEER(ioctl_steering);
@@ -889,6 +924,7 @@ static int plugin_init(int stage)
 	live_key[0] = '\0';
 	sockets_reset();
 	watches_reset();
+	threads_reset();
 	fill_host();
 	if (python_started)
 		python.reset();

@@ -76,6 +76,8 @@ void plain_files_written(void);
 ENTRY_POINTS = """
 int dump_link(int fd, const char *link, const struct file_facts *facts);
 int dump_ext_file(int fd, int id, const struct file_facts *facts);
+int dump_thread_file(int fd, const char *link, const struct file_facts *facts,
+		     const char *whose);
 int dump_bound_socket(int fd, const char *name, const struct file_facts *facts,
                 struct socket_answer *answer);
 int dump_watches(void);
@@ -241,6 +243,7 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 		.dump_watches = dump_watches,
 		.dump_deleted_watched = dump_deleted_watched,
 		.pre_dump_watches = pre_dump_watches,
+		.dump_thread_file = dump_thread_file,
 		.dump_flush = dump_flush,
 		.restore_init = restore_init,
 		.restore_open = open_known,

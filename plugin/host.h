@@ -72,6 +72,9 @@ struct embedded {
 	/* 1 when a deleted file is watched that will be made anew, 0, or -1 */
 	int (*dump_deleted_watched)(int fd);
 	int (*pre_dump_watches)(void);
+	/* DUMP_REFUSE when a file that a thread has for itself is on a detached mount */
+	int (*dump_thread_file)(int fd, const char *link, const struct file_facts *facts,
+				const char *whose);
 	int (*dump_flush)(void);
 	int (*restore_init)(void);
 	int (*restore_open)(const char *name, int flags);

@@ -1,4 +1,4 @@
-"""Threads with files of a detached mount; what CRIU does not keep for a thread alone."""
+"""Threads with files of a detached mount; CRIU does not keep what a thread has for itself."""
 
 from __future__ import annotations
 
@@ -66,6 +66,48 @@ def test_shared(scenario: MakeScenario, placement: Placement) -> None:
     """A thread as any: it has the process's working directory and its fds."""
     held = scenario(placement).start(hold_in_thread, unshared=0).cycle()
     assert held.ask() == [CONTENT, CONTENT, MISSING, MISSING]
+
+
+def hold_in_thread_alone(task: Task, unshared: int, changed: bool) -> Check:
+    """A thread that has a working directory or fds of its own, which may be like the process's."""
+    started: queue.SimpleQueue[None] = queue.SimpleQueue()
+    here = os.open(task.path(), os.O_RDONLY | os.O_DIRECTORY)
+    os.chdir(here)
+
+    def live() -> None:
+        if sys.version_info >= (3, 12):
+            os.unshare(unshared)
+        started.put(None)
+        threading.Event().wait()
+
+    threading.Thread(target=live, daemon=True).start()
+    started.get()
+    if changed:
+        os.chdir("/")
+        os.close(here)
+    task.detach()
+    return lambda: "file" in os.listdir()
+
+
+@pytest.mark.detached
+@pytest.mark.parametrize("unshared", [CLONE_FS, CLONE_FILES], ids=["fs", "files"])
+def test_own(scenario: MakeScenario, placement: Placement, unshared: int) -> None:
+    """It would be lost: the dump is refused, with the thread's name, also if it alone holds it."""
+    what = "working directory" if unshared == CLONE_FS else r"fd \d+"
+    held = scenario(placement).start(hold_in_thread, unshared=unshared)
+    held.dump().failed(rf"criu-detached: .* {what} of thread \d+ of process {held.pid}, /tree/dir")
+    assert held.ask()[:2] == [CONTENT, CONTENT]
+    held.kill()
+    held = scenario(placement).start(hold_in_thread_alone, unshared=unshared, changed=True)
+    held.dump().failed(rf"criu-detached: .* {what} of thread \d+ of process {held.pid}, /tree ")
+    assert held.ask() is False
+
+
+@pytest.mark.parametrize("unshared", [CLONE_FS, CLONE_FILES], ids=["fs", "files"])
+def test_own_that_is_the_same(scenario: MakeScenario, unshared: int) -> None:
+    """Nothing is lost but that the thread could have had another."""
+    held = scenario().start(hold_in_thread_alone, unshared=unshared, changed=False)
+    assert held.cycle().ask() is True
 
 
 @pytest.mark.plain
