@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from criu_detached.tmpfs import Memory
     from criu_detached.twins import Twins
 
-    Candidates = Callable[[int, bytes | None, int], Iterator[Source]]
+    Candidates = Callable[[int, bytes | None, int, bytes | None], Iterator[Source]]
 
 # statfs f_flags (ST_* of linux/statfs.h) that are mount attributes
 _FROM_STATFS = {
@@ -132,7 +132,7 @@ def describe_mount(
         facts: of the file.
         kind: what the classifier said.
         candidates: gives the mounts that may be its bind source, opened, for a device, a
-            filesystem's name (where known) and its magic number.
+            filesystem's name (where known), its magic number and the root (where known).
 
     Raises:
         DetachedError: no bind source shows the mount's root, or not as it is there.
@@ -155,7 +155,8 @@ def _find_source(
     dev = known.sb_dev if known else facts.dev
     fs_type = known.fs_type if known else None
     refusal = _no_source(name.path, kind)
-    for source in candidates(dev, fs_type, magic):
+    wanted = known.mnt_root.removesuffix(ROOT_DELETED) if known else None
+    for source in candidates(dev, fs_type, magic, wanted):
         with source:
             if known and name.deleted and source.info.dev != dev and not source.twins:
                 continue  # no file to compare will tell one such filesystem from another

@@ -96,7 +96,7 @@ class SoleHeld:
 
         refusals: list[DetachedError] = []
 
-        def candidates(dev: int, _: bytes | None, magic: int) -> Iterator[Source]:
+        def candidates(dev: int, _: bytes | None, magic: int, __: bytes | None) -> Iterator[Source]:
             try:
                 yield from mounted_again(dev)
             except DetachedError as refusal:

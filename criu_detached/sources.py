@@ -69,8 +69,12 @@ class SourceFinder:
         self._dumps_namespace = dumps_namespace
         self._mount_known = mount_known
         self._mounts: list[tuple[int, MountInfo, bool]] | None = None
+        # By device and namespace or not: the one that was yielded last, and so the one that did.
+        self._last: dict[tuple[int, bool], tuple[int, MountInfo, bool]] = {}
 
-    def candidates(self, dev: int, fs_type: bytes | None, magic: int) -> Iterator[Source]:
+    def candidates(
+        self, dev: int, fs_type: bytes | None, magic: int, root: bytes | None = None
+    ) -> Iterator[Source]:
         """Yield, opened, each mount that may show a superblock; the caller closes it.
 
         Mounts of dumped namespaces come first: they travel with the images.
@@ -79,17 +83,33 @@ class SourceFinder:
             dev: device of the superblock, or of a file on it.
             fs_type: its filesystem's name, where known.
             magic: its statfs f_type.
+            root: what it has to show, as a path in the filesystem, where known.
         """
-        for pid, info, in_namespace in self._all():
+        for found in self._likely_first(dev):
+            pid, info, in_namespace = found
             by_type = magic in MANY_DEVICES and fs_type in (None, info.fs_type)
             if info.dev != dev and not by_type:
+                continue
+            if root is not None and paths.below(root, info.root) is None:
                 continue
             fd = _open_mount(pid, info)
             if fd >= 0:
                 if kernel.fstatfs(fd).magic == magic:
+                    self._last[dev, in_namespace] = found
                     yield Source(info, in_namespace, fd, pid)
                 else:
                     os.close(fd)
+
+    def _likely_first(self, dev: int) -> Iterator[tuple[int, MountInfo, bool]]:
+        """All mounts, those of dumped namespaces first, and of either kind the one that did before.
+
+        A container may have thousands of mounts of one filesystem, and each costs several calls.
+        """
+        for inside in (True, False):
+            last = self._last.get((dev, inside))
+            if last is not None:
+                yield last
+            yield from (found for found in self._all() if found[2] == inside and found is not last)
 
     def outside(self, dev: int) -> Iterator[Source]:
         """Yield, opened, each mount of a superblock where criu runs; it is closed after.

@@ -148,6 +148,7 @@ class Ground:
     populate: Callable[[Path], None] = populate_tree
     userns: bool = False  # the process is the init of user and PID namespaces of its own
     shifts_owners: bool = True  # the source's files are the user namespace's
+    outer_root: Path = Path("/")  # what a namespace has as its root, as the runner sees it
     _mounted: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -250,8 +251,8 @@ class Ground:
             bind.attach(source, base / f"point{index}", trees[index] if trees else -1)
 
     def mount_root(self) -> None:
-        """The root filesystem of a namespace: a bind of the runner's own root, alone."""
-        kernel.bind(Path("/"), self.root)
+        """The root filesystem of a namespace: by default a bind of the runner's own root, alone."""
+        kernel.bind(self.outer_root, self.root)
 
     def externals(self) -> dict[str, tuple[Path, Path]]:
         """The mounts that CRIU must not dump: key, where it is inside, what it is outside."""
