@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from .conftest import MakeScenario
+from .conftest import MakeContainer, MakeScenario
 from .harness import kernel
 from .harness.agent import Check, Task
 from .harness.criu import default_plugins
+from .harness.engines import Oci
 from .harness.opened import Opened
 from .harness.placement import Placement
-from .harness.scenario import Scenario
 
 pytestmark = pytest.mark.detached
 
@@ -109,6 +109,16 @@ def set_traps(root: Path, mapped: set[str]) -> set[Path]:
     return placed
 
 
+def set_traps_in(root: Path) -> list[tuple[Path, str]]:
+    """Set those traps that lie outside of /usr."""
+    usr = root / "usr"
+    placed = [(path, text) for path, text in traps(root) if usr not in path.parents]
+    for path, text in placed:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return placed
+
+
 def watched(root: Path, placed: set[Path]) -> Iterator[Path]:
     """All directories with something that might be loaded."""
     found = {path.parent for path in placed}
@@ -157,9 +167,8 @@ def hold_all(task: Task) -> Check:
     return check
 
 
-def trapped(held: Scenario, root: Path) -> Opened:
+def trapped(root: Path, mapped: set[str]) -> Opened:
     """Set the traps for a process that has started, and see that they would spring."""
-    mapped = mapped_files(held.pid)
     placed = set_traps(root, mapped)
     opened = Opened(watched(root, placed))
     command = ["chroot", str(root), "/bin/true"]
@@ -187,7 +196,7 @@ def test_nothing_is_loaded(
     assert not any("locale" in path or "gconv" in path for path in mapped)
     # CRIU opens what is mapped; that it is seen shows that anything else would be.
     own = sorted(path for path in mapped if path.startswith("/usr/"))
-    opened = trapped(held, root)
+    opened = trapped(root, mapped)
     try:
         held.dump().succeeded()
         assert loaded(opened, root) == own
@@ -204,3 +213,28 @@ def test_nothing_is_loaded(
         assert held.ask() == expected
     finally:
         opened.close()
+
+
+def test_engine(container: MakeContainer, root: Path) -> None:
+    """The same in a container of runc's: its root, and the volume that its programs are from."""
+    held = container("runc", Placement.NAMESPACE)
+    held.usr = root / "usr"
+    held.start(hold_all)
+    expected = held.ask()
+    mapped = mapped_files(held.pid)
+    assert isinstance(held.engine, Oci)
+    inside = held.engine.bundle(held.name) / "rootfs"
+    etc = {path for path, _ in set_traps_in(inside)}
+    others = Opened({path.parent for path in etc})
+    opened = trapped(root, mapped)
+    try:
+        for _ in range(2):
+            held.checkpoint().succeeded()
+            held.restore().succeeded()
+            own = {path for path in mapped if path.startswith("/usr/")}
+            assert set(loaded(opened, root)) == own
+            assert others.take() & etc == set()
+            assert held.ask() == expected
+    finally:
+        opened.close()
+        others.close()

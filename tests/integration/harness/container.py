@@ -42,6 +42,7 @@ class Container(Held):
         self.images = self.work / "images"
         self.name = self.work.name.replace("_", "-")
         self.ground = Ground(self.work, placement, binds, attached)
+        self.usr = Path("/usr")  # what it has its programs from
         self._read_only = read_only
         self._id_map = ID_MAP if userns else None
         self._options = options
@@ -79,7 +80,7 @@ class Container(Held):
 
     def _volumes(self) -> Iterator[Volume]:
         """Programs, the base, the source if it is to be seen inside, and what gets unmounted."""
-        yield Volume(Path("/usr"), "/usr", ("ro",))
+        yield Volume(self.usr, "/usr", ("ro",))
         yield Volume(self.ground.base, str(INSIDE))
         if self.ground.placement is Placement.NAMESPACE:
             (self.ground.base / "source").mkdir()

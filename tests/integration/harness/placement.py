@@ -191,9 +191,12 @@ class Ground:
     def make_source(self) -> None:
         """Mount and fill the source where the runner sees it."""
         if self.userns:
-            # Of /dev itself only all that is mounted on it could be bound: the rest is locked.
+            # As engines do: of /dev the namespace's root may have no permission.
             self.dev.mkdir()
-            kernel.bind(Path("/dev"), self.dev)
+            kernel.mount("dev", self.dev, "tmpfs", kernel.MS_NOSUID, "mode=755")
+            for name, number in {"null": 3, "zero": 5, "random": 8, "urandom": 9}.items():
+                os.mknod(self.dev / name, 0o20666, os.makedev(1, number))
+                (self.dev / name).chmod(0o666)
             self._mounted.append(self.dev)
         if self.placement is Placement.NAMESPACE_TMPFS:
             return
