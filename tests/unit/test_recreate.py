@@ -582,3 +582,29 @@ def test_order() -> None:
     names = [".", "a", "b", "a/b", "b/a", "a/b/c"]
     records = sorted((ghost(name) for name in reversed(names)), key=depth)
     assert [record.file.path.decode() for record in records if record.file] == names
+
+
+@pytest.mark.parametrize("mode", [REGULAR, stat.S_IFIFO | 0o600])
+def test_swapped_while_it_was_made(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """What somebody puts in its place for that moment is not given its owner and permissions."""
+    victim = ground.tree / "victim"
+    (victim.touch if stat.S_ISREG(mode) else lambda: os.mkfifo(victim))()
+    before = victim.stat()
+    give_name = recreate._first_free
+
+    def swapped(name: bytes, make: Callable[[bytes], None]) -> bytes:
+        found = give_name(name, make)
+        (ground.tree / os.fsdecode(found)).unlink()
+        os.link(victim, ground.tree / os.fsdecode(found))
+        return found
+
+    monkeypatch.setattr(recreate, "_first_free", swapped)
+    with (
+        ground.workshop() as (workshop, tree),
+        pytest.raises(DetachedError, match="was replaced while it was made again"),
+    ):
+        workshop.make(ghost("ghost", mode), tree, ROOT)
+    after = victim.stat()
+    assert (after.st_ino, after.st_mode, after.st_nlink) == (before.st_ino, before.st_mode, 1)
