@@ -22,6 +22,7 @@ from .harness.agent import CALLS, Check, Task, calls
 from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement, populate_tree
 from .harness.program import Program
 from .harness.scenario import Scenario
+from .soleheld import sole
 from .test_bound_sockets import SOCKET_NAME, hold_datagrams
 from .test_cwd import hold_cwd, hold_program, hold_root, populate_with_program
 from .test_deleted import hold_deleted_file, hold_directories, hold_linked, hold_unnamed, listing
@@ -33,7 +34,7 @@ from .test_locks import cycle_with_locks, hold_leases, hold_locks, hold_ofd_lock
 from .test_mappings import hold_mappings
 from .test_refused_dump import refused
 from .test_terminals import PAIR, hold_pair, mount_devpts, no_files
-from .test_watches import OTHERS, OWN, change_through_source, hold_watches
+from .test_watches import NOTHING, OTHERS, OWN, change_through_source, hold_watches
 
 pytestmark = pytest.mark.detached
 
@@ -288,6 +289,7 @@ def test_watches(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement, in_trees=True).start(hold_watches).cycle()
     change_through_source(held)
     assert held.ask() == [OTHERS, OWN]
+    assert sole(held).cycle().ask() == [NOTHING, OWN]
 
 
 # --- attributes ---

@@ -16,6 +16,7 @@ from .conftest import MakeScenario
 from .harness.agent import Check, Task
 from .harness.criu import criu, default_plugins
 from .harness.placement import Placement
+from .harness.program import Program
 from .harness.scenario import Scenario
 from .soleheld import sole
 from .test_locks import cycle_with_locks
@@ -259,6 +260,15 @@ def test_pre_dump(scenario: MakeScenario) -> None:
     assert held.ask() == [NOTHING, OWN]
 
 
+SOURCE_OR_SOLE = pytest.mark.parametrize("is_sole", [False, True], ids=["source", "sole"])
+
+
+def start_unseen(scenario: MakeScenario, program: Program, is_sole: bool) -> Scenario:
+    """Start a process whose filesystem is mounted where it does not see it, or nowhere."""
+    held = scenario(Placement.HOST_SOURCE).start(program)
+    return sole(held) if is_sole else held
+
+
 def hold_leased(task: Task) -> Check:
     """A file that is watched for being opened, and has a lease that is broken by that."""
     inotify = watch(task.path("file"), IN_OPEN | IN_MODIFY)
@@ -270,12 +280,10 @@ def hold_leased(task: Task) -> Check:
 
 
 @pytest.mark.detached
-@pytest.mark.parametrize("is_sole", [False, True], ids=["source", "sole"])
+@SOURCE_OR_SOLE
 def test_watched_file_is_not_opened(scenario: MakeScenario, is_sole: bool) -> None:
     """Neither by the dump nor by the restore."""
-    held = scenario(Placement.HOST_SOURCE).start(hold_leased)
-    if is_sole:
-        sole(held)
+    held = start_unseen(scenario, hold_leased, is_sole)
     held.dump("--leave-running", "--file-locks", "--file-validation", "filesize").succeeded()
     assert held.ask() == [[], fcntl.F_WRLCK]
     cycle_with_locks(held)
@@ -389,10 +397,8 @@ def test_deleted_on_tmpfs(scenario: MakeScenario, placement: Placement) -> None:
 
 
 @pytest.mark.detached
-@pytest.mark.parametrize("is_sole", [False, True], ids=["source", "sole"])
+@SOURCE_OR_SOLE
 def test_deleted_where_criu_sees_no_mount(scenario: MakeScenario, is_sole: bool) -> None:
     """It comes back with the file: there is a name to watch it by."""
-    held = scenario(Placement.HOST_SOURCE).start(hold_deleted)
-    if is_sole:
-        sole(held)
+    held = start_unseen(scenario, hold_deleted, is_sole)
     assert held.cycle().ask() is True
