@@ -180,8 +180,11 @@ def hold_followed(task: Task) -> Check:
 FOLLOWED = [[1, IN_MODIFY, ""], [2, IN_MODIFY, "inner"]]
 
 
-def test_directory_that_is_not_held(scenario: MakeScenario) -> None:
-    held = scenario(Placement.HOST_SOURCE).start(hold_followed).cycle()
+@pytest.mark.parametrize("userns", [False, True], ids=["plain", "userns"])
+def test_directory_that_is_not_held(scenario: MakeScenario, userns: bool) -> None:
+    held = scenario(Placement.HOST_SOURCE, userns=userns).start(hold_followed)
+    held.dump().succeeded()
+    held.restore().succeeded()
     (held.ground.source / "tree" / "new").touch()
     others, own = held.ask()
     assert others == [[3, IN_CREATE, "new"]]
