@@ -5,6 +5,9 @@ GROUND := ./setup_kernel.sh
 PLUGINS ?= $(or $(CRIU_DETACHED_PLUGINS),plugins)
 PREFIX ?= /usr/local
 DESTDIR ?=
+LIBDIR ?= /usr/lib/criu
+# runc or crun: have it load plugins from LIBDIR, if that is not the default.
+RUNTIME ?=
 PYTHON ?= python3
 # A pytest expression that selects tests: make test-native K='fifo and not exe'
 K ?=
@@ -18,13 +21,15 @@ help: ## this list
 plugin: ## build the plugin into plugins/ (PLUGINS=DIR: elsewhere)
 	$(PYTHON) plugin/build.py --output "$(PLUGINS)"
 
+INSTALL = --destdir "$(DESTDIR)" --prefix "$(PREFIX)" --libdir "$(LIBDIR)"
+
 .PHONY: install
-install: ## install the plugin into CRIU's plugin directory (DESTDIR, PREFIX)
-	$(PYTHON) plugin/install.py --destdir "$(DESTDIR)" --prefix "$(PREFIX)"
+install: ## install the plugin for CRIU (LIBDIR, RUNTIME=runc|crun; DESTDIR, PREFIX)
+	$(PYTHON) plugin/install.py $(INSTALL) $(RUNTIME:%=--runtime=%)
 
 .PHONY: uninstall
 uninstall: ## undo that
-	$(PYTHON) plugin/install.py --destdir "$(DESTDIR)" --prefix "$(PREFIX)" --uninstall
+	$(PYTHON) plugin/install.py $(INSTALL) --uninstall
 
 .PHONY: demo
 demo: ## show a process with files on a detached mount dumped and restored

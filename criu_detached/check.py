@@ -172,11 +172,16 @@ def _refused(kernel: Any, root: int) -> Iterator[str]:
 # --- CRIU ---
 
 
+def find_program(name: str) -> str | None:
+    """Return the absolute path of a program that root finds, or None."""
+    path = f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
+    found = shutil.which(name, path=path)
+    return os.path.abspath(found) if found else None
+
+
 def find_criu(criu: str | None) -> str | None:
     """Return the absolute path of the program, or None."""
-    path = f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
-    found = shutil.which(criu or "criu", path=path)
-    return os.path.abspath(found) if found else None
+    return find_program(criu or "criu")
 
 
 def criu_version(program: str) -> str:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from criu_detached import check, show
+from criu_detached import check, runtimes
 from criu_detached.errors import DetachedError
 
 
@@ -42,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
         " have for each, and how it will come back.",
     )
     showing.add_argument("images", type=Path, metavar="IMAGES", help="the image directory")
+    for name, text in (
+        ("install", "build the plugin and put it where CRIU finds it"),
+        ("uninstall", "undo that"),
+    ):
+        installing = commands.add_parser(name, help=text, add_help=False)
+        installing.add_argument("arguments", nargs=argparse.REMAINDER)
     return top
 
 
@@ -54,18 +63,57 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 when a line of check says FAIL or the images are unreadable.
     """
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["install"] or given[:1] == ["uninstall"]:
+        return _install(given[0], given[1:])  # these options are the installer's
+    options = parser().parse_args(given)
+    _become_installed(options.lib if options.command == "check" else check.DEFAULT_LIB, given)
     if options.command == "show":
         return _show(options.images)
     status = 0
-    for line in check.check(options.lib.absolute(), options.criu):
+    for line in _checks(options.lib.absolute(), options.criu):
         print(line, flush=True)
         if line.state == check.FAIL:
             status = 1
     return status
 
 
+def _checks(lib: Path, criu: str | None) -> Iterator[check.Line]:
+    yield from check.check(lib, criu)
+    # Runtimes take the criu that is in PATH.
+    yield from runtimes.check_runtimes(lib, check.find_criu(None))
+
+
+def _become_installed(lib: Path, arguments: list[str]) -> None:
+    """Installed by pip, this package has no compiled module; the built plugin has all of it."""
+    command = lib / "criu_detached" / "criu-detached"
+    own = Path(__file__).resolve().parent
+    if command.exists() and not any(own.glob("_kernel.*.so")):
+        os.execv(command, [str(command), *arguments])
+
+
+def _install(verb: str, arguments: list[str]) -> int:
+    """Run the installer that is beside this package, in a checkout, or in it, as pip puts it."""
+    own = Path(__file__).resolve().parent
+    for directory in (own / "plugin", own.parent / "plugin"):
+        if (directory / "install.py").exists():
+            break
+    else:
+        print(
+            "criu-detached: the plugin's sources are not here: use make install or make uninstall"
+            " in a checkout",
+            file=sys.stderr,
+        )
+        return 1
+    command = [sys.executable, str(directory / "install.py"), *arguments]
+    command += ["--no-command"] if directory.parent == own else []
+    command += ["--uninstall"] if verb == "uninstall" else []
+    return subprocess.run(command).returncode
+
+
 def _show(images: Path) -> int:
+    from criu_detached import show  # needs the compiled module
+
     try:
         for line in show.show(images):
             print(line)

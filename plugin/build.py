@@ -28,7 +28,7 @@ from pathlib import Path
 import freeze
 
 SOURCE = Path(__file__).resolve().parent
-PACKAGE = SOURCE.parent / "criu_detached"
+PACKAGE = freeze.PACKAGE
 CFLAGS = ["-O2", "-g", "-fPIC", "-fvisibility=hidden"]
 STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
@@ -161,7 +161,7 @@ def build_embedded(output: Path, kernel: Path, scratch: Path) -> None:
 
 def build_package(target: Path, kernel: Path) -> None:
     """Copy the Python package, with its ``_kernel`` module, for the command line tool."""
-    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", "*.so", "plugin"))
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     cc(target / f"_kernel{suffix}", [kernel], f"-I{python_headers()}")
 

@@ -12,10 +12,12 @@ import marshal
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent / "criu_detached"
+# Installed by pip, these files are in a directory of the package; in a checkout, beside it.
+_BESIDE = Path(__file__).resolve().parent.parent
+PACKAGE = _BESIDE / "criu_detached" if (_BESIDE / "criu_detached").exists() else _BESIDE
 
 # The command line tool and what it uses; CRIU does not load these.
-TOOLS = {"__main__", "check", "cli", "show", "trial"}
+TOOLS = {"__main__", "check", "cli", "runtimes", "show", "trial"}
 
 # Its place is taken by a module that is there under another name.
 STAND_INS = {"encodings": "small_encodings"}

@@ -24,7 +24,7 @@ import build
 
 sys.path.append(str(build.PACKAGE.parent))
 
-from criu_detached import check
+from criu_detached import check, runtimes
 
 COMMAND = "criu-detached"
 SHIM = "criu_detached.so"
@@ -42,12 +42,12 @@ class Target:
     Attributes:
         destdir: put before each path that is written, or empty; never part of the result.
         libdir: CRIU's plugin directory at run time.
-        prefix: its bin gets the command.
+        prefix: its bin gets the command; None if it is there, as after an installation by pip.
     """
 
     destdir: str
     libdir: Path
-    prefix: Path
+    prefix: Path | None
 
     def staged(self, path: Path) -> Path:
         """Return where a path of the result is written."""
@@ -59,8 +59,15 @@ class Target:
         return self.staged(self.libdir)
 
     @property
+    def settings(self) -> Path:
+        """The directory of the runtimes' settings as it is written."""
+        return self.staged(runtimes.SETTINGS)
+
+    @property
     def command(self) -> Path:
-        """The command as it is written."""
+        """The command as it is written; within the plugin directory if it needs no link."""
+        if self.prefix is None:
+            return self.directory / PARTS / COMMAND
         return self.staged(self.prefix / "bin" / COMMAND)
 
     @property
@@ -82,7 +89,8 @@ def install(target: Target) -> None:
         OSError: a file cannot be written.
         subprocess.CalledProcessError: a tool failed.
     """
-    if os.path.lexists(target.command) and not target.owns_command():
+    linked = target.prefix is not None and os.path.lexists(target.command)
+    if linked and not target.owns_command():
         raise InstallError(f"{target.command} is another program: remove it, or set PREFIX")
     if not target.destdir:
         _refuse_writers(target.libdir)
@@ -94,6 +102,15 @@ def install(target: Target) -> None:
         _only_owner_writes(new)
         _swap(new, target.directory, Path(temporary) / "old")
     _link_command(target)
+
+
+def _tell_runtimes(target: Target, names: list[str]) -> None:
+    """Write the runtimes' settings, and say what was done."""
+    for name in names:
+        if target.libdir == check.DEFAULT_LIB:
+            print(f"{name} needs no setting: CRIU looks into {target.libdir} by itself")
+        else:
+            print(runtimes.add_libdir(name, target.libdir, target.settings))
 
 
 def _refuse_writers(libdir: Path) -> None:
@@ -139,7 +156,7 @@ def _move(source: Path, destination: Path, moves: list[tuple[Path, Path]]) -> No
 
 
 def _link_command(target: Target) -> None:
-    if target.owns_command():
+    if target.prefix is None or target.owns_command():
         return
     target.command.parent.mkdir(parents=True, exist_ok=True)
     target.command.symlink_to(target.command_target)
@@ -181,12 +198,21 @@ def parser() -> argparse.ArgumentParser:
         default=check.DEFAULT_LIB,
         help="CRIU's plugin directory (default: %(default)s)",
     )
+    made.add_argument(
+        "--runtime",
+        choices=runtimes.RUNTIMES,
+        action="append",
+        default=[],
+        help="have this container runtime load plugins from the directory (podman runs one of"
+        " them); not needed for the default directory",
+    )
+    made.add_argument("--no-command", action="store_true", help="make no link to the command")
     made.add_argument("--uninstall", action="store_true", help="undo an installation")
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line: ``install.py [--destdir D] [--prefix P] [--libdir DIR] [--uninstall]``.
+    """Command line: ``install.py [--destdir D] [--prefix P] [--libdir DIR] [--uninstall] ...``.
 
     Args:
         arguments: those of the command line, without the program's name.
@@ -196,15 +222,25 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     destdir = os.path.abspath(options.destdir) if options.destdir.strip("/") else ""
-    target = Target(destdir, options.libdir, options.prefix)
+    prefix = None if options.no_command else options.prefix
+    target = Target(destdir, options.libdir, prefix)
     try:
         if options.uninstall:
+            for line in runtimes.remove_libdir(target.libdir, target.settings):
+                print(line)
             uninstall(target)
             print(f"criu-detached is not in {target.directory} any more")
         else:
             install(target)
+            _tell_runtimes(target, options.runtime)
             print(f"installed into {target.directory}; now run: {target.command} check")
-    except (InstallError, build.BuildError, OSError, subprocess.CalledProcessError) as error:
+    except (
+        InstallError,
+        runtimes.SettingsError,
+        build.BuildError,
+        OSError,
+        subprocess.CalledProcessError,
+    ) as error:
         print(f"install: {error}", file=sys.stderr)
         return 1
     return 0

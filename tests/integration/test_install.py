@@ -124,3 +124,40 @@ def test_uninstall_from_destdir(staged: Path, tmp_path: Path) -> None:
     done = make("uninstall", DESTDIR=copy, PREFIX="/usr")
     assert done.returncode == 0, done.stdout
     assert listing(copy) == {"usr", "usr/bin", "usr/lib"}
+
+
+def test_pip(default_dir: Path, tmp_path: Path) -> None:
+    """Installed by pip into an environment, then by its command for crun, and taken away."""
+    copy = tmp_path / "checkout"
+    names = ("criu_detached", "plugin", "pyproject.toml", "README.md", "LICENSE")
+    copy.mkdir()
+    for name in names:
+        source = CHECKOUT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
+    environment = tmp_path / "environment"
+    run("python3", "-m", "venv", "--system-site-packages", str(environment))
+    pip = [str(environment / "bin/python3"), "-m", "pip", "install", "--quiet"]
+    run(*pip, "--no-build-isolation", "--no-deps", "--no-index", str(copy))
+    shutil.rmtree(copy)
+
+    kernel.mount("settings", Path("/etc/criu"), "tmpfs", 0, "mode=755")
+    try:
+        command = str(environment / "bin/criu-detached")
+        lib = tmp_path / "lib"
+        said = run(command, "install", "--libdir", str(lib), "--runtime", "crun")
+        settings = Path("/etc/criu/crun.conf")
+        assert f"made {settings}: libdir {lib}" in said
+        said = run(command, "check", "--lib", str(lib))
+        assert f"crun: loads the plugin from {lib} ({settings} says so) with /usr/sbin/criu" in said
+        assert f"runc: does not load the plugin: it is not in {default_dir}" in said
+        run(command, "uninstall", "--libdir", str(lib))
+        assert not settings.exists() and not lib.exists()
+    finally:
+        kernel.umount2(Path("/etc/criu"), kernel.MNT_DETACH)
+
+
+def run(*command: str) -> str:
+    """Run a command that has to work; returns what it said."""
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert not done.returncode, done.stdout + done.stderr
+    return done.stdout
