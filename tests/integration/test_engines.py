@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import socket
+import sys
 from typing import Any
 
 import pytest
@@ -12,7 +15,9 @@ from ..conftest import in_vm
 from .conftest import MakeContainer
 from .harness import kernel
 from .harness.agent import Check, Task
+from .harness.engines import CRIU_SETTINGS, Podman
 from .harness.placement import CONTENT, Bind, Placement
+from .harness.programs import hold_file
 
 pytestmark = pytest.mark.detached
 
@@ -78,3 +83,97 @@ def test_cycle(container: MakeContainer, engine: str, placement: Placement) -> N
         assert held.ask() == answer
     held.cycle()
     assert held.ask() == answer
+
+
+def hold_in_namespaces(task: Task, tcp: bool = True) -> Check:
+    """Children in mount namespaces of their own: one opened its file there, one had it before.
+
+    The first process holds a lock and both ends of a connection.
+    """
+    before = os.open(task.path("file"), os.O_RDONLY)
+
+    def opened_there() -> Check:
+        os.close(before)
+        unshare_mounts()
+        inside = os.open(task.path("other"), os.O_RDONLY)
+        task.detach()
+        return lambda: os.pread(inside, 100, 0).decode()
+
+    def opened_before() -> Check:
+        unshare_mounts()
+        return lambda: os.pread(before, 100, 0).decode()
+
+    children = [task.fork(opened_there), task.fork(opened_before)]
+    os.close(before)
+    task.detach()
+    lock = os.open(task.base + "/locked", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if tcp:
+        server = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+    else:
+        client, accepted = socket.socketpair()
+    client.sendall(b"sent before")
+
+    def check() -> list[Any]:
+        said = accepted.recv(100)
+        client.sendall(said)
+        return [*(ask() for ask in children), said.decode()]
+
+    return check
+
+
+def unshare_mounts() -> None:
+    """A mount namespace of one's own; os.unshare needs Python 3.12, a library leaves files open."""
+    if sys.version_info >= (3, 12):
+        os.unshare(os.CLONE_NEWNS)
+
+
+ALL_OPTIONS = ("--tcp-established", "--file-locks")
+
+
+@SEEN_NATIVELY
+@pytest.mark.parametrize("engine", ["podman-runc", "podman-crun"])
+def test_another_machine(container: MakeContainer, engine: str) -> None:
+    """Exported; podman's storage is gone; imported under another name, volumes elsewhere."""
+    binds = [Bind(), Bind(flags=kernel.MS_RDONLY)]
+    held = container(engine, Placement.HOST_SOURCE, binds, read_only=True)
+    held.images = held.work / "archive.tar.gz"
+    held.start(hold_life)
+    answer = held.ask()
+    held.checkpoint("--file-locks").succeeded()
+    podman = held.engine
+    assert isinstance(podman, Podman)
+    podman.renew()
+    moved = held.work / "moved"
+    held.ground.move_source(moved)
+    held.restore("--file-locks", name=f"{held.name}-2").failed("criu-detached: ")
+    podman.remove(held.name)  # podman keeps what it could not start
+    settings = CRIU_SETTINGS / "criu-detached.conf"
+    settings.write_text(f"map {held.work}/source {moved}\n")
+    try:
+        held.restore("--file-locks", name=f"{held.name}-3").succeeded()
+    finally:
+        settings.unlink()
+    assert held.ask() == answer
+
+
+@SEEN_NATIVELY
+@pytest.mark.parametrize("engine", ["runc", "crun", "podman-crun"])
+def test_namespaces(container: MakeContainer, engine: str) -> None:
+    """Without podman, nothing brings the loopback interface up before CRIU restores connections."""
+    tcp = engine.startswith("podman")
+    held = container(engine, read_only=True).start(hold_in_namespaces, tcp=tcp)
+    answer = held.ask()
+    held.cycle(*ALL_OPTIONS)
+    assert held.ask() == answer
+
+
+@SEEN_NATIVELY
+@pytest.mark.parametrize("engine", ["podman-runc", "podman-crun"])
+def test_podman_init(container: MakeContainer, engine: str) -> None:
+    """By its true path: CRIU cannot bind again what is a symlink, as Debian's default init is."""
+    held = container(engine, options=["--init", "--init-path=/usr/bin/catatonit"])
+    held.start(hold_file).cycle()
+    assert held.ask() == CONTENT

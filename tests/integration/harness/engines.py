@@ -249,10 +249,13 @@ class Podman(Engine):
             self.call("import", archive, IMAGE)
 
     def renew(self) -> None:
-        """Go on with an empty storage, as another machine has it."""
+        """Go on with a storage that has the image alone, as another machine has it."""
         self.call("rm", "--all", "--force", "--time=0")
+        archive = self.directory / "image.tar"
+        self.call("save", "--output", str(archive), IMAGE)
         self._podman.storage = Path(tempfile.mkdtemp(prefix="storage-", dir=self.directory))
-        self.import_root()
+        self.call("load", "--input", str(archive))
+        archive.unlink()
 
     def run(self, spec: Spec) -> None:
         # Natively there may be no controller for the number of processes.
@@ -271,7 +274,10 @@ class Podman(Engine):
         return self.directory / f"{name}.pid"
 
     def pid(self, name: str) -> int:
-        return int(self._pid_file(name).read_text())
+        file = self._pid_file(name)
+        if file.exists():
+            return int(file.read_text())
+        return int(self.call("inspect", "--format={{.State.Pid}}", name))  # an imported one
 
     def checkpoint(self, name: str, images: Path, *options: str) -> CriuRun:
         words = ["container", "checkpoint", "--keep", *options]
@@ -285,8 +291,9 @@ class Podman(Engine):
             log = self._userdata(name) / "restore.log"
             return _criu_run(self._podman.command(*words, name), log)
         words += ["--import", str(images), "--name", name]
-        run = _criu_run(self._podman.command(*words), Path("/nonexistent"))
-        self._ids[name] = run.log.split()[-1] if not run.status else "none"
+        run = _criu_run(self._podman.command(*words), self.directory / "not known yet")
+        inspect = self._podman.command("container", "inspect", "--format={{.Id}}", name)
+        self._ids[name] = run.log.split()[-1] if not run.status else call(*inspect).stdout.strip()
         log = self._userdata(name) / "restore.log"
         said = log.read_text(errors="replace") if log.exists() else ""
         return CriuRun(run.command, run.status, said + run.log, run.seconds)

@@ -221,10 +221,11 @@ def seen_inside(pid: int) -> Seen:
     Processes are known by their ids inside, and mounts by their places: an engine makes the mounts
     and the pipes around the container anew.
     """
-    outside = seen(pid)
-    files = {_inner_pid(process): _made_here(found) for process, found in outside.files.items()}
-    mounts = {_inner_pid(process): _places(process) for process in outside.mounts}
-    return Seen(files, mounts, [])
+    attached = attached_ids()
+    numbers: dict[int, int] = {}
+    pids = sorted(tree(pid), key=_inner_pid)
+    files = {_inner_pid(one): _made_here(_seen_files(one, attached, numbers)) for one in pids}
+    return Seen(files, {_inner_pid(one): _places(one) for one in pids}, [])
 
 
 def _made_here(files: dict[int, SeenFile]) -> dict[int, SeenFile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -205,6 +206,14 @@ class Ground:
         self.populate(self.source)
         if self.userns and self.shifts_owners:
             shift_owners(self.source)
+
+    def move_source(self, place: Path) -> None:
+        """Have a copy of the source at another place, on a filesystem of its own."""
+        place.mkdir()
+        self.mount_source(place)
+        self._mounted.append(place)
+        subprocess.run(["cp", "--archive", f"{self.source}/.", str(place)], check=True)
+        kernel.umount2(self.source, kernel.MNT_DETACH)
 
     def enter(self) -> int:
         """In the child that becomes the process: make its namespace and its binds.
