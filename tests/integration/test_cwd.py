@@ -64,11 +64,13 @@ def populate_with_program(source: Path) -> None:
     shutil.copy2("/usr/bin/sleep", source / "tree" / "program")
 
 
-def hold_program(task: Task) -> Check:
+def hold_program(task: Task, deleted: bool = False) -> Check:
     """A child that executes a program of the mount."""
     pid = os.posix_spawn(task.path("program"), ["program", "100000"], {})
     while os.readlink(f"/proc/{pid}/exe") == os.readlink("/proc/self/exe"):
         os.sched_yield()
+    if deleted:
+        os.unlink(task.path("program"))
     task.detach()
     return lambda: [pid, os.readlink(f"/proc/{pid}/exe")]
 
@@ -79,3 +81,19 @@ def test_exe(scenario: MakeScenario, placement: Placement) -> None:
     pid, exe = held.ask()
     assert exe.endswith("/tree/program")
     assert look.is_running(pid)
+
+
+@pytest.mark.covers("exe", "deleted_file")
+def test_deleted_exe(scenario: MakeScenario, placement: Placement) -> None:
+    """What is executed is a file again that has no name, with the same content."""
+    held = scenario(placement, populate=populate_with_program).start(hold_program, deleted=True)
+    pid, exe = held.cycle().ask()
+    assert exe.endswith("/tree/program (deleted)")
+    assert look.is_running(pid)
+    program = Path(f"/proc/{pid}/exe")
+    assert (program.stat().st_nlink, program.read_bytes()) == (
+        0,
+        Path("/usr/bin/sleep").read_bytes(),
+    )
+    if placement is Placement.HOST:
+        assert not (held.ground.source / "tree" / "program").exists()

@@ -14,7 +14,7 @@ from .harness import look
 from .harness.agent import Check, Task
 from .harness.placement import CONTENT, Bind, Placement
 
-CLONE_FILES, SYS_CLONE = 0x400, 56
+CLONE_FS, CLONE_FILES, SYS_CLONE = 0x200, 0x400, 56
 KINDS = {"stream": 1, "dgram": 2, "seqpacket": 5}  # as socket.SOCK_*
 
 
@@ -138,3 +138,23 @@ def test_shared_table(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement).start(hold_shared_table).cycle()
     assert len(look.tree(held.pid)) == 2
     assert held.ask() == ["01", 9]
+
+
+def hold_shared_places(task: Task) -> Check:
+    """A process that has its working directory and root in common with its child."""
+    import ctypes  # as above
+
+    os.chdir(task.path("dir"))
+    if ctypes.CDLL(None).syscall(SYS_CLONE, CLONE_FS | signal.SIGCHLD, 0, 0, 0, 0) == 0:
+        while True:
+            signal.pause()
+    task.detach()
+    return os.listdir
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_shared_places(scenario: MakeScenario, attached: bool) -> None:
+    """CRIU does not dump that, wherever they are."""
+    held = scenario(attached=attached).start(hold_shared_places)
+    held.dump().failed("Can't make FS id for")
+    assert held.ask() == ["inner"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import struct
 import termios
 from pathlib import Path
@@ -182,6 +183,25 @@ def test_node_outside_of_devpts(scenario: MakeScenario) -> None:
     held.start(hold_outside, devpts=str(held.ground.source / "pts"))
     held.dump().failed("criu-detached: .* opened through a device node outside of devpts")
     assert held.ask() is True
+
+
+def hold_in_flight(task: Task) -> Check:
+    """A terminal that is in a socket alone."""
+    one, other = socket.socketpair()
+    master, _ = open_master(task.points[0])
+    socket.send_fds(one, [b"!"], [master])
+    os.close(master)
+    task.detach()
+    return lambda: [os.isatty(fd) for fd in socket.recv_fds(other, 1, 1)[1]]
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_in_flight(scenario: MakeScenario, attached: bool) -> None:
+    """CRIU asks a task for the parameters of a terminal, which no task has open here."""
+    made = scenario(mount_source=mount_devpts, populate=no_files, attached=attached)
+    held = made.start(hold_in_flight)
+    held.dump().failed("likely SCM case")
+    assert held.ask() == [True]
 
 
 def hold_two(task: Task) -> Check:
