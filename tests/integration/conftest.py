@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pytest
 
 from ..coverage_table import COLUMNS, ITEMS, OUTCOMES, PROPERTY
+from .harness import kernel
 from .harness import scenario as harness
 from .harness.container import Container
 from .harness.criu import has_inet_sockets, has_plugin
@@ -120,6 +121,19 @@ def scenario(
             return made
 
         yield make
+
+
+@pytest.fixture
+def anonymous_mounts() -> None:
+    """What a test needs that tells anonymous mounts from detached ones."""
+    tree = kernel.open_tree(-100, "/", kernel.OPEN_TREE_CLONE)
+    try:
+        flags = kernel.OPEN_TREE_CLONE | kernel.AT_EMPTY_PATH
+        os.close(kernel.open_tree(tree, "", flags))
+    except OSError:
+        pytest.skip("this kernel (before 6.15) clones no anonymous mount")
+    finally:
+        os.close(tree)
 
 
 @pytest.fixture

@@ -99,6 +99,7 @@ def close_tree(held: Scenario) -> int:
     return int(file)
 
 
+@pytest.mark.usefixtures("anonymous_mounts")
 @pytest.mark.covers("tree_fd", "file", "o_path", column="anonymous")
 def test_tree_fd(scenario: MakeScenario, every_placement: Placement) -> None:
     """It is the fd of a tree again, however often: what it leads to can be attached."""
@@ -108,6 +109,13 @@ def test_tree_fd(scenario: MakeScenario, every_placement: Placement) -> None:
     assert content == CONTENT and look.is_anonymous(held.pid, tree)
     (held.ground.base / "attach").mkdir()
     assert held.ask() == [CONTENT, tree, [True, *TREE, False]]
+
+
+def test_each_kernel(scenario: MakeScenario, placement: Placement) -> None:
+    """Before Linux 6.15 the mount is taken for a detached one, and its files come back as well."""
+    held = scenario(placement).start(hold_tree).cycle().cycle()
+    content, tree, _ = held.ask()
+    assert content == CONTENT and look.is_detached(held.pid, tree)
 
 
 @pytest.mark.covers("tree_fd", column="anonymous")
@@ -371,6 +379,7 @@ def with_deeper(source: Path) -> None:
 BRANCHES = [CONTENT, "inner\n", CONTENT]
 
 
+@pytest.mark.usefixtures("anonymous_mounts")
 @pytest.mark.covers("tree_fd", "file", "directory", column="anonymous")
 def test_branches(scenario: MakeScenario, every_placement: Placement) -> None:
     """Each mount is where it was in the tree, and the files are on them, not on others."""

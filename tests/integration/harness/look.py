@@ -53,6 +53,12 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def session(leader: int) -> list[int]:
+    """The processes of a session, in whatever state; the leader may be gone."""
+    pids = map(int, filter(str.isdigit, os.listdir("/proc")))
+    return [pid for pid in pids if _stat(pid)[3] == str(leader)]
+
+
 def is_running(pid: int) -> bool:
     """Whether the process is there, not dead and not stopped."""
     return _state(pid) not in "ZXTt"
@@ -60,11 +66,16 @@ def is_running(pid: int) -> bool:
 
 def _state(pid: int) -> str:
     """The letter for a process's state; X if there is none."""
+    return _stat(pid)[0]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name: state, parent, process group, session."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return "X"
-    return stat.rsplit(")", 1)[1].split()[0]
+        return ["X", "", "", ""]
+    return stat.rsplit(")", 1)[1].split()
 
 
 def wait_until_idle(pid: int) -> None:
