@@ -4,7 +4,7 @@
 It opens a pseudo terminal by its master as often as it takes to get the number that it had.
 Then it opens the slaves by their paths, and where it needs the other end of a terminal for a
 moment (to give a session its controlling terminal, to hold a slave whose master is closed), it
-makes up that one's name: see restored_end.
+makes up that one's name: see other_end.
 """
 
 from __future__ import annotations
