@@ -37,7 +37,8 @@ demo: ## show a process with files on a detached mount dumped and restored
 
 .PHONY: bench
 bench: ## measure what the plugin costs, natively
-	@$(GROUND) native sh -c 'make --silent plugin && exec python3 bench/bench.py'
+	@$(GROUND) native sh -c 'make --silent plugin && for part in bench containers; do \
+		python3 bench/$$part.py || failed=1; done; exit $${failed:-0}'
 
 .PHONY: test
 test: ## unit tests, then integration tests natively and in the VM

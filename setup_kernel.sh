@@ -339,10 +339,11 @@ native() {
 
 has_all_for_plugin() {
     local version command
-    # The demo shows redis-server.
-    for command in criu cc make python3 redis-server; do
+    # The demo shows redis-server and podman.
+    for command in criu cc make python3 redis-server podman crun; do
         command -v "$command" >/dev/null || return 1
     done
+    [[ -d /usr/lib/criu && -d /etc/criu && -e /usr/lib/$(uname -m)-linux-gnu/libcriu.so.2 ]] || return 1
     version=$(criu --version | awk '/^Version:/ { print $2 }')
     printf '4.1\n%s\n' "$version" | sort --check=quiet --version-sort || return 1
     python3 -c '

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.pop(0)  # else this file would be the package demo
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo import accounts, server, sole, telling
+from demo import accounts, container, server, sole, telling
 from tests.integration.harness.criu import has_plugin
 from tests.integration.harness.scenario import prepare_runner
 
@@ -30,6 +30,8 @@ def main() -> int:
         server.demonstrate()
         print()
         sole.demonstrate()
+        print()
+        container.demonstrate()
     except AssertionError as failure:
         print(f"\nFAILED: {failure}")
         return 1
