@@ -149,22 +149,12 @@ class Dump:
         mount = self._mount_of(fd, link, facts)
         if mount is None:
             return None
-        if mount.memory is not None:
-            raise DetachedError(
-                "it is bound on a filesystem in memory that no attached mount shows any more: mount"
-                " that somewhere again, or close the socket"
-            )
-        if isinstance(mount, ExternalMount):
-            raise DetachedError(
-                "it is bound on a mount that is to be supplied, whose directories are not known"
-                " yet: close the socket"
-            )
         if mount.record.anonymous:
             link = self._anonymous.relative(link, facts.mnt_id)
         file = mount.name_of(fd, link, facts)
         answer, new = self._sockets.note(name, file, mount)
         if new is not None:
-            if not new.deleted:
+            if not new.deleted and mount.root >= 0:
                 _check_owner(mount, file.path, facts)
             self._open_records().bound_socket(new)
         return answer

@@ -119,35 +119,34 @@ def _directory(name: bytes, path: bytes) -> bytes:
 
 
 def check_directory(record: BoundSocket, mount: DetachedMount) -> None:
-    """The restore binds in the directory of the name, which the bind source must show.
+    """The restore binds in the directory of the name, which must be there then.
+
+    Of a mount that the user will supply nothing is known yet.
 
     Raises:
-        DetachedError: it does not, or nothing can be made in it.
+        DetachedError: it will not be, or nothing can be made in it.
     """
-    if mount.root < 0:
+    if mount.read_only:
+        raise DetachedError("its filesystem is read-only by now: no socket can be bound on it")
+    if mount.record.root_deleted:
         raise DetachedError("its directory is deleted, so no socket can be bound there again")
+    directory = paths.directory_of_socket(record.name, record.directory)
+    if mount.memory is not None:
+        assert mount.record.bind_source is not None
+        mount.memory.needs_directory(paths.join(mount.record.bind_source.path, directory))
+    elif mount.root >= 0:
+        _check_in_source(mount.root, directory)
+
+
+def _check_in_source(root: int, directory: bytes) -> None:
     try:
-        fd, _ = kernel.open_beneath(
-            mount.root, parent_of(record), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        )
+        fd, _ = kernel.open_beneath(root, directory, kernel.O_PATH | os.O_DIRECTORY)
     except OSError as error:
         raise DetachedError(
-            f"the bind source does not show its directory {quote(parent_of(record))}:"
+            f"the bind source does not show its directory {quote(directory)}:"
             f" {reason(error.errno or 0)}"
         ) from error
-    try:
-        if kernel.fstatfs(fd).flags & os.ST_RDONLY:
-            raise DetachedError("its bind source is read-only: no socket can be bound there")
-    finally:
-        os.close(fd)
-
-
-def parent_of(record: BoundSocket) -> bytes:
-    """The directory that the socket's file is in, beneath the mount's root."""
-    if record.name.startswith(b"/"):
-        return record.directory
-    within = record.name.removeprefix(b"./").rpartition(b"/")[0]
-    return paths.join(record.directory, within or paths.ROOT)
+    os.close(fd)
 
 
 def stand_in(mount: DetachedMount, host: Host, finder: SourceFinder) -> int:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 import time
+from itertools import chain
 
 from criu_detached import kernel, mountinfo, treeview
 from criu_detached.errors import quote
@@ -92,7 +93,7 @@ def files_of(dev: int) -> Iterator[int]:
     mapped = _mapped(dev)
     for pid in processes():
         maps = "map_files" if mapped in read(f"/proc/{pid}/maps") else ""
-        for fd in _open_links(pid, maps):
+        for fd in chain(_open_links(pid, maps), _bound_files(pid)):
             if kernel.fstat(fd).dev == dev:
                 yield fd
 
@@ -204,6 +205,36 @@ def _open_links_of(pid: int, more: str) -> Iterator[tuple[str, int]]:
             os.close(fd)
 
 
+def _bound_files(pid: int) -> Iterator[int]:
+    """Open, for a moment each, the files that the unix sockets of a process are bound to."""
+    sockets = [name for name in below(pid, "fd") if _is_socket(f"/proc/{pid}/fd/{name}")]
+    if not sockets:
+        return
+    try:
+        pid_fd = os.pidfd_open(pid)
+    except OSError:
+        return  # it ended
+    try:
+        for name in sockets:
+            try:
+                fd = kernel.bound_file(pid_fd, int(name))
+            except OSError:
+                continue
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+    finally:
+        os.close(pid_fd)
+
+
+def _is_socket(link: str) -> bool:
+    try:
+        return os.readlink(link).startswith("socket:")
+    except OSError:
+        return False  # it was closed
+
+
 def below(pid: int | str, directory: str) -> list[str]:
     """Names in a directory of a process in procfs; none of a process that ended."""
     try:
@@ -241,7 +272,7 @@ class _Filesystem:
 
     def is_held_by(self, pid: int) -> bool:
         """Tell whether a process has a file of it, or one that leads to it."""
-        if any(self._is_held_through(fd) for fd in _open_links(pid)):
+        if any(self._is_held_through(fd) for fd in chain(_open_links(pid), _bound_files(pid))):
             return True
         return _mapped(self._dev) in read(f"/proc/{pid}/maps")
 

@@ -472,6 +472,19 @@ def unix_peer_path(fd: int) -> bytes:
     return ffi.string(buf) if lib.sys_peer_path(fd, buf, 256) == 0 else b""
 
 
+def bound_file(pid_fd: int, fd: int) -> int:
+    """Open the file that a unix socket of another process is bound to (O_PATH).
+
+    Args:
+        pid_fd: the process, as pidfd_open(2) gives it.
+        fd: the socket, in that process.
+
+    Raises:
+        OSError: it is none, or bound to no file, or the process has ended.
+    """
+    return _checked(lib.sys_bound_file(pid_fd, fd), "pidfd_getfd or SIOCUNIXFILE")
+
+
 def rehearse_clone(
     ns_fd: int, user_ns_fd: int, fd: int, attr_set: int, attr_clr: int, userns_fd: int = -1
 ) -> None:

@@ -64,6 +64,18 @@ def join(one: bytes, other: bytes) -> bytes:
     return one if other == ROOT else one + b"/" + other
 
 
+def directory_of_socket(name: bytes, start: bytes) -> bytes:
+    """Return the path of the directory that a bound socket's file is in.
+
+    Args:
+        name: as the socket was bound to it.
+        start: where a relative name starts; of an absolute one the directory itself.
+    """
+    if name.startswith(b"/"):
+        return start
+    return join(start, name.removeprefix(b"./").rpartition(b"/")[0] or ROOT)
+
+
 def below(path: bytes, root: bytes) -> bytes | None:
     """Return an absolute path relative to an absolute root; None when it lies elsewhere."""
     prefix = root.rstrip(b"/") + b"/"

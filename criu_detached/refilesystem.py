@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached import kernel
+from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError
 from criu_detached.refill import IN_MEMORY, fill, make_memory, set_limits
 from criu_detached.relayer import mount_anew, mount_layers
@@ -73,7 +73,7 @@ def make_filesystems(records: Records, means: Means, found: dict[int, list[Found
         finally:
             os.close(tree)
         if _is_in_memory(filesystem):
-            fill(top, records.nodes.get(number, []), _roots(records, number), means)
+            fill(top, records.nodes.get(number, []), _directories(records, number), means)
 
 
 def _mount(filesystem: Filesystem, devices: list[Found], means: Means) -> tuple[int, bool]:
@@ -128,13 +128,18 @@ def settle_filesystems(records: Records, means: Means) -> None:
             set_limits(filesystem, means.tops[number])
 
 
-def _roots(records: Records, number: int) -> list[bytes]:
-    """Directories that a filesystem's mounts have as their roots, whatever is in them."""
-    return [
-        mount.bind_source.path
+def _directories(records: Records, number: int) -> list[bytes]:
+    """Those that have to be there: roots of mounts, and where sockets are to be bound."""
+    roots = {
+        mount.mnt_id: mount.bind_source.path
         for mount in records.mounts.values()
         if mount.filesystem == number
         and mount.bind_source is not None
         and stat.S_ISDIR(mount.root_type)
         and not mount.root_deleted
+    }
+    return [*roots.values()] + [
+        paths.join(roots[socket.mnt_id], paths.directory_of_socket(socket.name, socket.directory))
+        for socket in records.bound_sockets.values()
+        if socket.mnt_id in roots
     ]

@@ -151,8 +151,11 @@ class _Filler:
             fd, _ = kernel.open_beneath(self._top, path, flags)
         except FileNotFoundError:
             above, name = paths.split(path)
-            os.mkdir(name, 0o755, dir_fd=self.parent(above))
+            os.mkdir(name, dir_fd=self.parent(above))
             fd, _ = kernel.open_beneath(self._top, path, flags)
+            # If no node gives it other permissions, no task can see it; but one of whatever
+            # user namespace may have to bind a socket in it.
+            os.fchmod(fd, 0o777)
         return fd
 
     def make(self, node: Node) -> None:

@@ -90,6 +90,7 @@ class Restore:
         self._mounts = self._records.mounts
         for mount in self._mounts.values():
             check_mount(mount)
+        self._socket_names = SocketNames(host, self._records)
         check_filesystems(self._records)
         self._supplies = find_supplies(self._records, host)
         self._same_boot = self._records.header.boot_id == boot_id()
@@ -110,7 +111,6 @@ class Restore:
         data = self._open_data()
         self._realise_outside(proc, ContentReader(data) if data >= 0 else None)
         self._index_files()
-        self._socket_names = SocketNames(host, self._records)
         host.inherit_fd_add(proc, _PROC_KEY)
         if data >= 0:
             host.inherit_fd_add(data, _DATA_KEY)
@@ -223,6 +223,7 @@ class Restore:
         if mount.anonymous:
             self._anonymous[mount.mnt_id] = os.dup(found.tree)
         self._keeps_inodes[mount.mnt_id] = found.keeps_inodes
+        self._socket_names.check_directories(mount, found.tree)
         self._host.inherit_fd_add(found.tree, _mount_key(mount))
         for ghost, fd in found.ghosts:
             assert ghost.file is not None  # recordfile

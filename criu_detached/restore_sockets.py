@@ -18,7 +18,7 @@ import os
 
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.records import BoundSocket
+from criu_detached.records import BoundSocket, Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +61,25 @@ class SocketNames:
             ) from error
         self._roots[directory] = key
 
+    def check_directories(self, mount: Mount, tree: int) -> None:
+        """Look for what a mount's names start from, before there is a task.
+
+        Args:
+            mount: its record.
+            tree: its tree fd.
+
+        Raises:
+            DetachedError: it is not there, or nothing can be made there.
+        """
+        for record in self._records.values():
+            if record.mnt_id == mount.mnt_id:
+                os.close(_start_of(record, tree))
+                if kernel.fstatfs(tree).flags & os.ST_RDONLY:
+                    raise DetachedError(
+                        f"the socket {quote(record.name)} cannot be bound on mount"
+                        f" {mount.mnt_id}, whose filesystem is read-only by now"
+                    )
+
     def lead(self, number: int, tree_fd: Callable[[int], int]) -> None:
         """Make a name lead to its mount, in a task.
 
@@ -76,12 +95,7 @@ class SocketNames:
             raise DetachedError(f"no record of socket {number}: are the images complete?")
         tree = tree_fd(record.mnt_id)
         try:
-            directory = _open_directory(record, tree)
-        except OSError as error:
-            raise DetachedError(
-                f"the directory of the socket {quote(record.name)} on mount {record.mnt_id} is"
-                f" not there: {reason(error.errno or 0)}"
-            ) from error
+            directory = _start_of(record, tree)
         finally:
             os.close(tree)
         try:
@@ -127,8 +141,18 @@ def _directory_of_name(record: BoundSocket) -> bytes:
     return b"/".join(part for part in parts if part not in (b"", b"."))
 
 
-def _open_directory(record: BoundSocket, tree: int) -> int:
+def _start_of(record: BoundSocket, tree: int) -> int:
     """Open where a name starts from; the whole way to the socket must stay on the mount."""
+    try:
+        return _open_directory(record, tree)
+    except OSError as error:
+        raise DetachedError(
+            f"the directory of the socket {quote(record.name)} on mount {record.mnt_id} is not"
+            f" there: {reason(error.errno or 0)}"
+        ) from error
+
+
+def _open_directory(record: BoundSocket, tree: int) -> int:
     flags = kernel.O_PATH | os.O_DIRECTORY
     start, _ = kernel.open_beneath(tree, record.directory, flags)
     within = record.name.rpartition(b"/")[0]

@@ -86,6 +86,8 @@ class Memory:
         self._contents = contents
         self._roots: dict[bytes, _Tree] = {}  # what is to be saved whole, by a mount's root
         self._paths: dict[int, bytes] = {}  # of what is saved, by inode
+        self._directories: set[bytes] = set()  # that are saved
+        self._of_sockets: set[bytes] = set()  # directories that sockets are bound in
         self._ghosts: list[tuple[int, File]] = []
         self._layout: Layout | None = None
         self._restricted = restricted
@@ -195,6 +197,10 @@ class Memory:
         """Save a file whose name is gone, and which has others; which, the trees may tell."""
         self._ghosts.append((os.open(b"/proc/self/fd/%d" % fd, kernel.O_PATH), file))
 
+    def needs_directory(self, path: bytes) -> None:
+        """Note a directory that a socket is bound in; whether it is there, the trees may tell."""
+        self._of_sockets.add(path)
+
     def finish(self) -> None:
         """Save the trees.
 
@@ -209,6 +215,12 @@ class Memory:
                 self._save_tree(tree, root)
             finally:
                 os.close(tree.top)
+        for path in self._of_sockets - self._directories:
+            if any(_is_below(path, root) for root in self._roots):
+                raise DetachedError(
+                    f"a socket is bound in the directory {quote(path)} of a filesystem in memory,"
+                    " which is deleted, so no socket can be bound there again: close it"
+                )
         for fd, file in self._ghosts:
             facts = kernel.fstat(fd)
             ghost = Ghost(file=file, alias=self._paths.get(facts.ino, b""))
@@ -233,6 +245,7 @@ class Memory:
     def _save_directory(self, tree: _Tree, here: bytes, path: bytes) -> list[bytes]:
         """Save a directory, and what is in it but directories, whose names are returned."""
         fd, facts = kernel.open_beneath(tree.top, here, _READ | os.O_DIRECTORY)
+        self._directories.add(path)
         directories = []
         try:
             if facts.ino not in self._paths:
@@ -405,6 +418,10 @@ def _unmap(inode: Inode, mount: Mount, path: bytes) -> None:
     for xattr in inode.xattrs:
         if xattr.name.startswith(_ACL):
             xattr.value = unmapped_acl(xattr.value, mount.uid_map, mount.gid_map, what)
+
+
+def _is_below(path: bytes, root: bytes) -> bool:
+    return path == root or root == paths.ROOT or path.startswith(root + b"/")
 
 
 def _options(fd: int, known: StatMount | None, fs_type: bytes) -> list[bytes]:

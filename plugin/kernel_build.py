@@ -46,6 +46,7 @@ int sys_fs_uuid(int fd, unsigned char *uuid);
 int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id);
 int sys_mount_ns_id(int ns_fd, uint64_t *ns_id);
 int sys_peer_path(int fd, char *path, size_t size);
+int sys_bound_file(int pid_fd, int fd);
 int sys_rehearse_clone(int ns_fd, int user_ns_fd, int fd, uint64_t set, uint64_t clear,
                        int userns_fd);
 int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd);
@@ -69,6 +70,7 @@ SOURCE = r"""
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -99,6 +101,8 @@ SOURCE = r"""
 #define NR_mount_setattr 442
 #define NR_statmount 457
 #define NR_listmount 458
+
+#define SIOCUNIXFILE_ (SIOCPROTOPRIVATE + 0) /* linux/un.h */
 
 #define ret(call) ({ long r = (call); r < 0 ? -errno : (int)r; })
 
@@ -379,6 +383,23 @@ static int sys_peer_path(int fd, char *path, size_t size)
 		return -EAFNOSUPPORT;
 	snprintf(path, size, "%.*s", (int)sizeof(addr.sun_path), addr.sun_path);
 	return 0;
+}
+
+/* An O_PATH fd of the file that another process's unix socket is bound to. */
+static int sys_bound_file(int pid_fd, int fd)
+{
+	int file, sk = syscall(NR_pidfd_getfd, pid_fd, fd, 0), domain = 0;
+	socklen_t len = sizeof(domain);
+
+	if (sk < 0)
+		return -errno;
+	/* Sockets of other families have requests of the same number. */
+	if (getsockopt(sk, SOL_SOCKET, SO_DOMAIN, &domain, &len))
+		file = -errno;
+	else
+		file = domain == AF_UNIX ? ret(ioctl(sk, SIOCUNIXFILE_)) : -EAFNOSUPPORT;
+	close(sk);
+	return file;
 }
 
 static int write_file(pid_t pid, const char *name, const char *text)

@@ -24,6 +24,8 @@ MAKERS = {
 }
 # Others that differ from one of those for nothing but finding them again.
 MORE_MAKERS = {
+    "exfat": (["mkfs.exfat", "-q"], 16 << 20),
+    "f2fs": (["mkfs.f2fs", "-q"], 64 << 20),
     "ext2": (["mkfs.ext2", "-q"], 16 << 20),
     "ext3": (["mkfs.ext3", "-q"], 16 << 20),
     "msdos": (["mkfs.vfat"], 16 << 20),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,3 +291,26 @@ def test_other_holder(scenario: MakeScenario, layers: Callable[..., Layers]) -> 
         umount2(held.ground.source, MNT_DETACH)
         held.dump().failed(f"process {os.getpid()} holds that too")
         assert held.ask() == "file of lower\n"
+
+
+def hold_socket(task: Task) -> Check:
+    """A datagram socket whose file is in the upper directory, and one that is connected to it."""
+    pair = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
+    pair[0].bind(task.path("socket"))
+    pair[1].connect(task.path("socket"))
+    top = os.open(task.path(), os.O_RDONLY)
+    task.detach()
+
+    def check() -> list[Any]:
+        pair[1].send(b"by peer")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.sendto(b"by name", f"/proc/self/fd/{top}/socket")
+        return [pair[0].getsockname(), pair[0].recv(9).decode(), pair[0].recv(9).decode()]
+
+    return check
+
+
+@pytest.mark.covers("unix_socket", column="sole-held")
+@WHERE
+def test_socket(scenario: MakeScenario, layers: Callable[..., Layers], where: Placement) -> None:
+    cycle_twice(start(scenario, layers(), hold_socket, where))

@@ -127,13 +127,6 @@ def test_read_only_socket(scenario: MakeScenario, placement: Placement) -> None:
     refused(scenario(placement).start(hold_read_only_socket), "socket.*read-only")
 
 
-@pytest.mark.covers("unix_socket", outcome="refused", column="sole-held")
-def test_socket_without_source(scenario: MakeScenario) -> None:
-    held = scenario().start(hold_socket)
-    kernel.umount2(held.ground.source, kernel.MNT_DETACH)
-    refused(held, "socket.*no attached mount shows")
-
-
 def hold_socket_file(task: Task) -> Check:
     """The file of a socket, held without a socket."""
     server = socket.socket(socket.AF_UNIX)

@@ -6,7 +6,6 @@ import mmap
 import os
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from .harness.criu import CriuRun, default_plugins
 from .harness.placement import CONTENT, SHAPES, Bind, Placement, Shape
 from .harness.programs import hold_file, hold_position
 from .harness.scenario import Scenario
+from .test_bound_sockets import SOCKET_NAME, hold_datagrams
 
 pytestmark = pytest.mark.detached
 
@@ -310,21 +310,27 @@ def test_deleted_with_another_name(scenario: MakeScenario) -> None:
     assert held.ask() == "other\n"
 
 
-def test_bound_socket(scenario: MakeScenario) -> None:
-    """It would have to be bound again in a directory that is not known at dump."""
-
-    def hold_socket(task: Task) -> Check:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(task.path("socket"))
-        listener.listen()
-        file = os.open(task.path("file"), os.O_RDONLY)
-        task.detach()
-        return lambda: [listener.fileno(), os.pread(file, 3, 0).decode()]
-
-    held = scenario().start(hold_socket)
-    settings(held, f"external {mount_id(held, held.ask()[0] + 1)}")
-    held.dump().failed("criu-detached: .*bound on a mount that is to be supplied")
-    assert held.ask()[1] == CONTENT[:3]
+@pytest.mark.parametrize("placement", [Placement.HOST, Placement.HOST_SOURCE], ids=str)
+def test_bound_socket(scenario: MakeScenario, placement: Placement, elsewhere: Path) -> None:
+    """Its name leads to what is supplied, if that has its directory and can be written."""
+    held = scenario(placement, [Bind(), Bind()]).start(hold_datagrams, absolute=True)
+    tree = copy(held, elsewhere)
+    name = mount_id(held, FILE + 2)
+    kernel.umount2(held.ground.source, kernel.MNT_DETACH)
+    settings(held, f"external {name}")
+    held.dump().succeeded()
+    settings(held, f"source {name} {written(elsewhere)}")
+    (tree / "dir").rename(tree / "elsewhere")
+    held.restore().failed("criu-detached: .*directory of the socket .*/socket on .*not there")
+    (tree / "elsewhere").rename(tree / "dir")
+    kernel.mount("", elsewhere, "", kernel.MS_REMOUNT | kernel.MS_RDONLY)
+    held.restore().failed("criu-detached: .*the socket .* cannot be bound .*read-only by now")
+    held.assert_gone()
+    kernel.mount("", elsewhere, "", kernel.MS_REMOUNT)
+    held.restore().succeeded()
+    bound = f"{held.ground.points()[0]}/tree/{SOCKET_NAME}"
+    assert held.ask() == [bound, bound, ["waiting", "new", "by name"], True]
+    assert (tree / SOCKET_NAME).is_socket()
 
 
 def test_show(scenario: MakeScenario, placement: Placement) -> None:

@@ -48,6 +48,7 @@ HOLD = "import mmap, os, sys; os.chdir(sys.argv[1]); {}; print(flush=True); sys.
 HOLDERS = {
     "fd": "fd = os.open('file', 0); os.chdir('/')",
     "cwd": "pass",
+    "socket": "import socket; s = socket.socket(1); s.bind('socket'); os.chdir('/')",
     "root": "os.chroot('.')",
     "mapping": "fd = os.open('file', 0); m = mmap.mmap(fd, 4, prot=1, **{'trackfd': False}); "
     "os.close(fd); os.chdir('/')",

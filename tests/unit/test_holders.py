@@ -145,6 +145,14 @@ def test_outside_holder(tmp_path: Path) -> None:
             assert outside_holder(dev) == f"process {pid}"
         with process(MAPPED.format(str(tmp_path / "fs" / "one")) + "; os.close(fd)") as pid:
             assert outside_holder(dev) == f"process {pid}"
+        bound = f"s = socket.socket(1); s.bind({str(tmp_path / 'fs' / 'socket')!r})"
+        listening = "s.listen(); c = socket.socket(1); c.connect(s.getsockname()); s = s.accept()"
+        for last in ("pass", "os.unlink(s.getsockname())", listening):
+            with process(f"import socket; {bound}; {last}") as pid:
+                assert outside_holder(dev) == f"process {pid}"
+                found = [os.readlink(f"/proc/self/fd/{fd}") for fd in files_of(dev)]
+                assert len(found) == 1 and "/socket" in found[0]
+            (tmp_path / "fs" / "socket").unlink(missing_ok=True)
         with process(f"os.chdir({str(tmp_path / 'fs')!r})") as pid:
             assert outside_holder(dev) == f"process {pid}"
         assert outside_holder(dev) is None

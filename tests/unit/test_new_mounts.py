@@ -17,6 +17,7 @@ from criu_detached.records import (
     FORMAT,
     RECREATED,
     BindSource,
+    BoundSocket,
     Filesystem,
     Header,
     Inode,
@@ -98,7 +99,9 @@ def test_private_namespace_that_is_left_by_an_error() -> None:
         raise DetachedError("in the midst of it")
 
 
-def records(directory: int, *more: Mount | Node, options: list[bytes] | None = None) -> Records:
+def records(
+    directory: int, *more: Mount | Node | BoundSocket, options: list[bytes] | None = None
+) -> Records:
     """Records of one filesystem, and others."""
     writer = RecordWriter(directory, Header(format=FORMAT))
     superblock = Superblock(fs_type=b"tmpfs")
@@ -108,6 +111,8 @@ def records(directory: int, *more: Mount | Node, options: list[bytes] | None = N
     for record in more:
         if isinstance(record, Mount):
             writer.mount(record)
+        elif isinstance(record, BoundSocket):
+            writer.bound_socket(record)
         else:
             writer.node(record)
     writer.flush()
@@ -128,7 +133,10 @@ def mount(number: int, path: bytes, **fields: int) -> Mount:
 
 
 def test_make_filesystems(directory: int) -> None:
-    """With the roots of its mounts, unless they are files or will be made with the deleted ones."""
+    """With the roots of its mounts, unless they are files or come with the deleted ones.
+
+    And with the directories that sockets are to be bound in.
+    """
     node = Node(filesystem=7, path=b"a/file", mode=stat.S_IFREG | 0o600, inode=Inode(size=5))
     found = records(
         directory,
@@ -136,6 +144,8 @@ def test_make_filesystems(directory: int) -> None:
         mount(2, b"file", root_type=stat.S_IFREG),
         mount(3, b"gone", root_deleted=1),
         node,
+        BoundSocket(id=1, mnt_id=1, name=b"of/socket", directory=b"d"),
+        BoundSocket(id=2, mnt_id=3, name=b"/absolute/socket", directory=b"nowhere"),
         options=[b"size=1m"],
     )
     with support.opened(Path("/proc"), os.O_PATH) as proc:
@@ -144,7 +154,7 @@ def test_make_filesystems(directory: int) -> None:
             make_filesystems(found, means, {})
             (top,) = means.tops.values()
             assert sorted(os.listdir(f"/proc/self/fd/{top}")) == ["a", "b"]
-            assert os.listdir(f"/proc/self/fd/{top}/b") == ["c"]
+            assert os.listdir(f"/proc/self/fd/{top}/b/c/d") == ["of"]
             assert os.fstatvfs(top).f_blocks * os.fstatvfs(top).f_frsize > 1 << 20
             settle_filesystems(found, means)
             assert os.fstatvfs(top).f_blocks * os.fstatvfs(top).f_frsize == 1 << 20

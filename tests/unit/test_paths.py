@@ -92,6 +92,20 @@ def test_open_at_stays_beneath(tmp_path: Path, directory: int, path: bytes) -> N
     assert error.value.errno == errno.EXDEV
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "directory"),
+    [
+        (b"/mnt/a/socket", b"tree/a", b"tree/a"),
+        (b"socket", b".", b"."),
+        (b"./socket", b"tree", b"tree"),
+        (b"./a/b/socket", b".", b"a/b"),
+        (b"a/socket", b"tree", b"tree/a"),
+    ],
+)
+def test_directory_of_socket(name: bytes, start: bytes, directory: bytes) -> None:
+    assert paths.directory_of_socket(name, start) == directory
+
+
 def test_open_mountpoint(tmp_path: Path, directory: int) -> None:
     (tmp_path / "mnt").mkdir()
     for name in (b"/mnt", b"/"):

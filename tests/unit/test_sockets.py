@@ -202,6 +202,19 @@ def test_way_out(ground: Ground, name: bytes, directory: bytes) -> None:
         names.lead(1, ground.tree_fd)
 
 
+def test_directory_before_there_is_a_task(ground: Ground) -> None:
+    """What cannot be bound is found out while the mount is realised."""
+    names = ground.names(b"dir/inner/socket", b".")
+    with support.opened(ground.tree) as tree:
+        before = support.open_fds()
+        names.check_directories(Mount(mnt_id=8), tree)
+        with pytest.raises(DetachedError, match=r"directory .* is not there"):
+            names.check_directories(Mount(mnt_id=7), tree)
+        (ground.tree / "dir" / "inner").mkdir()
+        names.check_directories(Mount(mnt_id=7), tree)
+        assert support.open_fds() == before
+
+
 def test_no_record(ground: Ground) -> None:
     with pytest.raises(DetachedError, match="no record"):
         ground.names(b"socket", b".").lead(2, ground.tree_fd)

@@ -72,7 +72,7 @@ class Ground:
             self.root = os.open(self.point, os.O_RDONLY)
             self.stack.callback(os.close, self.root)
 
-    def save(self, *names: str, restricted: bool = False) -> Records:
+    def save(self, *names: str, restricted: bool = False, socket_in: bytes = b"") -> Records:
         """Save files of the filesystem as a dump does that meets them in this order."""
         writer = RecordWriter(self.images, Header(format=FORMAT))
         contents = ContentWriter(self.images)
@@ -80,6 +80,8 @@ class Ground:
         for name in names:
             with support.opened(Path(f"/proc/self/fd/{self.root}/{name}"), os.O_RDONLY) as fd:
                 memory.save(fd, File(path=name.encode()), kernel.fstat(fd), WHOLE)
+        if socket_in:
+            memory.needs_directory(socket_in)
         memory.finish()
         writer.flush()
         return read_records(self.images)
@@ -181,6 +183,28 @@ def test_position_is_left(ground: Ground) -> None:
         memory.save(fd, File(path=b"file"), kernel.fstat(fd), WHOLE)
         assert os.lseek(fd, 0, os.SEEK_CUR) == 3
     memory.finish()
+
+
+@pytest.mark.parametrize(
+    ("held", "path", "deleted"),
+    [
+        ([], b"gone", False),  # no task can see that it is
+        (["dir/file"], b"gone", False),
+        (["."], b".", False),
+        (["."], b"dir", False),
+        (["."], b"dir/gone", True),
+        (["."], b"dir/file", True),  # a file has the place of the directory
+    ],
+)
+def test_directory_of_socket(ground: Ground, held: list[str], path: bytes, deleted: bool) -> None:
+    with ground.detached("tmpfs", "") as top:
+        (top / "dir").mkdir()
+        (top / "dir" / "file").touch()
+    if not deleted:
+        ground.save(*held, socket_in=path)
+        return
+    with pytest.raises(DetachedError, match=r"socket is bound in .* deleted"):
+        ground.save(*held, socket_in=path)
 
 
 @pytest.mark.parametrize("kind", ["device", "program", "other"])
