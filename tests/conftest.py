@@ -1,9 +1,10 @@
 """Where nothing may be skipped silently: with CRIU_DETACHED_NO_SKIP a skip is a failure.
 
 The test ground brings every tool and privilege, so a test that does not find one there has hidden
-something. Three reasons are good ones. The kernel is the machine's own or an older one than the
+something. Four reasons are good ones. The kernel is the machine's own or an older one than the
 default, and lacks what a test needs: the reason says so with THIS_KERNEL. CRIU is another one than
-the default, and cannot do the same with attached files: THIS_CRIU. A test is marked "native_only".
+the default, and cannot do the same with attached files: THIS_CRIU. The test is of something that
+came with a later CRIU than the default: NEWER_CRIU. A test is marked "native_only".
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 
 THIS_KERNEL = "this kernel "
 THIS_CRIU = "this CRIU "
+NEWER_CRIU = "needs CRIU "
 NATIVE_ONLY = "native only: "
 # What may lack something, if it is not the default of the test ground.
 LACKING = {"kernel": THIS_KERNEL, "criu": THIS_CRIU}
@@ -30,7 +32,7 @@ def may_skip(reason: str) -> bool:
     if not os.environ.get("CRIU_DETACHED_NO_SKIP"):
         return True
     defaults = os.environ.get("CRIU_DETACHED_DEFAULTS", "").split()  # from setup_kernel.sh
-    good = [start for name, start in LACKING.items() if name not in defaults]
+    good = [NEWER_CRIU, *(start for name, start in LACKING.items() if name not in defaults)]
     return reason.startswith((*good, NATIVE_ONLY) if in_vm() else tuple(good))
 
 

@@ -17,6 +17,7 @@ from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement
 from .harness.scenario import Scenario
+from .settings import WAYS, Way
 
 MIB = 1 << 20
 
@@ -327,13 +328,14 @@ def hold_large(task: Task, blocks: int) -> Check:
 
 
 @pytest.mark.detached
-def test_limit(scenario: MakeScenario, placement: Placement) -> None:
-    """The limit is criu's, 1 MiB; a file in the image directory raises it."""
+@WAYS
+def test_limit(scenario: MakeScenario, placement: Placement, way: Way) -> None:
+    """The limit is criu's, 1 MiB; a setting raises it."""
     held = scenario(placement).start(hold_large, blocks=1028)
     held.dump().failed("1052672 bytes on disk, over the limit of 1048576: raise .*ghost-limit")
     assert held.ask() == 1028
-    (held.images / "criu-detached.conf").write_text("# as much as it takes\nghost-limit 2M\n")
-    held.cycle()
+    held.dump(*way(held, "ghost-limit", "2M")).succeeded()
+    held.restore().succeeded()
     assert held.ask() == 1028
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,48 +14,14 @@ import pytest
 from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import Check, Task
-from .harness.criu import CriuRun, default_plugins
+from .harness.criu import default_plugins
 from .harness.placement import CONTENT, SHAPES, Bind, Placement, Shape
 from .harness.programs import hold_file, hold_position
 from .harness.scenario import Scenario
+from .settings import NAME, WAYS, Way, beside_images, settings
 from .test_bound_sockets import SOCKET_NAME, hold_datagrams
 
 pytestmark = pytest.mark.detached
-
-SETTINGS = "criu-detached.conf"
-
-
-def settings(held: Scenario, *lines: str) -> None:
-    """Write the settings beside the images; no line takes the file away."""
-    held.images.mkdir(exist_ok=True)
-    path = held.images / SETTINGS
-    path.write_text("".join(f"{line}\n" for line in lines))
-    if not lines:
-        path.unlink()
-
-
-def has_plugin_option() -> bool:
-    """Whether this CRIU (4.3 or newer) gives options to plugins."""
-    if not shutil.which("criu"):
-        return False
-    said = subprocess.run(["criu", "--help"], check=False, capture_output=True, text=True)
-    return "--plugin-option" in said.stdout + said.stderr
-
-
-def beside_images(held: Scenario, name: str, *values: str) -> CriuRun:
-    """Restore with a setting in the image directory."""
-    settings(held, " ".join([name, *values]))
-    return held.restore()
-
-
-def on_command_line(held: Scenario, name: str, *values: str) -> CriuRun:
-    """Restore with a setting among criu's options."""
-    return held.restore("--plugin-option", f"criu_detached.{name}={':'.join(values)}")
-
-
-WAYS = [beside_images, *([on_command_line] if has_plugin_option() else [])]
-
-Way = Callable[..., CriuRun]
 
 
 def mount_id(held: Scenario, fd: int) -> str:
@@ -144,8 +108,9 @@ def test_external(scenario: MakeScenario, placement: Placement, elsewhere: Path)
     assert sorted(path.name for path in (tree / "dir").iterdir()) == ["inner", "trace"]
 
 
+@WAYS
 @pytest.mark.parametrize("which", ["one", "all"])
-def test_advice(scenario: MakeScenario, which: str, elsewhere: Path) -> None:
+def test_advice(scenario: MakeScenario, way: Way, which: str, elsewhere: Path) -> None:
     """Where nothing else helps, the refusal says what to do, and that helps.
 
     The filesystem is mounted nowhere, and someone outside of the dump uses it.
@@ -157,10 +122,9 @@ def test_advice(scenario: MakeScenario, which: str, elsewhere: Path) -> None:
     name = mount_id(held, FILE)
     held.dump().failed(f'criu-detached: can\'t dump .*"external {name}"')
     assert held.ask() == CONTENT
-    settings(held, f"external {name if which == 'one' else 'all'}")
-    held.dump().succeeded()
+    held.dump(*way(held, "external", name if which == "one" else "all")).succeeded()
     os.close(user)
-    beside_images(held, "source", name, written(tree.parent)).succeeded()
+    held.restore(*way(held, "source", name, written(tree.parent))).succeeded()
     assert held.ask() == CONTENT
 
 
@@ -171,7 +135,7 @@ def test_all_leaves_sources(scenario: MakeScenario, placement: Placement) -> Non
     assert held.cycle().ask() == CONTENT
 
 
-@pytest.mark.parametrize("way", WAYS)
+@WAYS
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
 @pytest.mark.parametrize("placement", [*Placement], ids=str)
 def test_source(
@@ -184,7 +148,7 @@ def test_source(
     held.dump().succeeded()
     file = elsewhere / "tree" / "file"
     file.write_text(CONTENT.upper())
-    way(held, "source", name, written(elsewhere / shape.bound)).succeeded()
+    held.restore(*way(held, "source", name, written(elsewhere / shape.bound))).succeeded()
     held.assert_detached([FILE])
     assert look.mount_flags(held.pid, FILE) == flags
     assert held.ask() == [FILE, CONTENT.upper()[10:]]
@@ -198,11 +162,11 @@ def test_source_of_saved_filesystem(scenario: MakeScenario, elsewhere: Path) -> 
     name = mount_id(held, FILE)
     held.dump().succeeded()
     (elsewhere / "tree" / "file").write_text(CONTENT.upper())
-    beside_images(held, "source", name, written(elsewhere)).succeeded()
+    held.restore(*beside_images(held, "source", name, written(elsewhere))).succeeded()
     assert held.ask() == CONTENT.upper()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@WAYS
 @pytest.mark.parametrize("placement", [Placement.HOST, Placement.HOST_SOURCE], ids=str)
 def test_map(scenario: MakeScenario, placement: Placement, way: Way, elsewhere: Path) -> None:
     """Where all sources have moved, one setting tells of all; the longest that fits counts."""
@@ -214,7 +178,7 @@ def test_map(scenario: MakeScenario, placement: Placement, way: Way, elsewhere: 
     copy(held, volume)
     held.dump().succeeded()
     held.ground.clear()
-    way(held, "map", str(old), written(elsewhere)).succeeded()
+    held.restore(*way(held, "map", str(old), written(elsewhere))).succeeded()
     assert held.ask() == MUCH
     assert (volume / "tree" / "dir" / "trace").exists()
     settings(held)
@@ -227,7 +191,7 @@ def machine_settings() -> Any:
     path = Path("/etc/criu")
     path.mkdir(exist_ok=True)
     kernel.mount("settings", path, "tmpfs")
-    yield path / SETTINGS
+    yield path / NAME
     kernel.umount2(path)
 
 
@@ -256,13 +220,13 @@ def test_map_stays_beneath(scenario: MakeScenario, elsewhere: Path) -> None:
     (elsewhere / "tree").symlink_to("moved")
     source = str(held.ground.source)
     way = str(elsewhere.parent / "way")
-    beside_images(held, "map", source, way).failed(
+    held.restore(*beside_images(held, "map", source, way)).failed(
         "criu-detached: .*is a symlink, it was a directory"
     )
     held.assert_gone()
     (elsewhere / "tree").unlink()
     (elsewhere / "moved").rename(elsewhere / "tree")
-    beside_images(held, "map", source, way).succeeded()
+    held.restore(*beside_images(held, "map", source, way)).succeeded()
     assert held.ask() == CONTENT
 
 

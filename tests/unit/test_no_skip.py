@@ -24,6 +24,9 @@ def test_kernel():
 def test_criu():
     pytest.skip("this CRIU has none")
 
+def test_newer_criu():
+    pytest.skip("needs CRIU 4.3 or newer")
+
 @pytest.mark.skipif(True, reason="needs a tool")
 def test_tool():
     pass
@@ -40,7 +43,7 @@ def test_xfail():
     assert False
 """
 HIDDEN = {"tool", "privilege"}
-ALL = {"native_only", "kernel", "criu", *HIDDEN}
+ALL = {"native_only", "kernel", "criu", "newer_criu", *HIDDEN}
 
 
 @pytest.mark.parametrize(

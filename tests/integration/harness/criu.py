@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -31,6 +32,14 @@ def version() -> str:
     output = subprocess.run(["criu", "--version"], check=True, capture_output=True, text=True)
     found = re.search(r"Version: (\S+)", output.stdout)
     return found.group(1) if found else "of unknown version"
+
+
+def has_plugin_option() -> bool:
+    """Whether this CRIU gives options to plugins: from 4.3 on. False without a criu as well."""
+    if not shutil.which("criu"):
+        return False
+    major, minor = (int(part) for part in version().split(".")[:2])
+    return (major, minor) >= (4, 3)
 
 
 def has_inet_sockets() -> bool:
