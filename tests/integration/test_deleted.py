@@ -348,6 +348,35 @@ def test_malformed_setting(scenario: MakeScenario) -> None:
     assert held.ask() == 1
 
 
+def fill(directory: Path) -> list[Path]:
+    """Take all the room that is left, or all inodes; returns the files that do."""
+    with pytest.raises(OSError, match="No space"):
+        for number in range(1000):
+            (directory / f"filler{number}").write_bytes(bytes(1 << 14))
+    return list(directory.glob("filler*"))
+
+
+@pytest.mark.detached
+@pytest.mark.parametrize("limit", ["size=512k", "nr_inodes=30"])
+def test_full(scenario: MakeScenario, placement: Placement, limit: str) -> None:
+    """The source has no room for it by now: nothing of it is left, and later it comes back."""
+
+    def mount_small(source: Path) -> None:
+        kernel.mount("small", source, "tmpfs", data=limit)
+
+    held = scenario(placement, mount_source=mount_small).start(hold_large, blocks=64)
+    held.dump().succeeded()
+    fillers = fill(tree_of(held))
+    before = listing(tree_of(held))
+    held.restore().failed("criu-detached: .*can't make the deleted files of .*No space left")
+    held.assert_gone()
+    assert listing(tree_of(held)) == before
+    for filler in fillers:
+        filler.unlink()
+    held.restore().succeeded()
+    assert held.ask() == 64
+
+
 def hold_many(task: Task, count: int) -> Check:
     """Many deleted files, all of which had the same name, shared with a child."""
     fds = []

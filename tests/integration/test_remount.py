@@ -499,6 +499,28 @@ def test_hidden_image(scenario: MakeScenario, tmp_path: Path, hide: Callable[[Pa
             umount2(tmp_path, MNT_DETACH)
 
 
+def test_full_disk(scenario: MakeScenario, tmp_path: Path) -> None:
+    """There is no room for a deleted file by now; what was made of it is gone again."""
+    with disks.disk(tmp_path, "ext4") as disk:
+        held = scenario(mount_source=disk.mount, populate=populate).start(hold_files)
+        source = held.ground.source
+        expected = detach_source(held).ask()
+        held.dump().succeeded()
+        disk.mount(source)
+        with pytest.raises(OSError, match="No space"), open(source / "filler", "wb", 0) as filler:
+            while filler.write(bytes(1 << 12)):
+                pass
+        names = sorted(source.rglob("*"))
+        umount2(source)
+        refused(held, disk, "can't make the deleted files of .*No space left")
+        disk.mount(source)
+        assert sorted(source.rglob("*")) == names
+        (source / "filler").unlink()
+        umount2(source)
+        held.restore().succeeded()
+        assert held.ask() == expected
+
+
 def test_members(scenario: MakeScenario, tmp_path: Path) -> None:
     """A btrfs of two devices, of which a subvolume was mounted."""
     with disks.disk(tmp_path, "btrfs") as disk:

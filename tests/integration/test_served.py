@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from .conftest import MakeScenario
-from .harness import kernel
+from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.kernel import MNT_DETACH, umount2
 from .harness.placement import Bind, Shape
+from .settings import beside_images
 
 pytestmark = pytest.mark.detached
 
@@ -81,3 +82,21 @@ def test_fuse(scenario: MakeScenario) -> None:
     umount2(held.ground.source, MNT_DETACH)
     held.dump().failed("is of type FUSE.*: mount it somewhere before the dump")
     assert held.ask() == 1
+
+
+def test_supplied(scenario: MakeScenario, tmp_path: Path) -> None:
+    """The user has it served again, and says where that is."""
+    held = scenario(binds=WHOLE, mount_source=mount_fuse, populate=lambda _: None)
+    held.start(hold_directory)
+    umount2(held.ground.source, MNT_DETACH)
+    name = str(look.open_files(held.pid)[3].mnt_id)
+    held.dump().failed(f'or supply it yourself at restore: .*"external {name}"')
+    held.dump(*beside_images(held, "external", name)).succeeded()
+    mount_fuse(tmp_path)
+    try:
+        held.restore(*beside_images(held, "source", name, str(tmp_path))).succeeded()
+        assert held.ask() == 1
+        assert os.stat(f"/proc/{held.pid}/fd/3").st_dev == tmp_path.stat().st_dev
+    finally:
+        held.kill()
+        umount2(tmp_path)

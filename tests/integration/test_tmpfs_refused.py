@@ -287,19 +287,23 @@ def test_hostile_nodes(scenario: MakeScenario, name: str) -> None:
     assert not os.path.exists(EVIL)
 
 
-def test_too_small(scenario: MakeScenario) -> None:
+@pytest.mark.parametrize("limit", ["size", "nr_inodes"])
+def test_too_small(scenario: MakeScenario, limit: str) -> None:
     """The limit of the record is lower than what is in the filesystem."""
 
     def mount_sized(source: Path) -> None:
-        kernel.mount("sized", source, "tmpfs", 0, "size=2048k")
+        kernel.mount("sized", source, "tmpfs", 0, "size=2048k,nr_inodes=50")
 
     held = sole(scenario(mount_source=mount_sized, populate=populate_large).start(hold_top))
     answer = held.ask()
     held.dump().succeeded()
     state = State(held)
     images = Images(held.images)
-    told = kernel.has_statmount_by_fd()
-    images.write(replace=(b"size=2048k", b"size=1016k") if told else (b"=2097152", b"=1040384"))
+    change = b"nr_inodes=50", b"nr_inodes=05"
+    if limit == "size":
+        told = kernel.has_statmount_by_fd()
+        change = (b"size=2048k", b"size=1016k") if told else (b"=2097152", b"=1040384")
+    images.write(replace=change)
     held.restore().failed("criu-detached: .*can't make a tmpfs as it was")
     state.assert_as_before()
     images.write()
