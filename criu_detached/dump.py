@@ -152,7 +152,7 @@ class Dump:
         if mount.record.anonymous:
             link = self._anonymous.relative(link, facts.mnt_id)
         file = mount.name_of(fd, link, facts)
-        answer, new = self._sockets.note(name, file, mount)
+        answer, new = self._sockets.note(name, file, facts.nlink, mount)
         if new is not None:
             if not new.deleted and mount.root >= 0:
                 _check_owner(mount, file.path, facts)

@@ -47,13 +47,14 @@ class Sockets:
         self._places: dict[tuple[int, bytes], int] = {}
 
     def note(
-        self, name: bytes, file: Name, mount: DetachedMount
+        self, name: bytes, file: Name, links: int, mount: DetachedMount
     ) -> tuple[SocketAnswer, BoundSocket | None]:
         """Describe a socket's name.
 
         Args:
             name: as the socket was bound to it.
             file: its file's path from the mount's root, and whether that is gone.
+            links: names that the file has.
             mount: that it is on.
 
         Returns:
@@ -69,6 +70,10 @@ class Sockets:
         key = (*place, name, record.deleted)
         known = self._records.setdefault(key, record)
         if known is record:
+            if links > 1 - file.deleted:
+                raise DetachedError(
+                    "its file has another name, which would not lead to it any more: remove that"
+                )
             check_directory(record, mount)
             record.id = len(self._records)
         inside = stand_in(mount, self._host, self._finder)

@@ -197,6 +197,14 @@ def restore_lead(number: int) -> int:
         return -1
 
 
+@ffi.def_extern(error=-1, onerror=_unexpected)
+def restore_bound(number: int) -> int:
+    """A task that was led to a mount has bound the socket there, and is about to leave."""
+    assert _restore is not None
+    _restore.socket_bound(number)
+    return 0
+
+
 @ffi.def_extern(onerror=_unexpected)
 def forget() -> None:
     """Let another dump or restore of this process begin anew."""

@@ -292,6 +292,10 @@ class Restore:
         """Make the name of a recorded socket lead to its mount; raises DetachedError."""
         self._socket_names.lead(number, self._tree_fd)
 
+    def socket_bound(self, number: int) -> None:
+        """Give the new file of a socket what the old one had; the task is where it starts."""
+        self._socket_names.bound(number)
+
     def _tree_fd(self, mnt_id: int) -> int:
         """A new fd of a mount's tree."""
         if mnt_id in self._not_realised:

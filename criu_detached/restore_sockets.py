@@ -15,10 +15,11 @@ working directory changed here, and puts the root back when CRIU returns to wher
 from __future__ import annotations
 
 import os
+import stat
 
-from criu_detached import kernel, paths
+from criu_detached import kernel, log, paths
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.records import BoundSocket, Mount
+from criu_detached.records import RECREATED, BoundSocket, Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class SocketNames:
         self._host = host
         self._records = records.bound_sockets
         self._roots: dict[bytes, bytes] = {}
+        self._kept: dict[int, _Attributes] = {}
         for record in self._records.values():
             _check(record)
             self._make_root(record)
@@ -73,7 +75,12 @@ class SocketNames:
         """
         for record in self._records.values():
             if record.mnt_id == mount.mnt_id:
-                os.close(_start_of(record, tree))
+                start = _start_of(record, tree)
+                try:
+                    if mount.origin == RECREATED:
+                        self._kept[record.id] = _Attributes(record, start)
+                finally:
+                    os.close(start)
                 if kernel.fstatfs(tree).flags & os.ST_RDONLY:
                     raise DetachedError(
                         f"the socket {quote(record.name)} cannot be bound on mount"
@@ -108,6 +115,16 @@ class SocketNames:
         finally:
             os.close(directory)
 
+    def bound(self, number: int) -> None:
+        """Give a directory and the file that was made in it what they had, in a task.
+
+        Args:
+            number: id of the record; its name starts in the working directory.
+        """
+        kept = self._kept.get(number)
+        if kept is not None:
+            kept.give()
+
     def _change_to(self, record: BoundSocket, directory: int) -> None:
         name = _directory_of_name(record)
         if name:
@@ -120,6 +137,60 @@ class SocketNames:
         os.fchdir(directory)
         if record.name.startswith(b"/") and not name:
             os.chroot(b".")
+
+
+class _Attributes:
+    """What a bind changes of a directory, and what the socket's file had that was there.
+
+    CRIU itself restores mode and owner.
+    """
+
+    def __init__(self, record: BoundSocket, start: int) -> None:
+        """Look at them, where they are made anew.
+
+        Args:
+            record: of the socket.
+            start: where its name starts.
+
+        Raises:
+            OSError: the file cannot be looked at.
+        """
+        self._name = record.name.rpartition(b"/")[2] if record.name[:1] == b"/" else record.name
+        self._directory = self._name.rpartition(b"/")[0] or paths.ROOT
+        self._times = _times(os.stat(self._directory, dir_fd=start))
+        self._file_times: tuple[int, int] | None = None
+        self._xattrs: dict[str, bytes] = {}
+        if record.deleted:
+            return
+        path = b"/proc/self/fd/%d/%s" % (start, self._name)
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return  # no task could see it
+        if stat.S_ISSOCK(found.st_mode):
+            self._file_times = _times(found)
+            self._xattrs = {
+                name: os.getxattr(path, name, follow_symlinks=False)
+                for name in os.listxattr(path, follow_symlinks=False)
+            }
+
+    def give(self) -> None:
+        """Give them to those that are there now, beneath the working directory."""
+        try:
+            for name, value in self._xattrs.items():
+                os.setxattr(self._name, name, value, follow_symlinks=False)
+            if self._file_times:
+                os.utime(self._name, ns=self._file_times, follow_symlinks=False)
+            os.utime(self._directory, ns=self._times, follow_symlinks=False)
+        except OSError as error:
+            log.warn(
+                f"the file of the socket {quote(self._name)} has other times or extended"
+                f" attributes than it had: {reason(error.errno or 0)}"
+            )
+
+
+def _times(found: os.stat_result) -> tuple[int, int]:
+    return found.st_atime_ns, found.st_mtime_ns
 
 
 def _check(record: BoundSocket) -> None:

@@ -876,7 +876,7 @@ static int steer_sockets(bool steers_fchdir)
 		    "the images have unix sockets on detached mounts, but this CRIU"
 		    " does not import %s",
 		    missing);
-	sockets_expect(python.restore_lead);
+	sockets_expect(python.restore_lead, python.restore_bound);
 	return missing ? -1 : 0;
 }
 

@@ -88,6 +88,7 @@ int restore_init(void);
 int restore_open(const char *name, int flags);
 int restore_ext_file(int id);
 int restore_lead(uint32_t id);
+int restore_bound(uint32_t id);
 void forget(void);
 """
 
@@ -249,6 +250,7 @@ criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 		.restore_open = open_known,
 		.restore_ext_file = restore_ext_file,
 		.restore_lead = restore_lead,
+		.restore_bound = restore_bound,
 		.may_keep_fds = known_files_may_keep,
 		.settle = known_files_settle,
 		.reset = reset,

@@ -80,6 +80,7 @@ struct embedded {
 	int (*restore_open)(const char *name, int flags);
 	int (*restore_ext_file)(int id);
 	int (*restore_lead)(uint32_t id);   /* sockets_expect */
+	int (*restore_bound)(uint32_t id);  /* likewise */
 	void (*may_keep_fds)(bool allowed); /* known_files_may_keep */
 	void (*settle)(void);		    /* known_files_settle */
 	void (*reset)(void);		    /* forget an earlier dump or restore of this process */

@@ -150,6 +150,7 @@ bool socket_stand_in_stat(int fd, struct stat *st)
 /* --- restore --- */
 
 static int (*lead_there)(uint32_t id);
+static int (*bound_there)(uint32_t id);
 
 /* Where this task's names lead. */
 static struct {
@@ -159,12 +160,14 @@ static struct {
 		INSIDE,	 /* to the mount of a record */
 	} state;
 	uint32_t id;
-	int root; /* to come back to, while INSIDE */
+	int root;   /* to come back to, while INSIDE */
+	bool bound; /* something was, while INSIDE */
 } view;
 
-void sockets_expect(int (*lead)(uint32_t id))
+void sockets_expect(int (*lead)(uint32_t id), int (*bound)(uint32_t id))
 {
 	lead_there = lead;
+	bound_there = bound;
 }
 
 int socket_name_add(uint32_t id, const char *name, int deleted)
@@ -188,6 +191,8 @@ void sockets_reset(void)
 
 void socket_view_leave(void)
 {
+	if (view.state == INSIDE && view.bound)
+		bound_there(view.id);
 	/* A task must not go on anywhere else. The directory CRIU sets by itself. */
 	if (view.state == INSIDE && (fchdir(view.root) || chroot(".") || close(view.root)))
 		_exit(1);
@@ -200,6 +205,8 @@ static int enter(uint32_t id)
 	if (view.root < 0)
 		return -1;
 	view.state = INSIDE;
+	view.id = id;
+	view.bound = false;
 	if (lead_there(id)) {
 		socket_view_leave();
 		errno = EIO;
@@ -289,6 +296,7 @@ static int steered_bind(int sk, const struct sockaddr *addr, socklen_t len)
 		unlink(name);
 	if (bind(sk, addr, len))
 		return -1;
+	view.bound |= found;
 	return found ? check_file(sk, name) : 0;
 }
 

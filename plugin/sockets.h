@@ -72,8 +72,9 @@ bool socket_stand_in_stat(int fd, struct stat *st);
  * sockets_expect - how names are made to lead to a mount
  * @lead: makes the name of a record lead there, by changing this task's root and
  *        working directory; 0, or -1 with the reason in the log
+ * @bound: a socket was bound to it, and all is done that is to be done there
  */
-void sockets_expect(int (*lead)(uint32_t id));
+void sockets_expect(int (*lead)(uint32_t id), int (*bound)(uint32_t id));
 
 /**
  * socket_name_add - say what name a record is about

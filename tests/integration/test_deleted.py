@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -350,10 +351,12 @@ def test_malformed_setting(scenario: MakeScenario) -> None:
 
 def fill(directory: Path) -> list[Path]:
     """Take all the room that is left, or all inodes; returns the files that do."""
-    with pytest.raises(OSError, match="No space"):
+    with suppress(OSError):
         for number in range(1000):
             (directory / f"filler{number}").write_bytes(bytes(1 << 14))
-    return list(directory.glob("filler*"))
+    made = list(directory.glob("filler*"))
+    assert len(made) < 1000
+    return made
 
 
 @pytest.mark.detached

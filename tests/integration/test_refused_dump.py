@@ -98,6 +98,25 @@ def test_socket_in_deleted_directory(scenario: MakeScenario, placement: Placemen
     refused(held, "does not show its directory tree/gone: No such file")
 
 
+def hold_linked_socket(task: Task, unlinked: bool) -> Check:
+    """A unix socket whose file has a second name, or only that one."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(task.path("socket"))
+    os.link(task.path("socket"), task.path("second"))
+    if unlinked:
+        os.unlink(task.path("socket"))
+    here = os.open(task.path(), os.O_RDONLY)
+    task.detach()
+    return lambda: [server.getsockname(), os.fstat(here).st_ino]
+
+
+@pytest.mark.parametrize("unlinked", [False, True], ids=["two", "other"])
+def test_linked_socket(scenario: MakeScenario, placement: Placement, unlinked: bool) -> None:
+    """A restored socket has a new file, and the other name would stay with the old one."""
+    held = scenario(placement).start(hold_linked_socket, unlinked=unlinked)
+    refused(held, "socket.*another name")
+
+
 def hold_sockets_of_one_name(task: Task) -> Check:
     """A second socket where the first one was before its mount was detached."""
     servers = [socket.socket(socket.AF_UNIX) for _ in range(2)]

@@ -184,6 +184,42 @@ def test_left_over(scenario: MakeScenario, placement: Placement) -> None:
     assert held.ask() == expected
 
 
+def hold_dressed(task: Task) -> Check:
+    """Sockets, one without a name, with attributes and times, as their directories have."""
+    top = os.open(task.path(), os.O_RDONLY)
+    servers = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(3)]
+    os.chdir(task.path())
+    servers[0].bind("dir/relative")
+    servers[1].bind(task.path("absolute"))
+    servers[2].bind("dir/gone")
+    os.unlink("dir/gone")
+    os.chdir("/")
+    names = ["absolute", "dir/relative", "dir", "."]
+    for number, name in enumerate(names):
+        os.setxattr(task.path(name), "trusted.name", name.encode())
+        os.utime(task.path(name), ns=(number, 1_000_000_000 * number + 1))
+    task.detach()
+
+    def check() -> Any:
+        found = []
+        for name in names:
+            path = f"/proc/self/fd/{top}/{name}"
+            facts = os.stat(path)
+            found.append([facts.st_mtime_ns, os.getxattr(path, "trusted.name").decode()])
+        return found
+
+    return check
+
+
+@RESTORED
+def test_times(scenario: MakeScenario) -> None:
+    """The files are others, but on a filesystem that is made anew nobody can tell."""
+    held = sole(scenario().start(hold_dressed))
+    expected = held.ask()
+    held.cycle().cycle()
+    assert held.ask() == expected
+
+
 def hold_in_deleted_directory(task: Task, ahead: bool) -> Check:
     """A socket in a directory that is deleted by now, and another directory."""
     held = [os.open(task.path(), os.O_RDONLY)] if ahead else []

@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import socket
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from criu_detached.dump_sockets import describe_socket
 from criu_detached.errors import DetachedError
 from criu_detached.paths import Name
 from criu_detached.recordfile import RecordWriter, read_records
-from criu_detached.records import FORMAT, BoundSocket, Header, Mount
+from criu_detached.records import FORMAT, RECREATED, BoundSocket, Header, Mount
 from criu_detached.restore_sockets import SocketNames
 
 from . import support
@@ -83,11 +84,12 @@ class Ground:
         self.host.close()
         os.close(self.images)
 
-    def names(self, name: bytes, directory: bytes) -> SocketNames:
+    def names(self, name: bytes, directory: bytes, *, deleted: bool = False) -> SocketNames:
         """A restore with the record of one socket."""
         writer = RecordWriter(self.images, Header(format=FORMAT))
         writer.mount(Mount(mnt_id=7))
-        writer.bound_socket(BoundSocket(id=1, mnt_id=7, name=name, directory=directory))
+        record = BoundSocket(id=1, mnt_id=7, name=name, directory=directory, deleted=int(deleted))
+        writer.bound_socket(record)
         return SocketNames(self.host, read_records(self.images))
 
     def tree_fd(self, mnt_id: int) -> int:
@@ -213,6 +215,37 @@ def test_directory_before_there_is_a_task(ground: Ground) -> None:
         (ground.tree / "dir" / "inner").mkdir()
         names.check_directories(Mount(mnt_id=7), tree)
         assert support.open_fds() == before
+
+
+@pytest.mark.parametrize("name", [b"/elsewhere/socket", b"dir/socket", b"./dir/socket"])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_attributes(ground: Ground, name: bytes, deleted: bool) -> None:
+    """On a filesystem that was made anew the new file has those of the old one."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    start = ground.tree / "dir" if name.startswith(b"/") else ground.tree
+    path = ground.tree / "dir" / "socket"
+    if not deleted:
+        os.mknod(path, stat.S_IFSOCK)
+        os.setxattr(path, "trusted.name", b"value")
+        os.utime(path, ns=(1, 2))
+    os.utime(path.parent, ns=(3, 4))
+    names = ground.names(name, b"dir" if name.startswith(b"/") else b".", deleted=deleted)
+    with support.opened(ground.tree) as tree:
+        names.check_directories(Mount(mnt_id=7, origin=RECREATED), tree)
+    path.unlink(missing_ok=True)
+    os.mknod(path, stat.S_IFSOCK)
+    here = Path.cwd()
+    os.chdir(start)
+    try:
+        names.bound(1)
+        names.bound(2)  # of no such record
+    finally:
+        os.chdir(here)
+    assert path.parent.stat().st_mtime_ns == 4
+    if not deleted:
+        assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (1, 2)
+        assert os.getxattr(path, "trusted.name") == b"value"
 
 
 def test_no_record(ground: Ground) -> None:
