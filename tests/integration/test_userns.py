@@ -17,7 +17,9 @@ from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.kernel import MNT_DETACH, umount2
 from .harness.placement import CONTENT, USERNS_ROOT, Bind, Placement, populate_tree
+from .harness.program import Program
 from .soleheld import sole
+from .test_sole_sockets import hold_nothing_else
 
 INSIDE = pytest.mark.parametrize(
     "placement",
@@ -175,6 +177,19 @@ def test_socket(scenario: MakeScenario, placement: Placement) -> None:
     for _ in range(2):
         held.cycle()
         assert held.ask() == ["/mnt/point0/tree/dir/socket", "question", *OWNER, "0o140660"]
+
+
+@pytest.mark.detached
+@pytest.mark.covers("unix_socket", column="sole-held")
+@pytest.mark.parametrize("program", [hold_socket, hold_nothing_else], ids=lambda p: p.__name__)
+def test_sole_held_socket(scenario: MakeScenario, program: Program) -> None:
+    """Bound in directories that are made anew, also where nothing else in them is known."""
+    arguments = {"absolute": True, "gone": False} if program is hold_nothing_else else {}
+    held = scenario(Placement.NAMESPACE_TMPFS, populate=without_devices, userns=True)
+    sole(held.start(program, **arguments))
+    expected = held.ask()
+    held.cycle().cycle()
+    assert held.ask() == expected
 
 
 def hold_privileged(task: Task) -> Check:
