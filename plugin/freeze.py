@@ -6,8 +6,8 @@ safer, that takes half the time: each module would be looked for, and its file r
 """
 
 from __future__ import annotations
-import __future__
 
+import ast
 import marshal
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +26,7 @@ STAND_INS = {"encodings": "small_encodings"}
 def modules() -> dict[str, Path]:
     """Return the modules that are frozen, by name, with their files."""
     return package_modules() | {
-        "__future__": Path(__future__.__file__),
-        **{name: PACKAGE / f"{module}.py" for name, module in STAND_INS.items()},
+        name: PACKAGE / f"{module}.py" for name, module in STAND_INS.items()
     }
 
 
@@ -39,15 +38,34 @@ def package_modules() -> dict[str, Path]:
     return package | {f"{PACKAGE.name}.{name}": path for name, path in files.items()}
 
 
-def code_of(name: str, path: Path) -> bytes:
-    """Return a module's bytecode; tracebacks will show its path in the package.
+class _Bare(ast.NodeTransformer):
+    """Takes annotations away. The methods have ast's names."""
 
-    Docstrings are left out, for they take a twentieth of Python's start, and with them assertions:
-    they tell the type checker what was made sure of before.
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt:
+        return ast.copy_location(ast.Pass(), node) if node.module == "__future__" else node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        bare = ast.Assign([node.target], node.value) if node.value else ast.Pass()
+        return ast.copy_location(bare, node)
+
+
+def code_of(name: str, source: bytes) -> bytes:
+    """Return a module's bytecode; tracebacks will show its path in the package, and its lines.
+
+    Docstrings and annotations are left out, for each of them takes a twentieth of Python's start.
+    With docstrings assertions go: they tell the type checker what was made sure of before.
     """
     shown = f"{name.replace('.', '/')}.py"
-    code = compile(path.read_bytes(), shown, "exec", dont_inherit=True, optimize=2)
-    return marshal.dumps(code)
+    tree = _Bare().visit(ast.parse(source))
+    return marshal.dumps(compile(tree, shown, "exec", dont_inherit=True, optimize=2))
 
 
 def c_source() -> str:
@@ -58,7 +76,7 @@ def c_source() -> str:
 def _lines(files: dict[str, Path]) -> Iterator[str]:
     entries = []
     for name, path in files.items():
-        code, symbol = code_of(name, path), f"code_{name.replace('.', '_')}"
+        code, symbol = code_of(name, path.read_bytes()), f"code_{name.replace('.', '_')}"
         yield f"static const unsigned char {symbol}[] = {{{','.join(map(str, code))}}};"
         is_package = int(path.stem == "__init__")
         entries.append(f'\t{{ "{name}", {symbol}, {len(code)}, .is_package = {is_package} }},')

@@ -6,11 +6,16 @@ import marshal
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugin"))
+
+import freeze
 
 from .conftest import MakeScenario
 from .harness import kernel, look
@@ -43,7 +48,7 @@ class Breaker:
         """Change one of the plugin's Python modules: its code in embed.so is replaced."""
         source = default_plugins() / f"criu_detached/lib/criu_detached/{name}.py"
         embedded = default_plugins() / "criu_detached/embed.so"
-        changed = compile(change(source.read_text()), name, "exec", optimize=2)
+        changed = marshal.loads(freeze.code_of(name, change(source.read_text()).encode()))
         code = marshal.dumps(without_lines(changed))  # it has to fit where the old one was
         start, size = symbol(embedded, f"code_criu_detached_{name}")
         data = embedded.read_bytes()
