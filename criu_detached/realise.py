@@ -29,6 +29,7 @@ _KNOWN_ATTR = (
     | kernel.MOUNT_ATTR_NOSYMFOLLOW
 )
 _ORIGINS = (BIND_SOURCE, REMOUNT, RECREATED, SUPPLIED)
+_MAX_MAP = 1 << 16  # bytes; the kernel takes 340 lines
 _TYPE_NAMES = {
     stat.S_IFDIR: "a directory",
     stat.S_IFREG: "a regular file",
@@ -96,6 +97,7 @@ class Means:
     __slots__ = (
         "clone",
         "fresh",
+        "in_userns",
         "namespace_root",
         "proc",
         "reader",
@@ -130,6 +132,7 @@ class Means:
         self.clone = clone
         self.proc = proc
         self.reader = reader
+        self.in_userns = False  # this task has another user namespace than criu
         self.supplied: dict[int, int] = {}  # root that the user has supplied, by mount id
         self.tops: dict[int, int] = {}  # root of a filesystem that is mounted or made, by its id
         # Those whose superblock is a new one, and whether inode numbers are as they were.
@@ -163,7 +166,7 @@ def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
         root = _open_root(top, source.path, where)
         try:
             same = _check_source(mount, root, where, means)
-            _check_id_map(mount, root, where)
+            _check_id_map(mount, root, where, means)
             realised = Realised(_clone(root, where, means), same)
         finally:
             os.close(root)
@@ -198,7 +201,7 @@ def _realise_with_ghosts(
     source = mount.bind_source
     assert source is not None
     same = _check_superblock(mount, top, where, means)
-    _check_id_map(mount, top, where)
+    _check_id_map(mount, top, where, means)
     workshop = Workshop(_writable_clone(top, where, means), means.proc, means.reader, same)
     realised = Realised(-1, same)
     try:
@@ -329,11 +332,14 @@ def _check_superblock(mount: Mount, root: int, where: str, means: Means) -> bool
     return same and found.magic not in kernel.VOLATILE_INODES
 
 
-def _check_id_map(mount: Mount, root: int, where: str) -> None:
+def _check_id_map(mount: Mount, root: int, where: str, means: Means) -> None:
     """The clone has the source's id-map: it must be the one that the dump reckoned with."""
     source = mount.bind_source
     assert source is not None  # check_mount
     wanted = (mount.uid_map, mount.gid_map) if source.id_mapped else ([], [])
+    if source.id_mapped and means.in_userns:
+        uid_map, gid_map = wanted
+        wanted = _seen_here(uid_map, means.proc, "uid"), _seen_here(gid_map, means.proc, "gid")
     try:
         # Before Linux 7.0 the dump knows the id-maps of anonymous mounts alone.
         tell = kernel.attached_id_maps if mount.anonymous else kernel.id_maps
@@ -346,6 +352,39 @@ def _check_id_map(mount: Mount, root: int, where: str) -> None:
         return
     if found != wanted:
         raise DetachedError(f"the bind source {where} has another id-map than at the dump")
+
+
+def _seen_here(lines: list[bytes], proc: int, kind: str) -> list[bytes]:
+    """An id-map of CRIU's user namespace, as statmount(2) shows it in this task's.
+
+    Args:
+        lines: the id-map.
+        proc: fd of a procfs that shows this task.
+        kind: "uid" or "gid".
+    """
+    id_map_text(lines)
+    fd = os.open(f"self/{kind}_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        own = os.read(fd, _MAX_MAP).split(b"\n")
+    finally:
+        os.close(fd)
+    return translated(lines, [line for line in own if line])
+
+
+def translated(lines: list[bytes], own: list[bytes]) -> list[bytes]:
+    """What is left of an id-map in a user namespace: lines that it has all ids of.
+
+    Args:
+        lines: the id-map, checked: first id, id outside, how many.
+        own: that of the user namespace, likewise.
+    """
+    found = []
+    for line in lines:
+        first, lower, count = (int(text) for text in line.split())
+        for inside, outside, size in (map(int, each.split()) for each in own):
+            if outside <= lower and lower + count <= outside + size:
+                found.append(b"%d %d %d" % (first, lower - outside + inside, count))
+    return found
 
 
 def mount_attributes(mount: Mount) -> tuple[int, int]:

@@ -47,7 +47,7 @@ from criu_detached.records import (
 from criu_detached.recreate import check_ghost
 from criu_detached.restore_sockets import SocketNames
 from criu_detached.superblock import boot_id
-from criu_detached.supplied import find_supplies
+from criu_detached.supplied import find_supplies, has_userns
 from criu_detached.terminals import is_slave, is_terminal, other_end
 from criu_detached.wire import WireError
 
@@ -93,6 +93,7 @@ class Restore:
         self._socket_names = SocketNames(host, self._records)
         check_filesystems(self._records)
         self._supplies = find_supplies(self._records, host)
+        self._in_userns = has_userns(host)
         self._same_boot = self._records.header.boot_id == boot_id()
         self._trees: dict[int, list[Mount]] = {}  # by the mount at the root, which comes first
         for mount in self._mounts.values():
@@ -355,7 +356,8 @@ class Restore:
 
     def _realise_inside(self, mount: Mount) -> Realised:
         """Realise a mount from the restored namespace."""
-        assert mount.bind_source is not None
+        source = mount.bind_source
+        assert source is not None
         ghosts = self._ghosts_of.get(mount.mnt_id, [])
         opened = []
 
@@ -368,13 +370,14 @@ class Restore:
         try:
             data = inherited(_DATA_KEY, any(_has_content(ghost) for ghost in ghosts))
             means = Means(
-                self._host.mntns_root(mount.bind_source.mnt_id),
+                self._host.mntns_root(source.mnt_id),
                 self._same_boot,
                 inherited(_userns_key(mount), needs_id_map(mount)),
                 self._clone_inside,
-                inherited(_PROC_KEY, bool(ghosts) or bool(mount.root_deleted)),
+                inherited(_PROC_KEY, bool(ghosts or mount.root_deleted or source.id_mapped)),
                 ContentReader(data) if data >= 0 else None,
             )
+            means.in_userns = self._in_userns
             return realise(mount, ghosts, means)
         finally:
             for fd in opened:

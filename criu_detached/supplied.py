@@ -144,14 +144,15 @@ def _refuse_deleted(mount: Mount, ghosts: list[Ghost], host: Host) -> None:
         raise DetachedError(
             f"the root of mount {mount.mnt_id} was deleted: the mount can't be supplied"
         )
-    if source.in_namespace and any(ghost.inode for ghost in ghosts) and _has_userns(host):
+    if source.in_namespace and any(ghost.inode for ghost in ghosts) and has_userns(host):
         raise DetachedError(
             f"deleted files of mount {mount.mnt_id} are made by a task in its user namespace:"
             " the mount can't be supplied"
         )
 
 
-def _has_userns(host: Host) -> bool:
+def has_userns(host: Host) -> bool:
+    """Tell whether the images have a user namespace; CRIU dumps one at most."""
     return any(name.startswith(_USERNS_IMAGE) for name in os.listdir(host.image_dir()))
 
 

@@ -381,3 +381,20 @@ def test_owner_that_is_not_in_the_id_map(ground: Ground) -> None:
     with pytest.raises(DetachedError, match="the id-map of a mount has no place for 6001"):
         realise_ghosts(ground, mapped, ghost(b"doomed", uid=5000, gid=6001))
     assert support.open_fds() == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "own", "seen"),
+    [
+        ([b"0 100000 65536"], [b"0 100000 65536"], [b"0 0 65536"]),
+        ([b"0 100000 10", b"5 100050 1"], [b"0 100000 50", b"7 100050 9"], [b"0 0 10", b"5 7 1"]),
+        ([b"0 1000 1", b"1 100000 2"], [b"0 100000 65536"], [b"1 0 2"]),
+        ([b"0 100000 65537"], [b"0 100000 65536"], []),
+        ([b"3 4 5"], [b"0 0 4294967295"], [b"3 4 5"]),
+    ],
+)
+def test_id_map_in_a_user_namespace(
+    lines: list[bytes], own: list[bytes], seen: list[bytes]
+) -> None:
+    """A line that the namespace does not have all ids of is not shown there."""
+    assert realise.translated(lines, own) == seen
