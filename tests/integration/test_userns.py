@@ -95,6 +95,7 @@ def test_life(scenario: MakeScenario, placement: Placement) -> None:
     survives(held.ask(), held)
 
 
+@pytest.mark.detached
 @pytest.mark.covers(*ITEMS, column="anonymous")
 def test_anonymous(scenario: MakeScenario) -> None:
     held = scenario(Placement.NAMESPACE_TMPFS, userns=True, in_trees=True).start(hold_life)
@@ -107,7 +108,7 @@ def survives(expected: dict[str, Any], held: Any) -> None:
     assert expected["content"] == CONTENT and expected["created"] == [0, 0]
     for _ in range(2):
         links = {fd: file.link for fd, file in look.open_files(held.pid).items()}
-        held.dump().succeeded()
+        held.dump(*["--link-remap"] * held.ground.attached).succeeded()
         held.restore().succeeded()
         assert held.ask() == expected
         restored = {fd: file.link for fd, file in look.open_files(held.pid).items()}
