@@ -7,6 +7,7 @@ import mmap
 import os
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from ..conftest import in_vm
 from .conftest import MakeContainer
 from .harness import kernel
 from .harness.agent import Check, Task
-from .harness.engines import CRIU_SETTINGS, Podman
+from .harness.criu import default_plugins
+from .harness.engines import CRIU_SETTINGS, Podman, write_settings
 from .harness.placement import CONTENT, Bind, Placement
 from .harness.programs import hold_file
 
@@ -177,3 +179,67 @@ def test_podman_init(container: MakeContainer, engine: str) -> None:
     held = container(engine, options=["--init", "--init-path=/usr/bin/catatonit"])
     held.start(hold_file).cycle()
     assert held.ask() == CONTENT
+
+
+@pytest.fixture
+def in_settings() -> Iterator[None]:
+    """The plugin is where the runtimes' settings say, not where CRIU looks by itself."""
+    for runtime in ("runc", "crun"):
+        write_settings(runtime, f"libdir {default_plugins()}")
+    yield
+    for runtime in ("runc", "crun"):
+        write_settings(runtime)
+
+
+@SEEN_NATIVELY
+@pytest.mark.parametrize("engine", ["runc", "crun", "podman-runc", "podman-crun"])
+@pytest.mark.usefixtures("engines", "in_settings")
+def test_libdir(container: MakeContainer, engine: str) -> None:
+    held = container(engine, Placement.HOST_SOURCE).start(hold_file)
+    held.cycle(plugin=False)
+    assert held.ask() == CONTENT
+
+
+@SEEN_NATIVELY
+@pytest.mark.usefixtures("engines", "in_settings")
+def test_user_namespace(container: MakeContainer) -> None:
+    # A plugin directory that is mounted beneath /usr would keep /usr from being bound again.
+    held = container("runc", userns=True).start(hold_file)
+    held.cycle(plugin=False)
+    assert held.ask() == CONTENT
+
+
+@SEEN_NATIVELY
+@pytest.mark.parametrize("engine", ["crun", "podman-runc", "podman-crun"])
+def test_user_namespace_refused_by_criu(container: MakeContainer, engine: str) -> None:
+    """In a user namespace crun binds device nodes of the host, for which CRIU has no option.
+
+    podman has a cgroup filesystem mounted, which CRIU may not mount again. So it is attached, too.
+    """
+    said = []
+    for attached in (True, False):
+        held = container(engine, attached=attached, userns=True).start(hold_file)
+        run = held.checkpoint()
+        if not run.status:
+            run = held.restore()
+        assert run.status, "CRIU can do it: make this a test of what is restored"
+        said.append(any("proper root mount" in line or "cgroup" in line for line in run.errors()))
+    assert said == [True, True]
+
+
+@SEEN_NATIVELY
+def test_pod(container: MakeContainer) -> None:
+    """Two containers with the namespaces of a pod; one of them is moved into a new pod."""
+    podman = container("podman-crun").engine
+    assert isinstance(podman, Podman)
+    for pod in ("one", "two"):
+        podman.call("pod", "create", "--name", pod, "--network=none", "--share=ipc,uts,net")
+    try:
+        held = container("podman-crun", options=["--pod=one"]).start(hold_file)
+        held.images = held.work / "archive.tar.gz"
+        held.checkpoint().succeeded()
+        held.restore("--pod=two", name=f"{held.name}-2").succeeded()
+        assert held.ask() == CONTENT
+    finally:
+        for pod in ("one", "two"):
+            podman.call("pod", "rm", "--force", "--time=0", pod)

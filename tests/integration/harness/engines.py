@@ -200,6 +200,8 @@ def _configure(config: dict[str, Any], spec: Spec) -> dict[str, Any]:
     if spec.id_map:
         outside, size = spec.id_map
         linux["namespaces"].append({"type": "user"})
+        # CRIU mounts it again outside of the user namespace's cgroup namespace, which is refused.
+        config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "cgroup"]
         mapping = [{"containerID": 0, "hostID": outside, "size": size}]
         linux["uidMappings"] = linux["gidMappings"] = mapping
     return config
@@ -259,7 +261,9 @@ class Podman(Engine):
 
     def run(self, spec: Spec) -> None:
         # Natively there may be no controller for the number of processes.
-        words = ["run", "--detach", "--name", spec.name, "--network=none", "--pids-limit=0"]
+        words = ["run", "--detach", "--name", spec.name, "--pids-limit=0"]
+        in_pod = any(option.startswith("--pod") for option in spec.options)
+        words += [] if in_pod else ["--network=none"]
         words += ["--cap-add=SYS_ADMIN", f"--pidfile={self._pid_file(spec.name)}", *spec.options]
         words += ["--read-only"] if spec.read_only else []
         if spec.id_map:
@@ -338,6 +342,7 @@ class Engines:
 def prepared_engines() -> Iterator[Engines]:
     """Settings of CRIU that containers need on any machine, for as long as tests run."""
     directory = Path(tempfile.mkdtemp(prefix="criu-detached-engines-", dir="/tmp"))
+    directory.chmod(0o755)  # for user namespaces
     kernel.mount("settings", CRIU_SETTINGS, "tmpfs", 0, "mode=755")
     for name in ("runc", "crun"):
         write_settings(name)
