@@ -14,6 +14,7 @@ import os
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, reason
+from criu_detached.recordfile import magics
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
 
 NAME = "criu-detached-data.img"
 
-IMG_COMMON_MAGIC = 0x54564319  # criu/include/magic.h
 DATA_MAGIC = 0x44544444  # "DDTD"
 
-_MAGICS = IMG_COMMON_MAGIC.to_bytes(4, "little") + DATA_MAGIC.to_bytes(4, "little")
+_MAGICS = magics(DATA_MAGIC)
 _EXTENT = 16  # bytes of an extent's offset and length
 
 # One buffer for all: reading and writing through it takes half the time of copy_file_range(2) and

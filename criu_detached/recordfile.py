@@ -35,7 +35,13 @@ from criu_detached.wire import Message, WireError, decode, encode, varint
 
 NAME = "criu-detached.img"
 
-IMG_COMMON_MAGIC = 0x54564319  # criu/include/magic.h
+
+def magics(own: int) -> bytes:
+    """Return what a file among CRIU's images begins with: their common magic, and its own."""
+    common = 0x54564319  # IMG_COMMON_MAGIC, criu/include/magic.h
+    return common.to_bytes(4, "little") + own.to_bytes(4, "little")
+
+
 OWN_MAGIC = 0x44544D31  # "1MTD"; CRIU's own are coordinates of towns
 
 MAX_FILE = 64 << 20  # bytes; half a million files
@@ -43,7 +49,7 @@ MAX_ENTRY = 256 << 10  # bytes; a path has at most 4096, an extended attribute 6
 
 _SECOND = 1_000_000_000  # nanoseconds
 
-_MAGICS = IMG_COMMON_MAGIC.to_bytes(4, "little") + OWN_MAGIC.to_bytes(4, "little")
+_MAGICS = magics(OWN_MAGIC)
 
 
 # Which field of Entry holds a record, as its tag on the wire.
