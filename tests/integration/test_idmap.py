@@ -12,35 +12,18 @@ import pytest
 from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import Check, Task
-from .harness.placement import Bind, Placement, populate_tree
+from .harness.placement import Bind, Placement, populate_tree, user_namespace
 from .soleheld import sole
 from .test_refused_dump import refused
 
-CLONE_NEWUSER = 0x10000000
 OWNER = 70000
 
 
 @pytest.fixture
 def userns() -> Iterator[int]:
     """A user namespace whose map moves root to OWNER, and OWNER + 1 to 5."""
-    ready_read, ready_write = os.pipe()
-    hold_read, hold_write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.close(hold_write)
-        kernel.unshare(CLONE_NEWUSER)
-        os.write(ready_write, b"!")
-        os.read(hold_read, 1)  # until the map is written and the namespace is held by its fd
-        os._exit(0)
-    os.read(ready_read, 1)
-    for name in ("uid_map", "gid_map"):
-        Path(f"/proc/{pid}/{name}").write_text(f"0 {OWNER} 2\n5 {OWNER + 5} 1\n")
-    fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
-    for end in (ready_read, ready_write, hold_read, hold_write):
-        os.close(end)
-    os.waitpid(pid, 0)
-    yield fd
-    os.close(fd)
+    with user_namespace(f"0 {OWNER} 2\n5 {OWNER + 5} 1\n") as fd:
+        yield fd
 
 
 def hold_owned(task: Task) -> Check:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 import os
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +112,27 @@ def shift_owners(directory: Path) -> None:
         os.lchown(path, USERNS_ROOT + facts.st_uid, USERNS_ROOT + facts.st_gid)
         if not path.is_symlink():
             path.chmod(mode & 0o7777)  # chown takes the setuid bit away
+
+
+@contextmanager
+def user_namespace(lines: str) -> Iterator[int]:
+    """An fd of a user namespace with these maps of users and groups, for id-mapped mounts."""
+    held, release = os.pipe()
+    pid = kernel.clone(kernel.CLONE_NEWUSER)
+    if not pid:
+        os.close(release)
+        os.read(held, 1)  # until the maps are written and the namespace is held by its fd
+        os._exit(0)
+    for name in ("uid_map", "gid_map"):
+        Path(f"/proc/{pid}/{name}").write_text(lines)
+    fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+    os.close(release)
+    os.waitpid(pid, 0)
+    os.close(held)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def enter_user_namespace() -> int:
