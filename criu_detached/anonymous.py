@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     Describe = Callable[[int, bytes, FileFacts, Kind], DetachedMount]
 
 _NO_VIEW = (
-    "it is on an anonymous mount (open_tree, fsmount) whose mount namespace is gone, and the"
-    " kernel does not tell what such a mount is like: close it, or attach the mount with"
+    "it is in an anonymous tree (open_tree) of several mounts whose mount namespace is gone, and"
+    " the kernel does not tell which mounts those are: close it, or attach the tree with"
     " move_mount before the dump"
 )
 
@@ -164,13 +164,17 @@ class AnonymousMounts:
 
 
 def _view_file(fd: int, link: bytes) -> StatMount | None:
-    """What the kernel tells of the mount of a file; None: nothing, for the file is deleted."""
+    """What the kernel tells of the mount of a file; None: nothing.
+
+    The file is deleted, or the namespace that the mount was made in is gone.
+    """
     try:
         found = treeview.view(fd)
     except OSError:
         return None
     if not found:
-        raise DetachedError(_NO_VIEW)
+        _refuse_unseen_tree(fd)
+        return None
     statmount = found[0]  # of a clone with the file as its root
     inside = paths.from_link(link)
     if inside == paths.ROOT:
@@ -202,8 +206,8 @@ def _find_tree(mnt_id: int) -> list[Member]:
 def _members_of(directory: int) -> list[Member]:
     """All mounts of the tree that an open directory is in, parents first.
 
-    None where the root of the tree is deleted, which cannot be looked at: nothing is
-    mounted below it, for then it was empty (detach_mounts, fs/namespace.c).
+    None where the tree cannot be looked at, and yet is one mount: if its root is deleted, it was
+    empty, and what was mounted below is gone (detach_mounts, fs/namespace.c).
 
     Raises:
         DetachedError: they are not known.
@@ -226,7 +230,7 @@ def _members_of(directory: int) -> list[Member]:
             return []
         raise DetachedError(f"there is no looking at its anonymous mount: {error}") from error
     if not members:
-        raise DetachedError(_NO_VIEW)
+        _refuse_unseen_tree(directory)
     if len({member.mnt_id for member in members}) < len(members):
         _close(members)
         raise DetachedError(
@@ -234,6 +238,20 @@ def _members_of(directory: int) -> list[Member]:
             " be reached: unmount the upper one"
         )
     return members
+
+
+def _refuse_unseen_tree(fd: int) -> None:
+    """Refuse a tree of several mounts of which the kernel clones none.
+
+    Of a tree of one mount statmount(2) says ENOENT: it looks for a child of the root
+    (grab_requested_root, fs/namespace.c).
+    """
+    try:
+        kernel.statmount_by_fd(fd, kernel.STATMOUNT_MNT_BASIC)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return
+    raise DetachedError(_NO_VIEW)
 
 
 def _open_below(top: int, path: bytes) -> int:

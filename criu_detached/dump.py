@@ -509,7 +509,8 @@ def _check_owner(mount: DetachedMount, path: bytes, facts: FileFacts) -> None:
     found = paths.facts_at(mount.root, path)
     if not mount.maps_known and (found.uid, found.gid) != (facts.uid, facts.gid):
         raise DetachedError(
-            "its mount is id-mapped, and this kernel does not tell how: Linux 7.0 or newer does"
+            "its mount is id-mapped, and the kernel does not tell how: Linux 7.0 or newer does of"
+            " most mounts"
         )
 
 
