@@ -11,14 +11,13 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached import kernel, paths, treeview
+from criu_detached import kernel, paths
 from criu_detached.contents import ContentWriter
 from criu_detached.describe import DetachedMount, mount_attributes_of
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.ghosts import handle_of, inode_of
-from criu_detached.holders import files_of, held_files
+from criu_detached.ghosts import inode_of
 from criu_detached.idmap import unmapped, unmapped_acl
-from criu_detached.layout import Layout
+from criu_detached.memfacts import Roots, name_of, options_of
 from criu_detached.paths import Name
 from criu_detached.records import (
     RECREATED,
@@ -35,10 +34,8 @@ from criu_detached.twins import climb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from criu_detached.classify import Kind
-    from criu_detached.kernel import FileFacts, StatMount
+    from criu_detached.kernel import FileFacts
     from criu_detached.recordfile import RecordWriter
 
 # linux/magic.h
@@ -46,7 +43,6 @@ TMPFS_MAGIC = 0x01021994
 RAMFS_MAGIC = 0x858458F6
 _TYPES = {TMPFS_MAGIC: b"tmpfs", RAMFS_MAGIC: b"ramfs"}
 
-_ROOT_DELETED = b"//deleted"  # dentry_path, fs/d_path.c
 _SB_RDONLY = 1  # linux/mount.h, of sb_flags
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
 _RESTRICTED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
@@ -54,9 +50,6 @@ _RESTRICTED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
 # What stands for an owner that an id-map has no place for (/proc/sys/kernel/overflowuid).
 _OVERFLOW_ID = 65534
 _ACL = b"system.posix_acl_"
-
-# What the kernel shows with the options, and mount(2) does not take or the record says otherwise.
-_NOT_OPTIONS = {b"rw", b"ro", b"seclabel"}
 
 
 class Memory:
@@ -84,23 +77,23 @@ class Memory:
         """
         self._records = records
         self._contents = contents
-        self._roots: dict[bytes, _Tree] = {}  # what is to be saved whole, by a mount's root
+        self._trees: dict[bytes, _Tree] = {}  # what is to be saved whole, by a mount's root
         self._paths: dict[int, bytes] = {}  # of what is saved, by inode
         self._directories: set[bytes] = set()  # that are saved
         self._of_sockets: set[bytes] = set()  # directories that sockets are bound in
         self._ghosts: list[tuple[int, File]] = []
-        self._layout: Layout | None = None
+        self._roots = Roots()
         self._restricted = restricted
         self.read_only = bool(kernel.fstatfs(fd).flags & os.ST_RDONLY)
         fs_type = _TYPES[kernel.fstatfs(fd).magic]
-        known = kind.statmount or self._lay_out(fd)
+        known = kind.statmount or self._roots.lay_out(fd)
         if known:
             self.read_only = bool(known.sb_flags & _SB_RDONLY)
         self.record = Filesystem(
             id=number,
             superblock=superblock_of(fd, fs_type),
             source=fs_type,
-            options=_options(fd, known, fs_type) + ([b"ro"] if self.read_only else []),
+            options=options_of(fd, known, fs_type) + ([b"ro"] if self.read_only else []),
         )
         records.filesystem(self.record)
 
@@ -116,8 +109,8 @@ class Memory:
         Raises:
             DetachedError: the kernel does not tell where in the filesystem its root is.
         """
-        root, root_deleted = self._root(fd, facts, kind)
-        name = _name_of(fd, link, facts)
+        root, root_deleted = self._roots.root_of(fd, facts, kind)
+        name = name_of(fd, link, facts)
         is_root = name.path == paths.ROOT
         record = Mount(
             mnt_id=facts.mnt_id,
@@ -133,36 +126,6 @@ class Memory:
             filesystem=self.record.id,
         )
         return MemoryMount(record, self)
-
-    def _root(self, fd: int, facts: FileFacts, kind: Kind) -> tuple[bytes, bool]:
-        """A mount's root, and whether it is known to be deleted."""
-        if kind.statmount:
-            if self._layout is not None and not self._layout.anchored:
-                raise _unknown_layout()
-            shown = kind.statmount.mnt_root
-            return shown.removesuffix(_ROOT_DELETED), shown.endswith(_ROOT_DELETED)
-        if self._layout is None:
-            self._lay_out(fd)
-        assert self._layout is not None
-        root = self._layout.root_of(fd, facts.mnt_id)
-        if root is None:
-            raise _unknown_layout()
-        deleted = any(map(_is_deleted_root, _with(fd, held_files(facts.mnt_id))))
-        return b"/" if root == paths.ROOT else b"/" + root, deleted
-
-    def _lay_out(self, fd: int) -> StatMount | None:
-        """Lay mounts out whose roots are not told; returns what an anonymous one tells."""
-        dev = kernel.fstat(fd).dev
-        anchors = _anchors(dev)
-        told = {anchor.mnt_id for anchor in anchors}
-        others = (
-            held for held in _with(fd, files_of(dev)) if kernel.fstat(held).mnt_id not in told
-        )
-        roots = [(anchor.clone, paths.from_link(anchor.known.mnt_root)) for anchor in anchors]
-        self._layout = Layout(others, roots)
-        for clone, _ in roots:
-            os.close(clone)
-        return anchors[0].known if anchors else None
 
     def save(self, fd: int, file: File, facts: FileFacts, mount: Mount) -> None:
         """Save a file that a task holds; a directory stands for its whole mount.
@@ -189,9 +152,9 @@ class Memory:
 
     def save_whole(self, directory: int, mount: Mount) -> None:
         """Save all of a mount at the end; the directory is one of it, or of a clone."""
-        if _root_of(mount) not in self._roots:
+        if _root_of(mount) not in self._trees:
             kept = os.open(b"/proc/self/fd/%d" % directory, kernel.O_PATH)
-            self._roots[_root_of(mount)] = _Tree(kept, mount)
+            self._trees[_root_of(mount)] = _Tree(kept, mount)
 
     def save_later(self, fd: int, file: File) -> None:
         """Save a file whose name is gone, and which has others; which, the trees may tell."""
@@ -207,16 +170,15 @@ class Memory:
         Raises:
             DetachedError: something in them cannot be saved.
         """
-        if self._layout is not None:
-            self._layout.close()
-        for root, tree in sorted(self._roots.items()):
+        self._roots.close()
+        for root, tree in sorted(self._trees.items()):
             tree.top = climb(tree.top)
             try:
                 self._save_tree(tree, root)
             finally:
                 os.close(tree.top)
         for path in self._of_sockets - self._directories:
-            if any(_is_below(path, root) for root in self._roots):
+            if any(_is_below(path, root) for root in self._trees):
                 raise DetachedError(
                     f"a socket is bound in the directory {quote(path)} of a filesystem in memory,"
                     " which is deleted, so no socket can be bound there again: close it"
@@ -319,87 +281,12 @@ class MemoryMount(DetachedMount):
 
     def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
         """Where a file's link says it is."""
-        return _name_of(fd, link, facts)
-
-
-def _name_of(fd: int, link: bytes, facts: FileFacts) -> Name:
-    """Read a file's link: one that ends in " (deleted)" may be the name of a file that is not.
-
-    That is so if the file's handle leads to the same name, for it prefers those that are there.
-    """
-    found = paths.readings(link, facts)
-    if len(found) == 1 or stat.S_ISDIR(facts.mode):  # of a deleted directory nlink is zero
-        return found[0]
-    # Not the link that is given: in an anonymous tree it starts elsewhere.
-    shown = os.readlink(b"/proc/self/fd/%d" % fd)
-    return found[0] if _link_by_handle(fd, facts) == shown else found[1]
-
-
-def _is_deleted_root(fd: int) -> bool:
-    """Tell whether an open file is the root of its mount, and deleted."""
-    name = _name_of(fd, os.readlink(b"/proc/self/fd/%d" % fd), kernel.fstat(fd))
-    return name.path == paths.ROOT and name.deleted
-
-
-def _link_by_handle(fd: int, facts: FileFacts) -> bytes:
-    """The link of a file as its handle leads to it; empty: there is no such way."""
-    handle = handle_of(fd)
-    if handle is None or not stat.S_ISREG(facts.mode):
-        return b""
-    opened = []
-    try:
-        opened.append(os.open(b"/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC))
-        opened.append(kernel.open_by_handle(opened[0], (handle.type, handle.bytes), kernel.O_PATH))
-        return os.readlink(b"/proc/self/fd/%d" % opened[1])
-    except OSError:
-        return b""
-    finally:
-        for used in opened:
-            os.close(used)
+        return name_of(fd, link, facts)
 
 
 def _root_of(mount: Mount) -> bytes:
     assert mount.bind_source is not None
     return mount.bind_source.path
-
-
-def _unknown_layout() -> DetachedError:
-    return DetachedError(
-        "its filesystem is in memory and has several detached mounts; how they lie in each other,"
-        " Linux 7.0 or newer tells"
-    )
-
-
-class _Anchor:
-    """An anonymous mount of the filesystem: the kernel tells its root."""
-
-    __slots__ = ("clone", "known", "mnt_id")
-
-    def __init__(self, fd: int, mnt_id: int, known: StatMount) -> None:
-        self.mnt_id = mnt_id
-        self.known = known  # of a mount with the file as its root
-        self.clone = treeview.clone(fd)  # such a mount
-
-
-def _anchors(dev: int) -> list[_Anchor]:
-    """Find the anonymous mounts of a filesystem that some process holds, each by one file.
-
-    By a directory where there is one, so a mount may come twice.
-    """
-    found = []
-    seen: dict[int, bool] = {}  # mounts, and whether a directory was among the files
-    for fd in files_of(dev):
-        facts = kernel.fstat(fd)
-        directory = stat.S_ISDIR(facts.mode)
-        if seen.get(facts.mnt_id, -1) >= directory:
-            continue
-        seen[facts.mnt_id] = directory
-        try:
-            if told := treeview.view(fd):
-                found.append(_Anchor(fd, facts.mnt_id, told[0]))
-        except OSError:
-            continue  # it is deleted
-    return found
 
 
 def _unmap(inode: Inode, mount: Mount, path: bytes) -> None:
@@ -424,25 +311,9 @@ def _is_below(path: bytes, root: bytes) -> bool:
     return path == root or root == paths.ROOT or path.startswith(root + b"/")
 
 
-def _options(fd: int, known: StatMount | None, fs_type: bytes) -> list[bytes]:
-    """Options of the superblock. Before Linux 7.0 its size and number of inodes are known."""
-    if known:
-        shown = known.mnt_opts
-        return [option for option in shown if option.partition(b"=")[0] not in _NOT_OPTIONS]
-    if fs_type != b"tmpfs":
-        return []
-    fs = os.fstatvfs(fd)
-    return [b"size=%d" % (fs.f_blocks * fs.f_frsize), b"nr_inodes=%d" % fs.f_files]
-
-
 def _gives_privilege(mode: int) -> str:
     if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
         return "a device"
     if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
         return "a program that changes user or group"
     return ""
-
-
-def _with(fd: int, others: Iterator[int]) -> Iterator[int]:
-    yield fd
-    yield from others

@@ -77,6 +77,33 @@ def seen(held: Scenario) -> tuple[dict[str, Any], tuple[str, ...] | None]:
     return answer, options
 
 
+def hold_sizes(task: Task) -> Check:
+    """A small file and a large one: how large their blocks are depends on huge pages."""
+    small = os.open(task.path("file"), os.O_RDWR)
+    large = os.open(task.path("other"), os.O_RDWR)
+    os.truncate(large, 4 << 20)
+    task.detach()
+    return lambda: [os.fstat(fd).st_blksize for fd in (small, large)]
+
+
+@pytest.mark.parametrize("huge", ["always", "within_size", "never"])
+def test_huge_pages(scenario: MakeScenario, huge: str) -> None:
+    """Before Linux 7.0 they are told from the files that are held."""
+
+    def mount_source(source: Path) -> None:
+        try:
+            kernel.mount("source", source, "tmpfs", 0, f"huge={huge}")
+        except OSError as error:
+            pytest.skip(f"this kernel has no huge pages in tmpfs: {error}")
+
+    held = sole(scenario(mount_source=mount_source).start(hold_sizes))
+    answer = held.ask()
+    run = held.dump()
+    assert ("does not tell the options" in run.log) is not kernel.has_statmount_by_fd()
+    held.restore().succeeded()
+    assert held.ask() == answer
+
+
 def test_read_only(scenario: MakeScenario) -> None:
     """The filesystem itself, not its mount; it is filled all the same."""
 

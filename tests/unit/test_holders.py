@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import holders, kernel
+from criu_detached import holders, kernel, treeview
 from criu_detached.holders import (
     attached_mount,
     files_of,
@@ -163,3 +163,23 @@ def test_attached_mount(tmp_path: Path) -> None:
         found = attached_mount(dev)
         assert found is not None and found.startswith(f"{tmp_path}/fs in the mount namespace of")
     assert attached_mount(dev) is None
+
+
+def test_holder_of_a_tree(tmp_path: Path) -> None:
+    """A process may have no file of a filesystem, and one of a tree that it is mounted in."""
+    (tmp_path / "tree" / "dir" / "child").mkdir(parents=True)
+    with own_filesystem(tmp_path / "fs") as dev:
+        with support.mounted(tmp_path / "tree" / "dir" / "child", "--bind", str(tmp_path / "fs")):
+            flags = kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC | 0x8000
+            tree = kernel.open_tree(-100, os.fsencode(tmp_path / "tree"), flags)
+        if not treeview.view(tree):
+            pytest.skip("this kernel (before 6.15) clones no anonymous mount")
+        before = support.open_fds()
+        assert outside_holder(dev) is None
+        other = os.open("dir", os.O_PATH, dir_fd=tree)
+        with process("pass", other) as pid:
+            assert outside_holder(dev) == f"process {pid}"
+        os.close(other)
+        assert outside_holder(dev) is None
+        assert support.open_fds() == before
+        os.close(tree)

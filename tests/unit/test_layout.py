@@ -131,3 +131,32 @@ def test_without_handles(tmp_path: Path) -> None:
         (path / "a").mkdir()
         assert lay_out(path, {"": None}) == {"": b"."}
         assert None in lay_out(path, {"": None, "a": None}).values()
+
+
+@pytest.mark.parametrize(
+    ("anchored", "expected"),
+    [
+        ({"a/b": b"a/b"}, {"a": b"a", "a/b/c": b"a/b/c", "z": None}),
+        ({"a": b"elsewhere/a"}, {"a/b": b"elsewhere/a/b", "z": None}),
+        ({"": b"."}, {"a": b"a", "a/b": b"a/b", "z": b"z"}),
+        ({"a": b"a", "z": b"z"}, {"a/b": b"a/b", "z": b"z"}),
+        # It cannot be, so nothing is made of it.
+        ({"a/b/c": b"other", "z": b"z"}, {"a": None, "a/b": None, "z": b"z"}),
+    ],
+    ids=str,
+)
+def test_anchors(
+    filesystem: Path, anchored: dict[str, bytes], expected: dict[str, bytes | None]
+) -> None:
+    """Where the roots of some mounts are told, those of the others follow."""
+    with ExitStack() as stack:
+        point = filesystem.parent / "point"
+        point.mkdir()
+
+        def held(path: str) -> int:
+            return stack.enter_context(support.detached(point, filesystem / path))
+
+        fds = {path: held(path) for path in expected}
+        layout = Layout(fds.values(), [(held(path), root) for path, root in anchored.items()])
+        assert layout.anchored
+        assert roots_of(layout, fds) == expected

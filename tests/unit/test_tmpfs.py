@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import kernel, refill, tmpfs
+from criu_detached import kernel, memfacts, refill, tmpfs
 from criu_detached.classify import Classifier, Kind
 from criu_detached.contents import NAME as DATA
 from criu_detached.contents import ContentReader, ContentWriter, open_data
@@ -321,7 +321,7 @@ def test_symlinks_are_not_followed(ground: Ground) -> None:
 
 def name_of(ground: Ground, fd: int) -> tuple[bytes, bool]:
     """How a dump reads the link of a file."""
-    name = tmpfs._name_of(fd, os.readlink(b"/proc/self/fd/%d" % fd), kernel.fstat(fd))
+    name = memfacts.name_of(fd, os.readlink(b"/proc/self/fd/%d" % fd), kernel.fstat(fd))
     return name.path, name.deleted
 
 

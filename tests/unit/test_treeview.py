@@ -88,6 +88,30 @@ def test_deleted(tree: int) -> None:
     os.close(fd)
 
 
+def test_clone(tree: int, tmp_path: Path) -> None:
+    """It is of one mount alone: what another one covered is seen."""
+    with support.mounted(tmp_path / "tree" / "dir", "-t", "tmpfs", "none"):
+        flags = kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC | 0x8000
+        whole = kernel.open_tree(-100, os.fsencode(tmp_path / "tree"), flags)
+    before = support.open_fds(), mountinfo_text()
+    clone = treeview.clone(whole)
+    assert os.listdir(f"/proc/self/fd/{whole}/dir") == []
+    assert os.listdir(f"/proc/self/fd/{clone}/dir") == ["file"]
+    assert not os.get_inheritable(clone)
+    os.close(clone)
+    assert (support.open_fds(), mountinfo_text()) == before
+    os.close(whole)
+
+
+def test_clone_of_a_detached_mount(tree: int, tmp_path: Path) -> None:
+    """There is none, and no fd is left of the attempt."""
+    with support.detached(tmp_path / "mnt", tmp_path / "tree") as fd:
+        before = support.open_fds()
+        with pytest.raises(OSError, match="in no mount namespace"):
+            treeview.clone(fd)
+        assert support.open_fds() == before
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[int]:
     """The tree fd of a clone of a directory."""
