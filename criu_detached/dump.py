@@ -36,6 +36,7 @@ from criu_detached.records import (
     File,
     Header,
     Mount,
+    is_in_namespace,
 )
 from criu_detached.sources import SourceFinder
 from criu_detached.superblock import boot_id
@@ -47,6 +48,14 @@ if TYPE_CHECKING:
     from criu_detached.host import Host
     from criu_detached.soleheld import SoleHeld
     from criu_detached.tmpfs import Memory
+
+
+_LOCKABLE = (
+    kernel.MOUNT_ATTR_RDONLY
+    | kernel.MOUNT_ATTR_NOSUID
+    | kernel.MOUNT_ATTR_NODEV
+    | kernel.MOUNT_ATTR_NOEXEC
+)
 
 
 class Dump:
@@ -245,8 +254,11 @@ class Dump:
         record = mount.record
         source = record.bind_source
         assert source is not None
-        if record.origin == REMOUNT and self._host.dumps_user_namespace():
-            _confine(record)
+        if self._host.dumps_user_namespace():
+            if record.origin == REMOUNT:
+                _confine(record)
+            if record.anonymous and record.origin != RECREATED and not is_in_namespace(record):
+                _refuse_unlocked(record)
         self._open_records().mount(record)
         self._mounts[record.mnt_id] = mount
         if self._host.flushes() and mount.root >= 0 and has_plain_files and not mount.twins:
@@ -423,6 +435,20 @@ def _confine(mount: Mount) -> None:
             " host, and the dumped tasks are in a user namespace"
         )
         mount.attr = confined
+
+
+def _refuse_unlocked(mount: Mount) -> None:
+    """Refuse an anonymous mount whose flags tasks could take away after the restore.
+
+    Whoever has its tree fd may do so by mount_setattr(2), unless the flags are locked, as those
+    of mounts are that a user namespace was given (lock_mnt_tree, fs/namespace.c).
+    """
+    if mount.attr & _LOCKABLE:
+        raise DetachedError(
+            "it is on an anonymous mount with restrictions (ro, nosuid, nodev, noexec) and would"
+            " come from where criu runs; the dumped tasks, in a user namespace, could lift them:"
+            " mount its filesystem in their mount namespace, or close the fd of its tree"
+        )
 
 
 def _refuse_device(fd: int, mount: Mount) -> None:

@@ -144,6 +144,11 @@ def _refuse_deleted(mount: Mount, ghosts: list[Ghost], host: Host) -> None:
         raise DetachedError(
             f"the root of mount {mount.mnt_id} was deleted: the mount can't be supplied"
         )
+    if source.in_namespace and mount.anonymous and mount.attr and has_userns(host):
+        raise DetachedError(
+            f"mount {mount.mnt_id} is anonymous and of tasks in a user namespace, who could lift"
+            " its restrictions (ro, nosuid, ...): the mount can't be supplied"
+        )
     if source.in_namespace and any(ghost.inode for ghost in ghosts) and has_userns(host):
         raise DetachedError(
             f"deleted files of mount {mount.mnt_id} are made by a task in its user namespace:"

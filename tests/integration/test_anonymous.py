@@ -21,6 +21,7 @@ from .harness import kernel, look
 from .harness.agent import CALLS, Check, Task, calls
 from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement, populate_tree
 from .harness.program import Program
+from .harness.programs import hold_file
 from .harness.scenario import Scenario
 from .soleheld import sole
 from .test_bound_sockets import SOCKET_NAME, hold_datagrams
@@ -321,6 +322,18 @@ def test_attributes(scenario: MakeScenario, placement: Placement) -> None:
     assert answer[0] != answer[1] and answer[:2] == answer[2:]
     held.cycle().cycle()
     assert held.ask() == answer
+
+
+@pytest.mark.parametrize("flags", [0, kernel.MS_NODEV])
+def test_flags_in_a_user_namespace(scenario: MakeScenario, flags: int) -> None:
+    """Who has the fd of a tree may change its flags; a tree from the host must not give that."""
+    held = scenario(Placement.HOST_SOURCE, [Bind(flags=flags)], userns=True, in_trees=True)
+    held.start(hold_file)
+    if flags:
+        refused(held, "could lift them")
+        return
+    held.cycle()
+    assert held.ask() == CONTENT
 
 
 def hold_propagation(task: Task) -> Check:
