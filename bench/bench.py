@@ -322,6 +322,7 @@ class Case:
     settings: str = ""  # of the plugin
     dump: Bound | None = None
     restore: Bound | None = None
+    both: Bound | None = None
     peak: float = 0.0  # MiB that criu may use with the plugin
 
     def settle(self) -> None:
@@ -392,7 +393,9 @@ CASES = (
         NOTHING,
         DETACHED,
         40,
-        **against(LITTLE),
+        dump=LITTLE,
+        restore=MUCH,
+        both=LITTLE,
     ),
     large("deleted file of 1 GiB, and cp", GIB, Bound(ratio=1.43)),  # 0.7 of its speed
     large("deleted file of 1 GiB with 16 MiB of data, and cp", 16 * MIB, Bound(more=100)),
