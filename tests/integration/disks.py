@@ -106,9 +106,8 @@ def disk(directory: Path, fs_type: str) -> Iterator[Disk]:
         yield Disk(device, fs_type, image)
 
 
-@contextmanager
-def image_disk(directory: Path, fs_type: str, populate: Callable[[Path], None]) -> Iterator[Disk]:
-    """Make a disk that nothing writes, with the files that populate makes."""
+def make_image(directory: Path, fs_type: str, populate: Callable[[Path], None]) -> Path:
+    """Make an image that nothing writes, with the files that populate makes."""
     maker, image, tree = IMAGE_MAKERS[fs_type], directory / fs_type, directory / "tree"
     if not shutil.which(maker[0]):
         pytest.skip(f"needs {maker[0]}")
@@ -116,5 +115,12 @@ def image_disk(directory: Path, fs_type: str, populate: Callable[[Path], None]) 
     populate(tree)
     command = [part.format(image=image, directory=tree) for part in maker]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return image
+
+
+@contextmanager
+def image_disk(directory: Path, fs_type: str, populate: Callable[[Path], None]) -> Iterator[Disk]:
+    """A disk with such an image on it."""
+    image = make_image(directory, fs_type, populate)
     with loop_device(image, "--read-only") as device:
         yield Disk(device, fs_type, image)

@@ -21,14 +21,8 @@ from .harness.placement import (
     Shape,
     populate_tree,
 )
+from .harness.programs import run
 from .harness.scenario import Scenario
-
-
-def run(*command: str) -> None:
-    """Run a program to its end; ctypes would leave an fd of libffi open in the process."""
-    _, status = os.waitpid(os.posix_spawnp(command[0], list(command), os.environ), 0)
-    if status:
-        raise RuntimeError(f"{command} failed")
 
 
 def open_all(paths: list[str]) -> Check:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from . import disks
 from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.kernel import MNT_DETACH, umount2
-from .harness.placement import Bind, Shape
+from .harness.placement import CONTENT, Bind, Shape, populate_tree
 from .settings import beside_images
 
 pytestmark = pytest.mark.detached
@@ -49,12 +52,17 @@ def serve(fuse: int) -> None:
             os.write(fuse, struct.pack("=IiQ", 16 + len(body), error, unique) + body)
 
 
+def open_fuse() -> int:
+    """The kernel's side of a filesystem that is not mounted yet."""
+    try:
+        return os.open("/dev/fuse", os.O_RDWR)
+    except OSError as error:
+        pytest.skip(f"this kernel has no FUSE: {error}")
+
+
 def mount_fuse(source: Path) -> None:
     """A FUSE filesystem that a process of its own serves."""
-    try:
-        fuse = os.open("/dev/fuse", os.O_RDWR)
-    except OSError as error:
-        pytest.skip(f"this machine has no FUSE: {error}")
+    fuse = open_fuse()
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other"
     kernel.mount("served", source, "fuse", 0, options)
     if not os.fork():
@@ -100,3 +108,45 @@ def test_supplied(scenario: MakeScenario, tmp_path: Path) -> None:
     finally:
         held.kill()
         umount2(tmp_path)
+
+
+def squashfuse(directory: Path) -> Callable[[Path], None]:
+    """Makes an image of the usual tree; returns what has squashfuse serve it somewhere."""
+    os.close(open_fuse())
+    image = disks.make_image(directory, "squashfs", populate_tree)
+
+    def mount(target: Path) -> None:
+        subprocess.run(["squashfuse", str(image), str(target)], check=True)
+
+    return mount
+
+
+def hold_attached(task: Task) -> Check:
+    """A file and the working directory; others unmount what they are on."""
+    fd = os.open(task.path("file"), os.O_RDONLY)
+    os.chdir(task.path("dir"))
+    return lambda: [os.pread(fd, 100, 0).decode(), os.listdir(".")]
+
+
+@pytest.mark.covers("file", column="sole-held", outcome="refused")
+def test_fusermount(scenario: MakeScenario, tmp_path: Path) -> None:
+    """A real one, unmounted as users do; its program lives on until the last file is closed."""
+    serve_at = squashfuse(tmp_path)
+    held = scenario(mount_source=serve_at, populate=lambda _: None).start(hold_attached)
+    for point in (*held.ground.points(), held.ground.source):
+        subprocess.run(["fusermount3", "-uz", str(point)], check=True)
+    answer = held.ask()
+    assert answer == [CONTENT, ["inner"]]
+    held.dump().failed("is of type FUSE.*: mount it somewhere before the dump")
+    assert held.ask() == answer
+    name = str(look.open_files(held.pid)[3].mnt_id)
+    held.dump(*beside_images(held, "external", name)).succeeded()
+    served = tmp_path / "served"
+    served.mkdir()
+    serve_at(served)
+    try:
+        held.restore(*beside_images(held, "source", name, str(served))).succeeded()
+        assert held.ask() == answer
+    finally:
+        held.kill()
+        subprocess.run(["fusermount3", "-uz", str(served)], check=True)
