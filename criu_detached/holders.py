@@ -362,31 +362,37 @@ def _huge_decode_dev(number: int) -> int:
 
 
 def _overlay_on(dev: int) -> str | None:
-    """A layer that cannot be looked at may be on the filesystem, so it counts as if it was.
+    """A layer that can be looked at in no namespace may be there, so it counts as if it was.
 
     Not so those of a root: whoever made that made it of what is out of reach from within.
     """
+    looked_at = set()  # overlays, by device
+    others: dict[int, bytes] = {}  # the others, with a mountpoint
     for _, pids in mountinfo.namespaces():
         for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
-            if mount.fs_type == b"overlay" and _has_layer_on(pid, mount, dev):
-                return f"the overlay at {quote(mount.mountpoint)} as a layer, or perhaps so"
+            if mount.fs_type != b"overlay":
+                continue
+            found = [_device_of(pid, layer) for layer in _layers(mount)]
+            if dev in found:
+                return f"the overlay at {quote(mount.mountpoint)} as a layer"
+            if None not in found:
+                looked_at.add(mount.dev)
+            elif mount.mountpoint != b"/":
+                others.setdefault(mount.dev, mount.mountpoint)
+    for overlay, mountpoint in others.items():
+        if overlay not in looked_at:
+            return f"the overlay at {quote(mountpoint)} as a layer, or perhaps so"
     return None
 
 
-def _has_layer_on(pid: int, mount: MountInfo, dev: int) -> bool:
-    for layer in _layers(mount):
+def _device_of(pid: int, layer: bytes) -> int | None:
+    """The device that a layer is on, as a process sees it, or else this one; None: neither does."""
+    for path in (b"/proc/%d/root/%s" % (pid, layer), layer):
         try:
-            found = os.stat(b"/proc/%d/root/%s" % (pid, layer)).st_dev
+            return os.stat(path).st_dev
         except OSError:
-            try:
-                found = os.stat(layer).st_dev
-            except OSError:
-                if mount.mountpoint == b"/":
-                    continue
-                return True
-        if found == dev:
-            return True
-    return False
+            continue
+    return None
 
 
 def _layers(mount: MountInfo) -> Iterator[bytes]:
