@@ -2,7 +2,7 @@
 """Container runtimes: the settings with which they start CRIU, and so which plugins it loads.
 
 runc and crun hand CRIU a settings file, and podman runs one of them. A line "libdir DIR" there, or
-in CRIU's own default.conf, takes the place of CRIU's default directory.
+in CRIU's own default.conf, takes the place of CRIU's default directory. An older crun hands none.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from criu_detached.check import OK, WARN, Line
 SETTINGS = Path("/etc/criu")
 RUNTIMES = ("runc", "crun")
 CONTAINERS = (Path("/usr/share/containers"), Path("/etc/containers"))  # the later one wins
-# From this version on crun has a file of its own (handle_criu_config_file in its criu.c).
-CRUN_OWN_FILE = (1, 26)
+# From this version on crun hands CRIU a file (handle_criu_config_file in its criu.c).
+CRUN_HANDS_FILE = (1, 26)
 
 # What is written before the line, so that uninstall knows it, and whether to remove the file.
 ADDED = "# added by criu-detached install"
@@ -38,15 +38,17 @@ class SettingsError(Exception):
 
 
 def settings_file(runtime: str, directory: Path = SETTINGS) -> Path:
-    """Return the file that a runtime hands to CRIU; it may be absent.
+    """Return the file that tells the CRIU of a runtime its settings; it may be absent.
 
     Args:
         runtime: "runc" or "crun".
         directory: where such files are.
     """
     own, shared = directory / "crun.conf", directory / "runc.conf"
-    if runtime == "runc" or _version("crun") < CRUN_OWN_FILE:
+    if runtime == "runc":
         return shared
+    if _version("crun") < CRUN_HANDS_FILE:
+        return directory / "default.conf"
     # Without a file of its own crun uses that of runc.
     return shared if shared.exists() and not own.exists() else own
 
@@ -128,7 +130,7 @@ def remove_libdir(libdir: Path, directory: Path = SETTINGS) -> Iterator[str]:
     Raises:
         OSError: a file cannot be written.
     """
-    for name in RUNTIMES:
+    for name in (*RUNTIMES, "default"):
         file = directory / f"{name}.conf"
         if not file.exists():
             continue

@@ -20,6 +20,7 @@ from .harness.criu import default_plugins
 from .harness.engines import CRIU_SETTINGS, Podman, write_settings
 from .harness.placement import CONTENT, Bind, Placement
 from .harness.programs import hold_file
+from .test_modes import require_dirty_tracking
 
 pytestmark = pytest.mark.detached
 
@@ -172,6 +173,21 @@ def test_namespaces(container: MakeContainer, engine: str) -> None:
     assert held.ask() == answer
 
 
+def test_pre_dump(container: MakeContainer) -> None:
+    """Memory is saved before, while the container runs; podman calls it --pre-checkpoint."""
+    require_dirty_tracking()
+    held = container("runc", Placement.HOST_SOURCE, [Bind(), Bind()]).start(hold_life)
+    answer = held.ask()
+    last, held.images = held.images, held.work / "before"
+    held.checkpoint("--pre-dump").succeeded()
+    assert held.ask() == answer
+    before, held.images = held.images, last
+    held.checkpoint("--parent-path", f"../{before.name}").succeeded()
+    assert os.path.samefile(held.images / "parent", before)
+    held.restore().succeeded()
+    assert held.ask() == answer
+
+
 @SEEN_NATIVELY
 @pytest.mark.parametrize("engine", ["podman-runc", "podman-crun"])
 def test_podman_init(container: MakeContainer, engine: str) -> None:
@@ -179,6 +195,15 @@ def test_podman_init(container: MakeContainer, engine: str) -> None:
     held = container(engine, options=["--init", "--init-path=/usr/bin/catatonit"])
     held.start(hold_file).cycle()
     assert held.ask() == CONTENT
+
+
+@SEEN_NATIVELY
+def test_podman_init_refused_by_criu(container: MakeContainer) -> None:
+    """The default init is a symlink; attached, too."""
+    for attached in (True, False):
+        held = container("podman-runc", attached=attached, options=["--init"]).start(hold_file)
+        held.checkpoint().succeeded()
+        held.restore().failed("Can't remount .* with MS_PRIVATE")
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_settings_that_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ((1, 28), [], "crun.conf"),
         ((1, 28), ["runc.conf"], "runc.conf"),  # which a new crun.conf would hide
         ((1, 28), ["runc.conf", "crun.conf"], "crun.conf"),
-        ((1, 21), ["runc.conf", "crun.conf"], "runc.conf"),
+        ((1, 25), ["runc.conf", "crun.conf"], "default.conf"),  # it hands CRIU no file
     ],
 )
 def test_file_of_crun(

@@ -102,7 +102,7 @@ class Container(Held):
         """Checkpoint; when it worked, the processes are gone unless they were to be left."""
         with self._plugins(plugin, plugins):
             run = self.engine.checkpoint(self.name, self.images, *options)
-        if run.status == 0 and not {"--leave-running", "--pre-checkpoint"} & set(options):
+        if run.status == 0 and not {"--leave-running", "--pre-dump"} & set(options):
             self._wait_for_end()
         return run
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ from .criu import CriuRun
 
 CRIU_PLUGINS = Path("/usr/lib/criu")  # where CRIU looks for plugins by itself
 CRIU_SETTINGS = Path("/etc/criu")
+GROUPS = Path("/proc/self/cgroup")  # of processes: a line for each version 1, one for version 2
 IMAGE = "localhost/tools"  # what podman calls the root
 
 # Those of podman, and what a program needs to unmount something.
@@ -344,6 +346,8 @@ def prepared_engines() -> Iterator[Engines]:
     directory = Path(tempfile.mkdtemp(prefix="criu-detached-engines-", dir="/tmp"))
     directory.chmod(0o755)  # for user namespaces
     kernel.mount("settings", CRIU_SETTINGS, "tmpfs", 0, "mode=755")
+    # Needs no iptables. In what a runtime hands to CRIU 4.1 by itself, the line makes that crash.
+    (CRIU_SETTINGS / "default.conf").write_text("network-lock nftables\n")
     for name in ("runc", "crun"):
         write_settings(name)
     try:
@@ -355,10 +359,18 @@ def prepared_engines() -> Iterator[Engines]:
 
 
 def write_settings(runtime: str, *lines: str) -> None:
-    """What a runtime tells CRIU: needs no iptables, and leaves the machine's other groups alone."""
+    """What a runtime tells CRIU: leaves the machine's other groups of processes alone."""
     # Where there are groups of version 1, as on some machines, CRIU would set those too.
-    common = ["network-lock nftables", "manage-cgroups=ignore"]
-    (CRIU_SETTINGS / f"{runtime}.conf").write_text("\n".join([*common, *lines, ""]))
+    text = "\n".join(["manage-cgroups=ignore", *lines, ""])
+    (CRIU_SETTINGS / f"{runtime}.conf").write_text(text)
+
+
+def sets_groups(engine: str) -> bool:
+    """Whether CRIU would set groups of version 1, for a crun before 1.26 hands it no settings."""
+    if not engine.endswith("crun") or not re.search(r"^[^0]", GROUPS.read_text(), re.MULTILINE):
+        return False
+    found = re.search(r"version (\d+)\.(\d+)", must("crun", "--version"))
+    return found is not None and (int(found[1]), int(found[2])) < (1, 26)
 
 
 def _unmount_below(directory: Path) -> None:
