@@ -102,7 +102,7 @@ def find_supplies(records: Records, host: Host) -> dict[int, Supply]:
         mount = records.mounts[mnt_id]
         ghosts = [ghost for key, ghost in records.ghosts.items() if key[0] == mnt_id]
         _refuse_deleted(mount, ghosts, host)
-        _say(mount, supply)
+        _say(mount, supply, by_id=mnt_id in options.sources)
         _replace(mount, ghosts, supply)
     # Filesystems that only supplied mounts would be on are not made or mounted.
     for number in used - {mount.filesystem for mount in records.mounts.values()}:
@@ -161,9 +161,9 @@ def has_userns(host: Host) -> bool:
     return any(name.startswith(_USERNS_IMAGE) for name in os.listdir(host.image_dir()))
 
 
-def _say(mount: Mount, supply: Supply) -> None:
+def _say(mount: Mount, supply: Supply, *, by_id: bool) -> None:
     text = f"mount {mount.mnt_id} is supplied: {quote(supply.path)} ({supply.source.where})"
-    if supply.source.where == SYSTEM_FILE and supply.beneath == paths.ROOT:
+    if supply.source.where == SYSTEM_FILE and by_id:
         log.warn(f"{text}; an id there is good for these images alone")
     else:
         log.info(text)

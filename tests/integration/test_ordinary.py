@@ -15,15 +15,18 @@ import select
 import signal
 import socket
 import struct
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import MakeScenario
+from .conftest import MakeContainer, MakeScenario
 from .harness import look
 from .harness.agent import Check, Task, calls
+from .harness.criu import CriuRun
+from .harness.engines import ENGINES
 from .harness.placement import CONTENT, Placement
 from .harness.scenario import Scenario, difference_of, told_of_answers
 from .test_pid_namespace import new_pid_namespace
@@ -408,3 +411,49 @@ def test_container(scenario: MakeScenario) -> None:
         with new_pid_namespace():
             held.start(hold_namespaces)
         assert_same(Twice(held, []), ["inside", "Shared", CONTENT, 1])
+
+
+# --- Containers ---------------------------------------------------------------------------
+
+
+def image_names(images: Path) -> list[str]:
+    """The names of CRIU's images, in a directory or in podman's archive."""
+    if images.is_dir():
+        return sorted(path.name for path in images.glob("*.img"))
+    with tarfile.open(images) as archive:
+        members = [Path(name) for name in archive.getnames()]
+    return sorted(path.name for path in members if path.match("checkpoint/*.img"))
+
+
+def said_by_plugin(run: CriuRun) -> list[str]:
+    """What the plugin logged, without the times."""
+    words = [line.partition("criu-detached: ") for line in run.succeeded().log.splitlines()]
+    return [text for _, found, text in words if found]
+
+
+@pytest.mark.native_only("a container takes a minute or two under emulation")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engine(container: MakeContainer, engine: str) -> None:
+    """Checkpointed twice as it runs on, and not asked: that changes what it holds."""
+    podman = engine.startswith("podman")
+    pack = ["--compress=none"] if podman else []
+    held = container(engine, attached=True).start(hold_all)
+    images, results = {}, {}
+    for plugin in (False, True):
+        images[plugin] = held.images = held.work / (f"{plugin}.tar" if podman else str(plugin))
+        options = ["--file-locks", "--leave-running", *pack]
+        run = held.checkpoint(*options, plugin=plugin)
+        assert said_by_plugin(run) == (["ready to dump"] if plugin else [])
+    names = {plugin: image_names(images[plugin]) for plugin in images}
+    assert names[True] == names[False] and "inventory.img" in names[True]
+    assert not any(name.startswith("criu-detached") for name in names[True])
+    for plugin in (False, True):
+        held.kill()
+        held.images = images[plugin]
+        run = held.restore("--file-locks", plugin=plugin)
+        assert said_by_plugin(run) == []
+        assert ('Plugin "criu_detached"' in run.log) is plugin
+        look.wait_until_idle(held.pid)
+        results[plugin] = (held.seen(), held.ask())
+    assert results[True] == results[False], difference_of(results[False], results[True])
+    assert results[True][1] == ALL

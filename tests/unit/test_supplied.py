@@ -137,6 +137,16 @@ def test_unknown_mount(ground: Ground) -> None:
     ground.refused("criu-detached.conf", "mount 6", "criu-detached show")
 
 
+@pytest.mark.parametrize("setting", ["source 5 /there", "map /srv /there", "map / /there"])
+def test_settings_of_the_machine(ground: Ground, setting: str) -> None:
+    """A mount id is another mount's in other images; a place is the same one."""
+    ground.writer.mount(mount(5, BIND_SOURCE))
+    Path(options.SYSTEM_FILE).write_text(setting)
+    assert 5 in ground.find()
+    warned = [text for level, text in ground.host.lines if level == log.WARN]
+    assert len(warned) == setting.startswith("source"), warned
+
+
 def test_other_names(ground: Ground) -> None:
     """They were beneath the bind source's root, and are beneath the mount's root now."""
     ground.writer.mount(mount(5, BIND_SOURCE, b"tree"))

@@ -97,7 +97,7 @@ class Container(Held):
         self.pid = next(pid for pid in look.tree(init) if look.is_agent(pid))
 
     def checkpoint(
-        self, *options: str, plugin: bool = True, plugins: Path | None = None
+        self, *options: str, plugin: bool | None = None, plugins: Path | None = None
     ) -> CriuRun:
         """Checkpoint; when it worked, the processes are gone unless they were to be left."""
         with self._plugins(plugin, plugins):
@@ -110,7 +110,7 @@ class Container(Held):
         self,
         *options: str,
         name: str | None = None,
-        plugin: bool = True,
+        plugin: bool | None = None,
         plugins: Path | None = None,
     ) -> CriuRun:
         """Restore, from an archive under another name if one is given."""
@@ -123,7 +123,7 @@ class Container(Held):
             self._find()
         return run
 
-    def cycle(self, *options: str, plugin: bool = True) -> Self:
+    def cycle(self, *options: str, plugin: bool | None = None) -> Self:
         """Checkpoint and restore; what is seen of the container must be as before."""
         before = self.seen()
         self.checkpoint(*options, plugin=plugin).succeeded()
@@ -149,9 +149,9 @@ class Container(Held):
             reap([self.pid])
 
     @contextmanager
-    def _plugins(self, plugin: bool, plugins: Path | None) -> Iterator[None]:
-        """The plugin, unless nothing gets detached or it is not wanted."""
-        wanted = plugin and not self.ground.attached
+    def _plugins(self, plugin: bool | None, plugins: Path | None) -> Iterator[None]:
+        """The plugin where CRIU looks for it: by default, unless nothing gets detached."""
+        wanted = not self.ground.attached if plugin is None else plugin
         with plugins_in_place((plugins or default_plugins()) if wanted else None):
             yield
 

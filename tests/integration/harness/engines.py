@@ -92,7 +92,7 @@ class Engine(ABC):
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """End a container and forget it; no error if there is none."""
+        """End a container and forget it; no error if there is none. It can be restored."""
 
     @property
     @abstractmethod
@@ -183,7 +183,6 @@ class Oci(Engine):
 
     def remove(self, name: str) -> None:
         call(self.name, "delete", "--force", name)
-        shutil.rmtree(self.bundle(name), ignore_errors=True)
 
 
 def _configure(config: dict[str, Any], spec: Spec) -> dict[str, Any]:

@@ -234,21 +234,14 @@ def seen_inside(pid: int) -> Seen:
     """
     attached = attached_ids()
     numbers: dict[int, int] = {}
-    pids = sorted(tree(pid), key=_inner_pid)
-    files = {_inner_pid(one): _made_here(_seen_files(one, attached, numbers)) for one in pids}
-    return Seen(files, {_inner_pid(one): _places(one) for one in pids}, [])
+    pids = sorted((one for one in tree(pid) if _state(one) != "Z"), key=inner_pid)
+    files = {inner_pid(one): _made_here(_seen_files(one, attached, numbers)) for one in pids}
+    return Seen(files, {inner_pid(one): _places(one) for one in pids}, [])
 
 
 def _made_here(files: dict[int, SeenFile]) -> dict[int, SeenFile]:
     """Without the flag that depends on how a program was compiled that opened a file."""
     return {fd: replace(file, flags=file.flags & ~O_LARGEFILE) for fd, file in files.items()}
-
-
-def _inner_pid(pid: int) -> int:
-    """A process's id in the innermost PID namespace."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("NSpid:"))
-    return int(line.split()[-1])
 
 
 def _places(pid: int) -> list[str]:
