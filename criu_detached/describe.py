@@ -38,11 +38,6 @@ _FROM_STATFS = {
 }
 
 
-# What mountinfo and statmount(2) put after the root of a mount whose root is deleted
-# (dentry_path, fs/d_path.c).
-ROOT_DELETED = b"//deleted"
-
-
 class DetachedMount:
     """A detached mount of the dump: its record, and how its bind source shows it."""
 
@@ -155,7 +150,7 @@ def _find_source(
     dev = known.sb_dev if known else facts.dev
     fs_type = known.fs_type if known else None
     refusal = _no_source(name.path, kind)
-    wanted = known.mnt_root.removesuffix(ROOT_DELETED) if known else None
+    wanted = known.root_path if known else None
     for source in candidates(dev, fs_type, magic, wanted):
         with source:
             if known and name.deleted and source.info.dev != dev and not source.twins:
@@ -191,7 +186,7 @@ def _find_source(
 def _open_root(source: Source, inside: bytes, name: Name, kind: Kind) -> int | None:
     """The mount's root in the source; -1: it is deleted; None: not to be seen there."""
     if kind.statmount:
-        deleted = kind.statmount.mnt_root.endswith(ROOT_DELETED)
+        deleted = kind.statmount.root_deleted
     else:
         deleted = name.deleted and name.path == paths.ROOT
     if deleted:
@@ -244,7 +239,7 @@ def _root_in_source(
     fd: int, name: Name, facts: FileFacts, kind: Kind, source: Source
 ) -> bytes | None:
     if kind.statmount:
-        root = kind.statmount.mnt_root.removesuffix(ROOT_DELETED)
+        root = kind.statmount.root_path
         return paths.below(root, source.info.root)
     if source.twins:
         # Files of such filesystems are nowhere else, and there is no inode to search for.
@@ -303,7 +298,7 @@ def _record(
         mnt_id=facts.mnt_id,
         origin=REMOUNT if source.filesystem else BIND_SOURCE,
         filesystem=source.filesystem.id if source.filesystem else 0,
-        root=known.mnt_root.removesuffix(ROOT_DELETED) if known else root_path,
+        root=known.root_path if known else root_path,
         root_type=root_type,
         attr=mount_attributes_of(fd, kind),
         superblock=superblock_of(source.fd if root < 0 else root, source.info.fs_type),

@@ -10,7 +10,7 @@ import stat
 
 from criu_detached import paths
 from criu_detached.classify import Kind
-from criu_detached.describe import ROOT_DELETED, DetachedMount, mount_attributes_of
+from criu_detached.describe import DetachedMount, mount_attributes_of
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts, fstatfs
 from criu_detached.options import EXTERNAL, IMAGES_FILE, SOURCE, SYSTEM_FILE
@@ -68,7 +68,7 @@ class ExternalMount(DetachedMount):
         name = self.name_of(fd, link, facts)
         known = kind.statmount
         is_root = name.path == paths.ROOT
-        if (known and known.mnt_root.endswith(ROOT_DELETED)) or (is_root and name.deleted):
+        if (known and known.root_deleted) or (is_root and name.deleted):
             raise DetachedError("the root of its mount is deleted, so the mount can't be supplied")
         magic = fstatfs(fd).magic
         fs_type = known.fs_type if known else _TYPES.get(magic, b"%#x" % magic)

@@ -174,6 +174,10 @@ def mount_setattr(
     _checked(result, "mount_setattr")
 
 
+# After the root of a mount whose root is deleted (dentry_path, fs/d_path.c).
+_ROOT_DELETED = b"//deleted"
+
+
 class StatMount:
     """statmount(2)'s answer: struct statmount of linux/mount.h with its strings."""
 
@@ -195,6 +199,16 @@ class StatMount:
     def _strings(self, offset: int, count: int) -> list[bytes]:
         start = 512 + self._number(offset, 4)  # sizeof(struct statmount)
         return self._raw[start:].split(b"\0", count)[:count]
+
+    @property
+    def root_path(self) -> bytes:
+        """mnt_root without the mark of a deleted one."""
+        return self.mnt_root.removesuffix(_ROOT_DELETED)
+
+    @property
+    def root_deleted(self) -> bool:
+        """Whether mnt_root is deleted."""
+        return self.mnt_root.endswith(_ROOT_DELETED)
 
     @property
     def fs_type(self) -> bytes:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from criu_detached.classify import Kind
     from criu_detached.kernel import FileFacts, StatMount
 
-_ROOT_DELETED = b"//deleted"  # dentry_path, fs/d_path.c
 
 # What the kernel shows with the options, and mount(2) does not take or the record says otherwise.
 _NOT_OPTIONS = {b"rw", b"ro", b"seclabel"}
@@ -55,8 +54,7 @@ class Roots:
         if kind.statmount:
             if self._layout is not None and not self._layout.anchored:
                 raise _unknown_layout()
-            shown = kind.statmount.mnt_root
-            return shown.removesuffix(_ROOT_DELETED), shown.endswith(_ROOT_DELETED)
+            return kind.statmount.root_path, kind.statmount.root_deleted
         if self._layout is None:
             self.lay_out(fd)
         assert self._layout is not None
@@ -123,7 +121,7 @@ def _anchor(fd: int, mnt_id: int) -> _Anchor | None:
     try:
         known = kernel.statmount_by_fd(fd, treeview.WANTED | kernel.STATMOUNT_MNT_NS_ID)
         if not known.mask & kernel.STATMOUNT_MNT_NS_ID:
-            if known.mnt_root.endswith(_ROOT_DELETED):
+            if known.root_deleted:
                 return None
             return _Anchor(os.open(b"/proc/self/fd/%d" % fd, kernel.O_PATH), mnt_id, known)
     except OSError:

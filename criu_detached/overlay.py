@@ -44,8 +44,6 @@ _NOT_FOR_TRIAL = {b"index", b"nfs_export", b"fsync"}
 # As mount(8) takes it, and as newer kernels show it.
 _VOLATILE = {b"volatile", b"fsync=volatile"}
 
-_DELETED_ROOT = b"//deleted"
-
 
 class Layers:
     """The directories of an overlay, opened in a private mount namespace."""
@@ -127,7 +125,7 @@ def overlaid(fd: int, mnt_id: int, known: StatMount | None, number: int) -> Iter
             " the overlay somewhere before the dump"
         )
     source, layers = _trial(named, options)
-    twins = LayerTwins(layers, paths.from_link(known.mnt_root.removesuffix(_DELETED_ROOT)))
+    twins = LayerTwins(layers, paths.from_link(known.root_path))
     try:
         _check_held(fd, mnt_id, source.fd, twins)
         source.info.super_options = [b"ro" if known.sb_flags & 1 else b"rw"]
