@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from .test_watches import IN_MODIFY, watch
 
 # The plugin's own .so is found, mapped and relocated, and criu's image of itself is steered.
 MORE_CALLS = 60
+ROUNDS = 3
 # These come as often as the frozen tasks happen to send signals.
 UNSTEADY = ("---", "+++", "rt_sigreturn", "restart_syscall", "wait4", "ptrace")
+LOGGING = ("write(", "writev(", "gettimeofday(")
 
 
 def hold_attached(task: Task) -> Check:
@@ -29,31 +32,41 @@ def hold_attached(task: Task) -> Check:
     return lambda: os.pread(fd, 100, 0).decode()
 
 
-def traced(held: Scenario, trace: Path, verb: str, *, plugin: bool) -> list[str]:
-    """The system calls of criu's main process; those that it forks are traced by criu."""
+def traced(held: Scenario, trace: Path, verb: str, *, plugin: bool) -> Counter[str]:
+    """How often criu's main process made each system call; those that it forks are its tracees.
+
+    Its log is left out: how much it has to tell depends on what else the machine runs.
+    """
     prefix = ["strace", "--output", str(trace)]
     run: CriuRun = (held.dump if verb == "dump" else held.restore)(plugin=plugin, prefix=prefix)
     run.succeeded()
-    return [line for line in trace.read_text().splitlines() if not line.startswith(UNSTEADY)]
+    calls = trace.read_text().splitlines()
+    assert not [call for call in calls if "libpython" in call]
+    assert any("criu_detached.so" in call for call in calls) is plugin
+    return Counter(
+        call.partition("(")[0] for call in calls if not call.startswith(UNSTEADY + LOGGING)
+    )
 
 
 @pytest.mark.detached
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 def test_nothing_detached(scenario: MakeScenario, tmp_path: Path) -> None:
     held = scenario(Placement.HOST, attached=True).start(hold_attached)
-    for verb in ("dump", "restore"):
-        counts = {}
-        for plugin in (False, True):
-            if verb == "restore" and plugin:
-                held.dump(plugin=True).succeeded()
-            calls = traced(held, tmp_path / "trace", verb, plugin=plugin)
-            counts[plugin] = len(calls)
-            assert not [call for call in calls if "libpython" in call]
-            loaded = [call for call in calls if "criu_detached.so" in call]
-            assert bool(loaded) is plugin
-            if verb == "dump" and not plugin:
-                held.restore(plugin=False).succeeded()
-        assert counts[True] - counts[False] <= MORE_CALLS, (verb, counts)
+    best: dict[str, Counter[str]] = {}
+    # What else the machine runs can make criu look further: the quietest of some rounds counts.
+    for _ in range(ROUNDS):
+        for verb in ("dump", "restore"):
+            counts = {}
+            for plugin in (False, True):
+                if verb == "restore":
+                    held.dump(plugin=plugin).succeeded()
+                counts[plugin] = traced(held, tmp_path / "trace", verb, plugin=plugin)
+                if verb == "dump":
+                    held.restore(plugin=plugin).succeeded()
+            more = counts[True] - counts[False]
+            best[verb] = min(best.get(verb, more), more, key=Counter.total)
+    for verb, more in best.items():
+        assert more.total() <= MORE_CALLS, (verb, more)
     assert held.ask() == CONTENT
 
 
