@@ -20,7 +20,8 @@ from .harness.criu import default_plugins
 from .harness.engines import CRIU_SETTINGS, Podman, write_settings
 from .harness.placement import CONTENT, Bind, Placement
 from .harness.programs import hold_file
-from .test_modes import require_dirty_tracking
+from .test_modes import assert_lives, require_dirty_tracking
+from .test_modes import hold_life as hold_memory
 
 pytestmark = pytest.mark.detached
 
@@ -142,7 +143,7 @@ def test_another_machine(container: MakeContainer, engine: str) -> None:
     """Exported; podman's storage is gone; imported under another name, volumes elsewhere."""
     binds = [Bind(), Bind(flags=kernel.MS_RDONLY)]
     held = container(engine, Placement.HOST_SOURCE, binds, read_only=True)
-    held.images = held.work / "archive.tar.gz"
+    held.images = held.work / "archive.tar"
     held.start(hold_life)
     answer = held.ask()
     held.checkpoint("--file-locks").succeeded()
@@ -174,7 +175,7 @@ def test_namespaces(container: MakeContainer, engine: str) -> None:
 
 
 def test_pre_dump(container: MakeContainer) -> None:
-    """Memory is saved before, while the container runs; podman calls it --pre-checkpoint."""
+    """Memory is saved before, while the container runs."""
     require_dirty_tracking()
     held = container("runc", Placement.HOST_SOURCE, [Bind(), Bind()]).start(hold_life)
     answer = held.ask()
@@ -186,6 +187,27 @@ def test_pre_dump(container: MakeContainer) -> None:
     assert os.path.samefile(held.images / "parent", before)
     held.restore().succeeded()
     assert held.ask() == answer
+
+
+@pytest.mark.parametrize(("engine", "exported"), [("podman-runc", True), ("podman-crun", False)])
+def test_pre_checkpoint(container: MakeContainer, engine: str, exported: bool) -> None:
+    """The same by podman, with two archives or in its storage; memory changes in between."""
+    require_dirty_tracking()
+    held = container(engine, Placement.HOST_SOURCE).start(hold_memory)
+    before = held.work / "before.tar"
+    last = held.images = held.images.with_suffix(".tar") if exported else held.images
+    assert_lives(held, 1)
+    held.images = before if exported else last
+    held.checkpoint("--pre-checkpoint").succeeded()
+    assert_lives(held, 2)
+    held.images = last
+    held.checkpoint("--with-previous").succeeded()
+    if exported:
+        held.engine.remove(held.name)
+        held.restore("--import-previous", str(before), name=f"{held.name}-2").succeeded()
+    else:
+        held.restore().succeeded()
+    assert_lives(held, 3)
 
 
 @SEEN_NATIVELY
@@ -261,7 +283,7 @@ def test_pod(container: MakeContainer) -> None:
         podman.call("pod", "create", "--name", pod, "--network=none", "--share=ipc,uts,net")
     try:
         held = container("podman-crun", options=["--pod=one"]).start(hold_file)
-        held.images = held.work / "archive.tar.gz"
+        held.images = held.work / "archive.tar"
         held.checkpoint().succeeded()
         held.restore("--pod=two", name=f"{held.name}-2").succeeded()
         assert held.ask() == CONTENT

@@ -20,7 +20,7 @@ from .harness import look
 from .harness.agent import Check, Task
 from .harness.criu import CriuRun, criu, default_plugins
 from .harness.placement import Placement
-from .harness.scenario import DEADLINE, Scenario
+from .harness.scenario import DEADLINE, Held, Scenario
 
 PAGES = 64
 
@@ -47,7 +47,7 @@ def hold_life(task: Task) -> Check:
     return check
 
 
-def assert_lives(held: Scenario, turn: int) -> None:
+def assert_lives(held: Held, turn: int) -> None:
     """The process remembers every question, and what it writes reaches the source."""
     text = f"{turn}123456789"
     assert held.ask() == {

@@ -18,6 +18,7 @@ from .program import Program
 from .scenario import Held, difference, reap, told_of_answers
 
 NOBODY = 2**22 + 1  # a process id that no process can have
+LEAVES_RUNNING = {"--leave-running", "--pre-dump", "--pre-checkpoint"}  # options of a checkpoint
 ID_MAP = (200000, 65536)  # of a user namespace: first id outside, how many
 
 
@@ -102,7 +103,7 @@ class Container(Held):
         """Checkpoint; when it worked, the processes are gone unless they were to be left."""
         with self._plugins(plugin, plugins):
             run = self.engine.checkpoint(self.name, self.images, *options)
-        if run.status == 0 and not {"--leave-running", "--pre-dump"} & set(options):
+        if run.status == 0 and not LEAVES_RUNNING & set(options):
             self._wait_for_end()
         return run
 

@@ -287,7 +287,7 @@ class Podman(Engine):
     def checkpoint(self, name: str, images: Path, *options: str) -> CriuRun:
         words = ["container", "checkpoint", "--keep", *options]
         if images.suffix:
-            words += ["--export", str(images)]
+            words += ["--export", str(images), "--compress=none"]
         return _criu_run(self._podman.command(*words, name), self._userdata(name) / "dump.log")
 
     def restore(self, name: str, images: Path, *options: str) -> CriuRun:
