@@ -5,6 +5,6 @@ from __future__ import annotations
 
 import sys
 
-from criu_detached.cli import main
+from criu_detached.command.cli import main
 
 sys.exit(main())

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from criu_detached.dump import Dump
-    from criu_detached.restore import Restore
+    from criu_detached.dump.dump import Dump
+    from criu_detached.restore.restore import Restore
 
 # enum dump_answer
 _LEAVE, _EXTERNAL, _REFUSE = 0, 1, -1
@@ -46,7 +46,7 @@ def _unexpected(
 def _the_dump() -> Dump:
     global _dump
     if _dump is None:
-        from criu_detached.dump import Dump  # a restore does without
+        from criu_detached.dump.dump import Dump  # a restore does without
 
         _dump = Dump(_host)
     return _dump
@@ -127,7 +127,7 @@ def dump_deleted_watched(fd: int) -> int:
 @ffi.def_extern(error=-1, onerror=_unexpected)
 def pre_dump_watches() -> int:
     """Let a pre-dump pass by watched files that CRIU finds on no mount; return 0."""
-    from criu_detached.dump_watches import pass_by_watches
+    from criu_detached.dump.watched import pass_by_watches
 
     pass_by_watches(_host)
     return 0
@@ -149,7 +149,7 @@ def dump_flush() -> int:
 def restore_init() -> int:
     """Return 0 when all is ready for the tasks."""
     global _restore
-    from criu_detached.restore import Restore  # a dump does without
+    from criu_detached.restore.restore import Restore  # a dump does without
 
     try:
         _restore = Restore(_host)

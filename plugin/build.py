@@ -36,7 +36,7 @@ LAUNCHER = """#!{python} -I
 import sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
-from criu_detached.cli import main
+from criu_detached.command.cli import main
 sys.exit(main())
 """
 

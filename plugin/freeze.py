@@ -16,8 +16,8 @@ from pathlib import Path
 _BESIDE = Path(__file__).resolve().parent.parent
 PACKAGE = _BESIDE / "criu_detached" if (_BESIDE / "criu_detached").exists() else _BESIDE
 
-# The command line tool and what it uses; CRIU does not load these.
-TOOLS = {"__main__", "check", "cli", "runtimes", "show", "trial"}
+# The command line tool; CRIU does not load it.
+TOOLS = ["__main__", "command"]
 
 # Its place is taken by a module that is there under another name.
 STAND_INS = {"encodings": "small_encodings"}
@@ -32,10 +32,14 @@ def modules() -> dict[str, Path]:
 
 def package_modules() -> dict[str, Path]:
     """Return the modules of the package that CRIU loads, by name, with their files."""
-    left_out = {*TOOLS, *STAND_INS.values()}
-    files = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem not in left_out}
-    package = {PACKAGE.name: files.pop("__init__")}
-    return package | {f"{PACKAGE.name}.{name}": path for name, path in files.items()}
+    left_out = {*TOOLS, *STAND_INS.values(), "plugin"}
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE).with_suffix("").parts
+        if place[0] not in left_out:
+            name = ".".join([PACKAGE.name, *place])
+            found[name.removesuffix(".__init__")] = path
+    return found
 
 
 class _Bare(ast.NodeTransformer):
@@ -58,7 +62,7 @@ class _Bare(ast.NodeTransformer):
 
 
 def code_of(name: str, source: bytes) -> bytes:
-    """Return a module's bytecode; tracebacks will show its path in the package, and its lines.
+    """Return a module's bytecode; tracebacks will show its name as a path, and its lines.
 
     Docstrings and annotations are left out, for each of them takes a twentieth of Python's start.
     With docstrings assertions go: they tell the type checker what was made sure of before.

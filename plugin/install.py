@@ -24,7 +24,7 @@ import build
 
 sys.path.append(str(build.PACKAGE.parent))
 
-from criu_detached import check, runtimes
+from criu_detached.command import check, runtimes
 
 COMMAND = "criu-detached"
 SHIM = "criu_detached.so"

@@ -46,11 +46,12 @@ class Breaker:
 
     def module(self, name: str, change: Callable[[str], str]) -> None:
         """Change one of the plugin's Python modules: its code in embed.so is replaced."""
-        source = default_plugins() / f"criu_detached/lib/criu_detached/{name}.py"
+        package = default_plugins() / "criu_detached/lib/criu_detached"
+        source = package / f"{name.replace('.', '/')}.py"
         embedded = default_plugins() / "criu_detached/embed.so"
         changed = marshal.loads(freeze.code_of(name, change(source.read_text()).encode()))
         code = marshal.dumps(without_lines(changed))  # it has to fit where the old one was
-        start, size = symbol(embedded, f"code_criu_detached_{name}")
+        start, size = symbol(embedded, f"code_criu_detached_{name.replace('.', '_')}")
         data = embedded.read_bytes()
         assert len(code) <= size and data[start] & 0x7F == ord("c")  # TYPE_CODE (marshal.c)
         self.cover(embedded, data[:start] + code.ljust(size, b"\0") + data[start + size :])
@@ -90,7 +91,7 @@ def breaker(tmp_path: Path) -> Iterator[Breaker]:
 )
 def test_import_fails(scenario: MakeScenario, breaker: Breaker, broken: str) -> None:
     held = scenario().start(hold_file)
-    breaker.module("dump", lambda text: f"{text}\n{broken}\n")
+    breaker.module("dump.dump", lambda text: f"{text}\n{broken}\n")
     held.dump().failed("criu-detached")
     assert look.is_running(held.pid)
     assert held.ask() == CONTENT
@@ -106,7 +107,7 @@ def all_raise(text: str) -> str:
 def test_exception_in_dump(scenario: MakeScenario, breaker: Breaker) -> None:
     """Any exception where a file is recorded: the traceback is in CRIU's log."""
     held = scenario().start(hold_file)
-    breaker.module("describe", all_raise)
+    breaker.module("dump.describe", all_raise)
     run = held.dump().failed("criu-detached")
     assert "ZeroDivisionError" in run.log, run.report()
     assert held.ask() == CONTENT
@@ -135,7 +136,7 @@ def test_exception_in_restore(
     """Where the source is in a namespace, most of the work is done in the restored task."""
     held = scenario(placement).start(hold_file)
     held.dump().succeeded()
-    breaker.module("realise", change)
+    breaker.module("restore.realise", change)
     held.restore().failed("criu-detached")
     held.assert_gone()
     breaker.mend()
@@ -154,7 +155,8 @@ def test_last_records_fail(scenario: MakeScenario, breaker: Breaker) -> None:
     """The end of the record file cannot be written, when all files are dumped already."""
     held = scenario().start(hold_many)
     breaker.module(
-        "dump", lambda text: text.replace("self._writer.flush()", "raise DetachedError('full')")
+        "dump.dump",
+        lambda text: text.replace("self._writer.flush()", "raise DetachedError('full')"),
     )
     held.dump().failed("criu-detached: full")
     assert look.is_running(held.pid)

@@ -11,7 +11,6 @@ import pytest
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError
-from criu_detached.realise import Means
 from criu_detached.recordfile import NAME, Records, RecordWriter, read_records
 from criu_detached.records import (
     FORMAT,
@@ -25,7 +24,8 @@ from criu_detached.records import (
     Node,
     Superblock,
 )
-from criu_detached.refilesystem import make_filesystems, settle_filesystems
+from criu_detached.restore.filesystems.make import make_filesystems, settle_filesystems
+from criu_detached.restore.realise import Means
 
 from . import support
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import devices, dump, kernel, remount
+from criu_detached import devices, kernel
+from criu_detached.dump import dump
+from criu_detached.dump.filesystems import disk
 from criu_detached.errors import DetachedError
-from criu_detached.realise import check_filesystems
 from criu_detached.recordfile import RecordWriter, read_records
 from criu_detached.records import (
     FORMAT,
@@ -24,6 +25,7 @@ from criu_detached.records import (
     Mount,
     Superblock,
 )
+from criu_detached.restore.realise import check_filesystems
 
 UUID = b"01234567-89ab-cdef-0123-456789abcdef"
 
@@ -50,7 +52,7 @@ def refused(filesystem: Filesystem, why: str) -> None:
 
     before = state()
     with pytest.raises(DetachedError, match=why) as error:
-        remount.find_devices(filesystem)
+        disk.find_devices(filesystem)
     assert len(str(error.value).splitlines()) == 1
     assert state() == before
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from criu_detached import kernel
-from criu_detached.dump_sockets import describe_socket
+from criu_detached.dump.sockets import describe_socket
 from criu_detached.errors import DetachedError
 from criu_detached.paths import Name
 from criu_detached.recordfile import RecordWriter, read_records
 from criu_detached.records import FORMAT, RECREATED, BoundSocket, Header, Mount
-from criu_detached.restore_sockets import SocketNames
+from criu_detached.restore.sockets import SocketNames
 
 from . import support
 from .support import KnownFiles, StandInHost

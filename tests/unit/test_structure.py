@@ -55,11 +55,11 @@ def run(lib: Path, script: str) -> str:
 def test_imports(lib: Path) -> None:
     found = run(
         lib,
-        "import criu_detached.dump, criu_detached.restore, criu_detached.host\n"
+        "import criu_detached.dump.dump, criu_detached.restore.restore, criu_detached.host\n"
         "print(*sys.modules, sep='\\n')",
     ).split()
     bare = run(lib, "print(*sys.modules, sep='\\n')").split()
-    assert "criu_detached.dump" in found
+    assert "criu_detached.dump.dump" in found
     assert set(UNWANTED) & (set(found) - set(bare)) == set()
 
 
@@ -68,15 +68,15 @@ LATE = {
     ("entry", "_the_dump"),
     ("entry", "pre_dump_watches"),
     ("entry", "restore_init"),
-    ("dump", "_the_sole_held"),
-    ("restore", "_realise_filesystems"),
+    ("dump.dump", "_the_sole_held"),
+    ("restore.restore", "_realise_filesystems"),
 }
 
 
 def modules() -> dict[str, ast.Module]:
     """The modules that CRIU loads, parsed."""
     found = freeze.package_modules().items()
-    return {name.rpartition(".")[2]: ast.parse(path.read_bytes()) for name, path in found}
+    return {name.partition(".")[2]: ast.parse(path.read_bytes()) for name, path in found}
 
 
 def test_no_late_import() -> None:
@@ -101,12 +101,12 @@ def test_small_os() -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         if node.value.id == "os"
     }
-    assert ("open", "restore") in used
+    assert ("open", "restore.restore") in used
     more = {"SEEK_SET", "SEEK_CUR", "SEEK_END", "fsencode"}
     assert [each for each in used if each[0] not in more and not hasattr(posix, each[0])] == []
 
 
-@pytest.mark.parametrize("module", ["restore", "dump"])
+@pytest.mark.parametrize("module", ["restore.restore", "dump.dump"])
 def test_import_has_no_side_effect(lib: Path, module: str) -> None:
     """Neither a file is left open nor a word is said."""
     script = (
@@ -121,8 +121,8 @@ def test_import_has_no_side_effect(lib: Path, module: str) -> None:
 # What is there before the tasks are.
 BEFORE = """
 import os, stat
-from criu_detached import contents, host, kernel, log, paths, realise, recordfile, recreate
-from criu_detached import restore, restore_sockets, superblock
+from criu_detached import contents, host, kernel, log, paths, recordfile, superblock
+from criu_detached.restore import ghosts, realise, restore, sockets
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import *
 
@@ -135,7 +135,7 @@ class Stub:
         for number, directory in ((1, b"dir"), (2, b"absent\\xff"))
     }
     socket_name_add = staticmethod(lambda number, name, deleted: None)
-names = restore_sockets.SocketNames(Stub, Stub)
+names = sockets.SocketNames(Stub, Stub)
 """
 
 # From here on nothing may be imported; every path, also that of an error, must do.
@@ -232,14 +232,14 @@ hostile = [
     ghost(b"x", 0o40750, xattrs=[Xattr()]),
 ]
 
-def make(ghosts):
-    workshop = recreate.Workshop(os.open(sys.argv[1], os.O_RDONLY), proc, reader, True)
+def make(wanted):
+    workshop = ghosts.Workshop(os.open(sys.argv[1], os.O_RDONLY), proc, reader, True)
     try:
         workshop.make_root(b"dir/new", stat.S_IFDIR, None)
-        made = [(each, workshop.make(each, tree, paths.ROOT)) for each in ghosts]
+        made = [(each, workshop.make(each, tree, paths.ROOT)) for each in wanted]
     finally:
         workshop.close()
-    recreate.give_attributes(made, proc)
+    ghosts.give_attributes(made, proc)
     return made
 
 def refuse(*arguments, **names):
@@ -258,8 +258,8 @@ def realised(*ghosts):
 
 counts = []
 works = [
-    lambda: [attempt(lambda: recreate.check_ghost(each, reader)) for each in good + bad + hostile],
-    lambda: counts.append(len(make(sorted(good, key=recreate.depth)))),
+    lambda: [attempt(lambda: ghosts.check_ghost(each, reader)) for each in good + bad + hostile],
+    lambda: counts.append(len(make(sorted(good, key=ghosts.depth)))),
     lambda: [attempt(lambda: make([each])) for each in bad],
     lambda: setattr(contents, "_copy_file_range", refuse),
     lambda: counts.append(len(make(good))),

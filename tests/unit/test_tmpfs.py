@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import kernel, memfacts, refill, tmpfs
-from criu_detached.classify import Classifier, Kind
+from criu_detached import kernel
 from criu_detached.contents import NAME as DATA
 from criu_detached.contents import ContentReader, ContentWriter, open_data
+from criu_detached.dump.classify import Classifier, Kind
+from criu_detached.dump.filesystems import memfacts
+from criu_detached.dump.filesystems.memory import Memory
+from criu_detached.dump.filesystems.twins import climb
 from criu_detached.errors import DetachedError
-from criu_detached.realise import Means
 from criu_detached.recordfile import Records, RecordWriter, read_records
 from criu_detached.records import (
     FORMAT,
@@ -28,8 +30,9 @@ from criu_detached.records import (
     Node,
     Superblock,
 )
-from criu_detached.refill import fill, make_memory, set_limits
-from criu_detached.twins import climb
+from criu_detached.restore.filesystems import memory
+from criu_detached.restore.filesystems.memory import fill, make_memory, set_limits
+from criu_detached.restore.realise import Means
 
 from . import support
 
@@ -76,7 +79,7 @@ class Ground:
         """Save files of the filesystem as a dump does that meets them in this order."""
         writer = RecordWriter(self.images, Header(format=FORMAT))
         contents = ContentWriter(self.images)
-        memory = tmpfs.Memory(1, self.root, self.kind(self.root), writer, contents, restricted)
+        memory = Memory(1, self.root, self.kind(self.root), writer, contents, restricted)
         for name in names:
             with support.opened(Path(f"/proc/self/fd/{self.root}/{name}"), os.O_RDONLY) as fd:
                 memory.save(fd, File(path=name.encode()), kernel.fstat(fd), WHOLE)
@@ -177,7 +180,7 @@ def test_position_is_left(ground: Ground) -> None:
     writer = RecordWriter(ground.images, Header(format=FORMAT))
     contents = ContentWriter(ground.images)
     kind = ground.kind(ground.root)
-    memory = tmpfs.Memory(1, ground.root, kind, writer, contents, False)
+    memory = Memory(1, ground.root, kind, writer, contents, False)
     with support.opened(Path(f"/proc/self/fd/{ground.root}/file"), os.O_RDWR) as fd:
         os.lseek(fd, 3, os.SEEK_SET)
         memory.save(fd, File(path=b"file"), kernel.fstat(fd), WHOLE)
@@ -263,7 +266,7 @@ def test_directories_that_have_to_be_there(ground: Ground) -> None:
 
 
 def test_more_directories_than_are_kept_open(ground: Ground) -> None:
-    paths = [b"%d/%d" % (number % 7, number) for number in range(3 * refill._MAX_OPEN)]
+    paths = [b"%d/%d" % (number % 7, number) for number in range(3 * memory._MAX_OPEN)]
     nodes = [Node(path=path, mode=stat.S_IFDIR | 0o755, inode=Inode()) for path in paths]
     nodes += [
         Node(path=path + b"/file", mode=stat.S_IFREG | 0o600, inode=Inode()) for path in paths

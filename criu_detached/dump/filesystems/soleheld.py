@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Mounts of a superblock that no attached mount shows, at dump.
+
+Two kinds of filesystem can come back. Those that lie elsewhere (on a block device, in the
+kernel) are mounted again: a trial mount, seen by this process alone, shows the very
+superblock, and then serves as a bind source does. Those that live in memory alone are
+made anew with their contents, if it is proven that nobody else holds them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from criu_detached import kernel
+from criu_detached.devices import BTRFS_MAGIC
+from criu_detached.dump.describe import DetachedMount, describe_mount
+from criu_detached.dump.filesystems import pseudo
+from criu_detached.dump.filesystems.disk import remounted
+from criu_detached.dump.filesystems.memory import RAMFS_MAGIC, TMPFS_MAGIC, Memory
+from criu_detached.dump.filesystems.overlay import OVERLAYFS_MAGIC, overlaid
+from criu_detached.dump.filesystems.served import refuse_served
+from criu_detached.dump.holders import attached_mount, outside_holder
+from criu_detached.errors import DetachedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from criu_detached.contents import ContentWriter
+    from criu_detached.dump.classify import Kind
+    from criu_detached.dump.sources import Source
+    from criu_detached.host import Host
+    from criu_detached.kernel import FileFacts
+    from criu_detached.recordfile import RecordWriter
+    from criu_detached.records import Filesystem
+
+# Filesystems of which a new superblock gives its files the power of who mounts it.
+_OWNED = (OVERLAYFS_MAGIC, kernel.DEVPTS_SUPER_MAGIC, pseudo.BPF_MAGIC)
+
+
+class SoleHeld:
+    """The sole-held filesystems of one dump."""
+
+    def __init__(
+        self, host: Host, records: Callable[[], RecordWriter], contents: ContentWriter
+    ) -> None:
+        """Take what it needs.
+
+        Args:
+            host: CRIU.
+            records: gives the record file.
+            contents: where contents of files go.
+        """
+        self._host = host
+        self._records = records
+        self._contents = contents
+        self._filesystems: dict[int, Filesystem] = {}  # by the device of the superblock
+        self._memories: dict[int, Memory] = {}  # likewise
+
+    def finish(self) -> None:
+        """Save, once, what the tasks can reach of filesystems in memory; raises DetachedError."""
+        while self._memories:
+            self._memories.popitem()[1].finish()
+
+    def describe(
+        self, fd: int, link: bytes, facts: FileFacts, kind: Kind, error: DetachedError
+    ) -> DetachedMount:
+        """Describe a mount that has no bind source.
+
+        Args:
+            fd: a file on it.
+            link: its path from the mount's root, as its link shows it.
+            facts: of the file.
+            kind: what the classifier said.
+            error: why there is no bind source.
+
+        Raises:
+            DetachedError: its filesystem cannot come back.
+        """
+        device = kind.statmount.sb_dev if kind.statmount else facts.dev
+        magic = kernel.fstatfs(fd).magic
+        # Who else has mounted a filesystem on a device shares it after the restore as before.
+        on_device = os.major(device) or magic == BTRFS_MAGIC
+        where = None if on_device else attached_mount(device)
+        if where is not None:
+            raise DetachedError(f"{error}; the filesystem is mounted at {where}")
+        if magic in (TMPFS_MAGIC, RAMFS_MAGIC):
+            return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
+        refuse_served(magic)
+        if magic in _OWNED and self._host.dumps_user_namespace():
+            raise DetachedError(
+                "its filesystem may belong to the dumped user namespace, and would belong to criu's"
+                " if it was mounted again: keep it mounted in the mount namespace of the tasks"
+            )
+        if magic == OVERLAYFS_MAGIC:
+            _refuse_shared_overlay(device)
+
+        refusals: list[DetachedError] = []
+
+        def candidates(dev: int, _: bytes | None, magic: int, __: bytes | None) -> Iterator[Source]:
+            try:
+                yield from mounted_again(dev)
+            except DetachedError as refusal:
+                refusals.append(refusal)
+                raise
+
+        def mounted_again(dev: int) -> Iterator[Source]:
+            number = self._number(dev)
+            if magic == OVERLAYFS_MAGIC:
+                found = overlaid(fd, facts.mnt_id, kind.statmount, number)
+            elif magic in pseudo.MAGICS:
+                found = pseudo.mounted_anew(fd, facts, kind.statmount, number)
+            else:
+                found = remounted(fd, dev, kind.statmount, number)
+            for source in found:
+                if dev not in self._filesystems and source.filesystem is not None:
+                    self._filesystems[dev] = source.filesystem
+                    self._records().filesystem(source.filesystem)
+                yield source
+
+        try:
+            return describe_mount(fd, link, facts, kind, candidates)
+        except DetachedError as other:
+            if refusals:
+                raise
+            raise error from other
+
+    def _memory(self, fd: int, facts: FileFacts, device: int, kind: Kind) -> Memory:
+        """The filesystem in memory of an open file, if the dumped tasks alone hold it."""
+        if device in self._memories:
+            return self._memories[device]
+        if not self._host.flushes():
+            raise DetachedError(
+                "its filesystem is in memory alone, and this CRIU does not say when a dump ends,"
+                " which it takes to save it"
+            )
+        try:
+            holder = outside_holder(device)
+        except OSError as error:
+            raise DetachedError(
+                f"its filesystem is in memory alone, and whether others hold it is unsure: {error}"
+            ) from error
+        if holder is not None:
+            raise DetachedError(
+                f"its filesystem is in memory alone, and {holder} holds it too: with two of it"
+                " the data would part; end that, or mount the filesystem somewhere again"
+            )
+        memory = Memory(
+            self._number(device),
+            fd,
+            kind,
+            self._records(),
+            self._contents,
+            self._host.dumps_user_namespace(),
+        )
+        self._filesystems[device] = memory.record
+        self._memories[device] = memory
+        return memory
+
+    def _number(self, dev: int) -> int:
+        known = self._filesystems.get(dev)
+        return known.id if known else len(self._filesystems) + 1
+
+
+def _refuse_shared_overlay(device: int) -> None:
+    """Two overlays with one upper directory would be the end of it."""
+    holder = outside_holder(device)
+    if holder is not None:
+        raise DetachedError(
+            f"it is on an overlay that no attached mount shows, and {holder} holds that too: end"
+            " it, or mount the overlay somewhere again"
+        )

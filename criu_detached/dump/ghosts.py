@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From an open file whose name is gone to its record: in CRIU's words a ghost file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from criu_detached import kernel, paths
+from criu_detached.contents import ContentWriter
+from criu_detached.dump import roots
+from criu_detached.errors import DetachedError, quote
+from criu_detached.kernel import FileFacts
+from criu_detached.options import GHOST_LIMIT, Options
+from criu_detached.records import File, Ghost, Handle, Inode, Time, Xattr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from criu_detached.dump.describe import DetachedMount
+
+_BLOCK = 512  # bytes; the unit of st_blocks (stat(2))
+_NO_ID = 0xFFFFFFFF  # userns_uid (criu/namespaces.c) of what has none
+
+
+class GhostDescriber:
+    """Describes the deleted files of one dump; their contents go into the data file."""
+
+    def __init__(
+        self,
+        contents: ContentWriter,
+        options: Callable[[], Options],
+        inner_ids: Callable[[int, int], tuple[int, int]],
+        restricted: bool,
+    ) -> None:
+        """Take what it needs.
+
+        Args:
+            contents: where contents go.
+            options: gives the settings.
+            inner_ids: turns owner and group into those of the dumped user namespace.
+            restricted: there is one, so tasks make what is in their mount namespace with its
+                privileges alone.
+        """
+        self._contents = contents
+        self._options = options
+        self._inner_ids = inner_ids
+        self._restricted = restricted
+
+    def describe(self, fd: int, file: File, facts: FileFacts, mount: DetachedMount) -> Ghost:
+        """Describe a deleted file.
+
+        Args:
+            fd: the file.
+            file: its record; the path is the one that it had.
+            facts: of the file.
+            mount: its mount.
+
+        Raises:
+            DetachedError: it cannot be made again.
+        """
+        if mount.read_only:
+            raise DetachedError(
+                "it is deleted, and its filesystem is read-only: it could not be given a name"
+                " again, which the restore needs; make the filesystem writable, or close the file"
+            )
+        file.handle = handle_of(fd)
+        ghost = Ghost(file=file, unnamed=int(_is_unnamed(file)))
+        # Some filesystems keep the link count of a deleted directory; it has no other name.
+        if facts.nlink and not stat.S_ISDIR(facts.mode):
+            ghost.alias = _find_alias(fd, facts, mount)
+            if not ghost.alias and file.handle is None:
+                raise DetachedError(
+                    "its name is deleted, and the other one that it still has is not to be found"
+                    " in the bind source: give it a name there, or close the file"
+                )
+            return ghost
+        if stat.S_ISREG(facts.mode):
+            self._check_limit(fd)
+        ghost.inode = inode_of(fd, facts, self._contents)
+        source = mount.record.bind_source
+        assert source is not None
+        if source.in_namespace:
+            ghost.inode.uid, ghost.inode.gid = self._inner_ids(facts.uid, facts.gid)
+            if self._restricted:
+                _refuse_privileged(ghost.inode, facts)
+        return ghost
+
+    def _check_limit(self, fd: int) -> None:
+        size, limit = os.fstat(fd).st_blocks * _BLOCK, self._options().ghost_limit
+        if size > limit:
+            raise DetachedError(
+                f"it is deleted and has {size} bytes on disk, over the limit of {limit}: raise"
+                f" the setting {quote(GHOST_LIMIT)} of criu-detached"
+            )
+
+
+def _refuse_privileged(inode: Inode, facts: FileFacts) -> None:
+    """What is made anew in a user namespace cannot have what takes privileges outside of it."""
+    why = ""
+    if stat.S_ISBLK(facts.mode) or stat.S_ISCHR(facts.mode):
+        why = "it is a device"
+    elif _NO_ID in (inode.uid, inode.gid):
+        why = f"its owner {facts.uid}:{facts.gid} is not in that namespace"
+    for xattr in inode.xattrs:
+        if not xattr.name.startswith((b"user.", b"security.selinux")):
+            why = f"it has the extended attribute {quote(xattr.name)}"
+    if why:
+        raise DetachedError(
+            f"it is deleted, and would be made anew in the tasks' user namespace, but {why}:"
+            " close it"
+        )
+
+
+def inode_of(fd: int, facts: FileFacts, contents: ContentWriter, readable: bool = False) -> Inode:
+    """Save what it takes to make a file anew.
+
+    Args:
+        fd: the file.
+        facts: of the file.
+        contents: where its content goes.
+        readable: the file can be read through this very fd.
+
+    Raises:
+        DetachedError: it cannot be read, or not be saved.
+    """
+    found = os.fstat(fd)
+    inode = Inode(
+        uid=facts.uid,
+        gid=facts.gid,
+        atime=_time(found.st_atime_ns),
+        mtime=_time(found.st_mtime_ns),
+    )
+    try:
+        inode.xattrs = _xattrs(fd if readable else b"/proc/self/fd/%d" % fd)
+        if stat.S_ISLNK(facts.mode):
+            inode.target = os.readlink(b"", dir_fd=fd)
+        elif stat.S_ISREG(facts.mode):
+            inode.size = found.st_size
+            if found.st_blocks:  # else there is nothing but holes
+                reading = fd if readable else _reopen(fd)
+                try:
+                    place = contents.add(reading, found.st_size)
+                finally:
+                    if not readable:
+                        os.close(reading)
+                inode.data_at, inode.data_size = place
+    except OSError as error:
+        raise DetachedError(f"its content or attributes can't be read: {error}") from error
+    return inode
+
+
+def _reopen(fd: int) -> int:
+    """Open a file for reading, without an effect on its access time where that is allowed.
+
+    O_NONBLOCK: where a lease is in the way, not to wait for its end.
+    """
+    link = b"/proc/self/fd/%d" % fd
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(link, flags | os.O_NOATIME)
+    except PermissionError:
+        return os.open(link, flags)
+
+
+def _is_unnamed(file: File) -> bool:
+    """Tell what was made with O_TMPFILE by the name that the kernel gives it (d_mark_tmpfile)."""
+    return stat.S_ISREG(file.mode) and paths.split(file.path)[1] == b"#%d" % file.ino
+
+
+def _time(nanoseconds: int) -> Time:
+    sec, nsec = divmod(nanoseconds, 1_000_000_000)
+    return Time(sec=sec % (1 << 64), nsec=nsec)
+
+
+def _xattrs(file: int | bytes) -> list[Xattr]:
+    """Extended attributes; a link of procfs serves for O_PATH fds and symlinks too."""
+    try:
+        names = os.listxattr(file)
+        return [Xattr(name=os.fsencode(name), value=os.getxattr(file, name)) for name in names]
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return []
+        raise
+
+
+def handle_of(fd: int) -> Handle | None:
+    """The file handle of an open file, where its filesystem has such."""
+    try:
+        kind, data = kernel.name_to_handle(fd)
+    except OSError:
+        return None
+    return Handle(type=kind, bytes=data)
+
+
+def _find_alias(fd: int, facts: FileFacts, mount: DetachedMount) -> bytes:
+    """Another name of a file beneath its bind source's root; empty: none was found."""
+    base = os.readlink(b"/proc/self/fd/%d" % mount.source)
+    try:
+        there = roots.open_on(mount.source, kernel.name_to_handle(fd))
+    except OSError:
+        there = -1
+    if there >= 0:
+        try:
+            full = os.readlink(b"/proc/self/fd/%d" % there)
+        finally:
+            os.close(there)
+        inside = paths.below(full, base)
+        if inside is not None and roots.is_at(mount.source, inside, facts):
+            return inside
+    return roots.search_inode(mount.source, facts) or b""

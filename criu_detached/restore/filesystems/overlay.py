@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From the record of an overlay to a new one over the same layers, at restore."""
+
+from __future__ import annotations
+
+import time
+
+from criu_detached import kernel
+from criu_detached.dump.filesystems import pseudo
+from criu_detached.dump.filesystems.overlay import DATA, LOWER, UPPER, WORK, Layers, is_in_use
+from criu_detached.errors import DetachedError, quote
+from criu_detached.superblock import is_same, superblock_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.records import Filesystem, Layer
+    from criu_detached.restore.realise import Means
+
+# The old overlay may be on its way out: the kernel unmounts it after the last task's end.
+_TRIES, _PAUSE = 100, 0.02  # seconds
+
+_OPTIONS = (UPPER, WORK, LOWER, DATA)
+
+
+def mount_layers(filesystem: Filesystem, means: Means) -> tuple[int, bool]:
+    """Mount an overlay as it was. Runs in a private mount namespace.
+
+    Args:
+        filesystem: its record.
+        means: says whether this is the boot of the dump.
+
+    Returns:
+        A tree fd of the mount, the caller's, and whether the layers are surely the same.
+
+    Raises:
+        DetachedError: it cannot be mounted, or would be another one.
+    """
+    for layer in filesystem.layers:
+        if layer.option not in _OPTIONS or layer.superblock is None or b"\0" in layer.path:
+            raise DetachedError(f"an overlay has the invalid layer {quote(layer.path)}")
+    layers = Layers([(layer.option, layer.path) for layer in filesystem.layers])
+    try:
+        same = [
+            _is_layer(layer, fd, means.same_boot)
+            for layer, (_, fd) in zip(filesystem.layers, layers.fds, strict=True)
+        ]
+        _wait_for_upper(layers)
+        options = filesystem.options
+        return kernel.new_mount(b"overlay", filesystem.source, options, layers.fds), all(same)
+    except OSError as error:
+        raise DetachedError(f"can't mount an overlay again: {error}") from error
+    finally:
+        layers.close()
+
+
+def mount_anew(filesystem: Filesystem) -> int:
+    """Mount a filesystem of the kernel's own.
+
+    Args:
+        filesystem: its record.
+
+    Returns:
+        A tree fd of the mount, the caller's.
+
+    Raises:
+        DetachedError: it cannot be mounted, or no dump records such a type.
+    """
+    assert filesystem.superblock is not None  # check_filesystems
+    fs_type = filesystem.superblock.fs_type
+    if fs_type not in pseudo.TYPES:
+        raise DetachedError(f"filesystems of type {quote(fs_type)} do not come from nothing")
+    try:
+        return kernel.new_mount(fs_type, filesystem.source, pseudo.options_here(filesystem))
+    except OSError as error:
+        raise DetachedError(f"can't mount {quote(fs_type)} again: {error}") from error
+
+
+def _is_layer(layer: Layer, fd: int, same_boot: bool) -> bool:
+    """Tell whether a directory is surely the one of the dump; refuse what surely is not.
+
+    After a move to another machine its path has to do.
+    """
+    assert layer.superblock is not None
+    found = superblock_of(fd, b"")
+    same = is_same(layer.superblock, found, same_boot)
+    if found.magic == layer.superblock.magic:
+        if same and kernel.fstat(fd).ino == layer.ino:
+            return True
+        if not same and not same_boot:
+            return False
+    raise DetachedError(
+        f"{quote(layer.path)} ({quote(layer.option)} of an overlay) is another directory than"
+        " at the dump: put the right one there"
+    )
+
+
+def _wait_for_upper(layers: Layers) -> None:
+    upper = layers.find(UPPER)
+    if upper < 0:
+        return
+    for _ in range(_TRIES):
+        if not is_in_use(upper):
+            return
+        time.sleep(_PAUSE)
+    path = next(
+        path for path, (name, _) in zip(layers.paths, layers.fds, strict=True) if name == UPPER
+    )
+    raise DetachedError(
+        f"{quote(path)}, the upper directory of an overlay, is in use by one that is still mounted"
+        " or held: end the dumped processes (--leave-running?) and whatever else holds it"
+    )

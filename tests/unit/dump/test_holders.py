@@ -1,0 +1,218 @@
+"""What other processes hold on a mount."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from criu_detached import kernel, mountinfo
+from criu_detached.dump import holders, treeview
+from criu_detached.dump.holders import (
+    attached_mount,
+    files_of,
+    held_directories,
+    held_files,
+    is_tree_held,
+    outside_holder,
+)
+
+from .. import support
+
+HOLD = "import os, sys; {}; print(flush=True); sys.stdin.read()"
+
+
+@contextmanager
+def process(code: str, *fds: int) -> Iterator[int]:
+    """A process that does something, and then waits; its pid."""
+    command = [sys.executable, "-c", HOLD.format(code)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=fds) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        yield running.pid
+
+
+def links(mnt_id: int) -> list[str]:
+    """The links of the files that are found."""
+    return [os.readlink(f"/proc/self/fd/{fd}") for fd in held_files(mnt_id)]
+
+
+def test_held_files(tmp_path: Path) -> None:
+    """Open files and the working directory, of this mount alone."""
+    (tmp_path / "source" / "dir").mkdir(parents=True)
+    (tmp_path / "source" / "file").write_text("content")
+    (tmp_path / "mnt").mkdir()
+    with support.detached(tmp_path / "mnt", tmp_path / "source") as root:
+        mnt_id = kernel.fstat(root).mnt_id
+        assert links(mnt_id) == []  # what this process holds does not count
+        held = f"os.chdir('/proc/{os.getpid()}/fd/{root}/dir'); os.open('../file', 0)"
+        before = support.open_fds()
+        with process(held):
+            assert sorted(links(mnt_id)) == ["/dir", "/file"]
+            attached = support.mount_of(tmp_path).mnt_id
+            assert not {"/dir", "/file"} & set(links(attached))
+        assert links(mnt_id) == []
+        assert support.open_fds() == before
+
+
+def test_deleted_files_are_told(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").touch()
+    (tmp_path / "mnt").mkdir()
+    with support.detached(tmp_path / "mnt", tmp_path / "source") as root:
+        fd = os.open("file", os.O_RDONLY, dir_fd=root)
+        (tmp_path / "source" / "file").unlink()
+        with process("pass", fd):
+            assert links(kernel.fstat(root).mnt_id) == ["/file (deleted)"]
+        os.close(fd)
+
+
+def test_walk_that_is_left_early(tmp_path: Path) -> None:
+    """The first is enough for a dump; its fd is closed all the same."""
+    with support.opened(tmp_path) as held, process("pass", held):
+        before = set(support.open_fds())
+        walk = held_files(kernel.fstat(held).mnt_id)
+        assert next(walk) not in before
+        walk.close()  # type: ignore[attr-defined]
+        assert set(support.open_fds()) == before
+
+
+def test_directories(tmp_path: Path) -> None:
+    """One of each mount that is not known."""
+    for name in ("source/one", "source/two", "mnt"):
+        (tmp_path / name).mkdir(parents=True)
+    with support.detached(tmp_path / "mnt", tmp_path / "source") as root:
+        mnt_id = kernel.fstat(root).mnt_id
+        opened = [f"os.open('/proc/{os.getpid()}/fd/{root}/{name}', 0)" for name in ("one", "two")]
+        with process("; ".join(opened)):
+            known: set[int] = set()
+            found = [kernel.fstat(fd).mnt_id for fd in held_directories(known)]
+            assert found.count(mnt_id) == 1 and set(found) == known
+            assert mnt_id not in {kernel.fstat(fd).mnt_id for fd in held_directories({mnt_id})}
+
+
+def test_tree_fd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An O_PATH fd of the root without another flag, in a process that is dumped."""
+    (tmp_path / "source" / "dir").mkdir(parents=True)
+    (tmp_path / "mnt").mkdir()
+    with support.detached(tmp_path / "mnt", tmp_path / "source") as root:
+        mnt_id = kernel.fstat(root).mnt_id
+        path = f"/proc/{os.getpid()}/fd/{root}"
+        other = f"os.chdir('{path}'); os.open('{path}', 0); os.open('{path}/dir', os.O_PATH)"
+        other += f"; os.open('{path}/.', os.O_PATH | os.O_DIRECTORY)"
+        with process(other) as pid:
+            monkeypatch.setattr(holders, "_is_traced", lambda process: process == pid)
+            assert not is_tree_held(mnt_id)
+        with process(f"os.open('{path}/.', os.O_PATH)") as pid:
+            monkeypatch.setattr(holders, "_is_traced", lambda process: process == pid)
+            assert is_tree_held(mnt_id)
+            monkeypatch.setattr(holders, "_is_traced", lambda process: False)
+            assert not is_tree_held(mnt_id)
+
+
+@contextmanager
+def own_filesystem(path: Path) -> Iterator[int]:
+    """A tmpfs with two files; the device of its superblock."""
+    path.mkdir()
+    with support.mounted(path, "-t", "tmpfs", "held"):
+        for name in ("one", "two"):
+            (path / name).write_text("content")
+        yield path.stat().st_dev
+
+
+MAPPED = "import mmap; fd = os.open({!r}, 0); m = mmap.mmap(fd, 4, prot=1, trackfd=False)"
+
+
+def test_files_of_a_filesystem(tmp_path: Path) -> None:
+    """Those that are mapped and not open as well."""
+    with own_filesystem(tmp_path / "fs") as dev:
+        assert list(files_of(dev)) == []
+        mapped = MAPPED.format(str(tmp_path / "fs" / "one")) + "; os.close(fd)"
+        with process(f"{mapped}; os.chdir({str(tmp_path / 'fs')!r}); os.open('two', 0)"):
+            found = [os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) for fd in files_of(dev)]
+        assert sorted(found) == ["fs", "one", "two"]
+
+
+def test_outside_holder(tmp_path: Path) -> None:
+    with own_filesystem(tmp_path / "fs") as dev:
+        assert outside_holder(dev) is None
+        with process(f"os.open({str(tmp_path / 'fs' / 'one')!r}, 0)") as pid:
+            assert outside_holder(dev) == f"process {pid}"
+        with process(MAPPED.format(str(tmp_path / "fs" / "one")) + "; os.close(fd)") as pid:
+            assert outside_holder(dev) == f"process {pid}"
+        bound = f"s = socket.socket(1); s.bind({str(tmp_path / 'fs' / 'socket')!r})"
+        listening = "s.listen(); c = socket.socket(1); c.connect(s.getsockname()); s = s.accept()"
+        for last in ("pass", "os.unlink(s.getsockname())", listening):
+            with process(f"import socket; {bound}; {last}") as pid:
+                assert outside_holder(dev) == f"process {pid}"
+                found = [os.readlink(f"/proc/self/fd/{fd}") for fd in files_of(dev)]
+                assert len(found) == 1 and "/socket" in found[0]
+            (tmp_path / "fs" / "socket").unlink(missing_ok=True)
+        with process(f"os.chdir({str(tmp_path / 'fs')!r})") as pid:
+            assert outside_holder(dev) == f"process {pid}"
+        assert outside_holder(dev) is None
+
+
+def test_attached_mount(tmp_path: Path) -> None:
+    with own_filesystem(tmp_path / "fs") as dev:
+        found = attached_mount(dev)
+        assert found is not None and found.startswith(f"{tmp_path}/fs in the mount namespace of")
+    assert attached_mount(dev) is None
+
+
+def test_holder_of_a_tree(tmp_path: Path) -> None:
+    """A process may have no file of a filesystem, and one of a tree that it is mounted in."""
+    (tmp_path / "tree" / "dir" / "child").mkdir(parents=True)
+    with own_filesystem(tmp_path / "fs") as dev:
+        with support.mounted(tmp_path / "tree" / "dir" / "child", "--bind", str(tmp_path / "fs")):
+            flags = kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC | 0x8000
+            tree = kernel.open_tree(-100, os.fsencode(tmp_path / "tree"), flags)
+        if not treeview.view(tree):
+            pytest.skip("this kernel (before 6.15) clones no anonymous mount")
+        before = support.open_fds()
+        assert outside_holder(dev) is None
+        other = os.open("dir", os.O_PATH, dir_fd=tree)
+        with process("pass", other) as pid:
+            assert outside_holder(dev) == f"process {pid}"
+        os.close(other)
+        assert outside_holder(dev) is None
+        assert support.open_fds() == before
+        os.close(tree)
+
+
+@pytest.mark.parametrize(
+    ("views", "wanted"),
+    [
+        (["{here} /m", "/gone /m"], None),
+        (["/gone /m", "{here} /other"], None),
+        (["/gone /m"], "the overlay at /m as a layer, or perhaps so"),
+        (["{here}:/gone /m", "/gone:{here} /m"], "the overlay at /m as a layer, or perhaps so"),
+        (["/gone /"], None),
+    ],
+)
+def test_overlays_in_several_namespaces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, views: list[str], wanted: str | None
+) -> None:
+    """Each of the namespaces shows the one overlay, and one of them all of its layers, or none."""
+    lines = []
+    for view in views:
+        layers, point = view.format(here=tmp_path).split()
+        lines.append(f"40 30 0:99 / {point} rw - overlay overlay rw,lowerdir={layers}".encode())
+    monkeypatch.setattr(
+        mountinfo, "namespaces", lambda: enumerate([[index] for index in range(len(lines))])
+    )
+    monkeypatch.setattr(
+        mountinfo,
+        "mounts_of_namespace",
+        lambda pids: [(os.getpid(), mountinfo.MountInfo(lines[pids[0]]))],
+    )
+    assert holders._overlay_on(12345) == wanted
+    device = os.stat(tmp_path).st_dev
+    shown = any(str(tmp_path) in line.decode() for line in lines)
+    assert bool(holders._overlay_on(device)) is (shown or wanted is not None)
