@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from criu_detached.command import check, runtimes
+from criu_detached.command import check, engines
 from criu_detached.errors import DetachedError
 
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _checks(lib: Path, criu: str | None) -> Iterator[check.Line]:
     yield from check.check(lib, criu)
     # Runtimes take the criu that is in PATH.
-    yield from runtimes.check_runtimes(lib, check.find_criu(None))
+    yield from engines.check_engines(lib, check.find_criu(None))
 
 
 def _become_installed(lib: Path, arguments: list[str]) -> None:

@@ -2,7 +2,8 @@
 """Container runtimes: the settings with which they start CRIU, and so which plugins it loads.
 
 runc and crun hand CRIU a settings file, and podman runs one of them. A line "libdir DIR" there, or
-in CRIU's own default.conf, takes the place of CRIU's default directory. An older crun hands none.
+in CRIU's own default.conf, takes the place of CRIU's default directory. An older crun, or one with
+an older libcriu, hands none.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import os
 import re
 import subprocess
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from criu_detached.command import check
-from criu_detached.command.check import OK, WARN, Line
 
 SETTINGS = Path("/etc/criu")
 RUNTIMES = ("runc", "crun")
-CONTAINERS = (Path("/usr/share/containers"), Path("/etc/containers"))  # the later one wins
-# From this version on crun hands CRIU a file (handle_criu_config_file in its criu.c).
+LIBCRIU = "libcriu.so.2"  # load_wrapper in crun's criu.c
+# From this version on crun hands CRIU a file (handle_criu_config_file in its criu.c), if libcriu
+# takes one, as from 4.2 on.
 CRUN_HANDS_FILE = (1, 26)
+TAKES_FILE = "criu_set_config_file"
 
 # What is written before the line, so that uninstall knows it, and whether to remove the file.
 ADDED = "# added by criu-detached install"
@@ -47,29 +48,45 @@ def settings_file(runtime: str, directory: Path = SETTINGS) -> Path:
     own, shared = directory / "crun.conf", directory / "runc.conf"
     if runtime == "runc":
         return shared
-    if _version("crun") < CRUN_HANDS_FILE:
+    if not crun_hands_file():
         return directory / "default.conf"
     # Without a file of its own crun uses that of runc.
     return shared if shared.exists() and not own.exists() else own
 
 
-def _version(runtime: str) -> tuple[int, int]:
-    """Return the version of a runtime; a new one where it is not installed."""
+def crun_hands_file() -> bool:
+    """Tell whether crun hands CRIU a settings file; what is not installed counts as new."""
+    found = re.search(r"version (\d+)\.(\d+)", said_of_itself("crun"))
+    if found and (int(found[1]), int(found[2])) < CRUN_HANDS_FILE:
+        return False
+    library = libcriu()
+    return library is None or hasattr(library, TAKES_FILE)
+
+
+def said_of_itself(runtime: str) -> str:
+    """Return what a runtime says of its version; nothing when it is not installed or fails."""
     program = check.find_program(runtime)
-    said = _said(program, "--version") if program else ""
-    found = re.search(r"version (\d+)\.(\d+)", said)
-    return (int(found[1]), int(found[2])) if found else (99, 0)
-
-
-def _said(*command: str) -> str:
-    """Return what a command prints, or nothing when it fails."""
+    if not program:
+        return ""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True
+            [program, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.decode(errors="replace").strip()
+    return done.stdout.decode(errors="replace")
+
+
+def libcriu() -> ctypes.CDLL | None:
+    """Return CRIU's library as crun opens it; not all packages of crun bring it."""
+    try:
+        return ctypes.CDLL(LIBCRIU)
+    except OSError:
+        return None
 
 
 def libdir_of(file: Path) -> Path | None:
@@ -78,13 +95,22 @@ def libdir_of(file: Path) -> Path | None:
     Raises:
         OSError: the file is there, but cannot be read.
     """
-    if not file.exists():
-        return None
-    found = None
-    for line in file.read_text(errors="surrogateescape").splitlines():
-        words = line.split("#", 1)[0].replace("=", " ", 1).split()
-        if len(words) == 2 and words[0] == "libdir":
-            found = Path(words[1])
+    named = setting(file, "libdir")
+    return Path(named) if named else None
+
+
+def setting(file: Path, name: str) -> str:
+    """Return the value that a settings file has for an option of CRIU's; nothing if it has none.
+
+    Raises:
+        OSError: the file is there, but cannot be read.
+    """
+    found = ""
+    if file.exists():
+        for line in file.read_text(errors="surrogateescape").splitlines():
+            words = line.split("#", 1)[0].replace("=", " ", 1).split()
+            if len(words) == 2 and words[0] == name:
+                found = words[1]
     return found
 
 
@@ -175,76 +201,3 @@ def _write(file: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(new)
         raise
-
-
-# --- check ---
-
-
-def check_runtimes(lib: Path, criu: str | None) -> Iterator[Line]:
-    """Yield for each runtime that is installed whether it loads the plugin, and with which CRIU.
-
-    Args:
-        lib: the plugin directory.
-        criu: the program that is in the runtimes' PATH, if any.
-    """
-    with_criu = f"with {criu}, version {check.criu_version(criu)}" if criu else "but finds no criu"
-    for runtime in RUNTIMES:
-        if check.find_program(runtime):
-            yield _check_runtime(runtime, lib, with_criu)
-    if check.find_program("podman"):
-        used = podman_runtime()
-        if used in RUNTIMES:
-            below = _check_runtime(used, lib, with_criu)
-            yield Line(below.state, "podman", f"runs {used}, which {below.text}")
-        else:
-            yield Line(WARN, "podman", f"runs {used}, of which this command knows nothing")
-
-
-def podman_runtime() -> str:
-    """Return the name of the runtime that podman runs, from containers.conf(5).
-
-    podman itself is not asked: it would make its storage, and this command changes nothing.
-    """
-    found = ""
-    for directory in CONTAINERS:
-        drop_ins = sorted((directory / "containers.conf.d").glob("*.conf"))
-        for file in (directory / "containers.conf", *drop_ins):
-            try:
-                engine = tomllib.loads(file.read_text()).get("engine", {})
-            except (OSError, ValueError):
-                continue
-            found = str(engine.get("runtime", found))
-    if found:
-        return Path(found).name
-    return next((name for name in ("crun", "runc") if check.find_program(name)), "no runtime")
-
-
-def _check_runtime(runtime: str, lib: Path, with_criu: str) -> Line:
-    file = settings_file(runtime)
-    for source in (file, SETTINGS / "default.conf"):
-        named = libdir_of(source)
-        if named is not None:
-            place, why = named, f"{source} says so"
-            break
-    else:
-        place, why = check.DEFAULT_LIB, "CRIU's default"
-    if runtime == "crun" and not _has_libcriu():
-        return Line(WARN, runtime, "cannot checkpoint at all: install libcriu.so.2 (libcriu2)")
-    if not (place / check.PARTS[0]).exists():
-        return Line(
-            WARN,
-            runtime,
-            f"does not load the plugin: it is not in {place} ({why}); put it there with"
-            f" criu-detached install --libdir {place}",
-        )
-    other = "" if place.exists() and lib.exists() and place.samefile(lib) else ", not the one above"
-    return Line(OK, runtime, f"loads the plugin from {place} ({why}{other}) {with_criu}")
-
-
-def _has_libcriu() -> bool:
-    """Tell whether crun can open CRIU's library, for which its packages do not all ask."""
-    try:
-        ctypes.CDLL("libcriu.so.2")
-    except OSError:
-        return False
-    return True

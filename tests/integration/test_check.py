@@ -102,7 +102,7 @@ def test_good(built: Path) -> None:
     assert answer.status == 0, answer.text
     subjects = ["kernel", "system", "criu", "plugin", "writers", "trial"]
     runtimes = ["runc", "crun", "podman"]
-    assert list(answer.lines) == [*subjects, *runtimes]
+    assert list(answer.lines) == [*subjects, *runtimes, "network"]
     for name in runtimes:
         assert "does not load the plugin: it is not in /usr/lib/criu" in answer.lines[name][1]
     assert {answer.lines[name][0] for name in subjects} == {"ok"}, answer.text

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from criu_detached.command import check, cli, runtimes
+from criu_detached.command import check, cli, engines
 from criu_detached.command.check import FAIL, OK, WARN, Line
 
 READY = f"(00.002) {check.READY}"
@@ -325,7 +325,7 @@ def test_status(
     monkeypatch: pytest.MonkeyPatch, plugin: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["check", "--lib", str(plugin), "--criu", "sh"]
-    monkeypatch.setattr(runtimes, "check_runtimes", lambda lib, criu: [])
+    monkeypatch.setattr(engines, "check_engines", lambda lib, criu: [])
     stub(monkeypatch, kernel=WARN)
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out.splitlines() == [

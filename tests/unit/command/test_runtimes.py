@@ -1,16 +1,17 @@
-"""The settings of container runtimes: what install writes, uninstall removes, and check reads."""
+"""The settings of container runtimes: what install writes and uninstall removes."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from criu_detached.command import check, runtimes
-from criu_detached.command.check import OK, WARN
 
 LIB = Path("/opt/criu")
+CRUN_HANDS_FILE = runtimes.crun_hands_file  # which most tests replace
 OTHERS = b"network-lock nftables\n# libdir /not/this\ntcp-established"  # no newline at its end
 
 
@@ -18,7 +19,7 @@ OTHERS = b"network-lock nftables\n# libdir /not/this\ntcp-established"  # no new
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only root may write here, and crun is a new one."""
     monkeypatch.setattr(check, "writers", lambda paths: [])
-    monkeypatch.setattr(runtimes, "_version", lambda name: (1, 28))
+    monkeypatch.setattr(runtimes, "crun_hands_file", lambda: True)
 
 
 def test_file_is_made_and_removed(tmp_path: Path) -> None:
@@ -83,26 +84,61 @@ def test_settings_that_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("version", "there", "expected"),
+    ("hands_file", "there", "expected"),
     [
-        ((1, 28), [], "crun.conf"),
-        ((1, 28), ["runc.conf"], "runc.conf"),  # which a new crun.conf would hide
-        ((1, 28), ["runc.conf", "crun.conf"], "crun.conf"),
-        ((1, 25), ["runc.conf", "crun.conf"], "default.conf"),  # it hands CRIU no file
+        (True, [], "crun.conf"),
+        (True, ["runc.conf"], "runc.conf"),  # which a new crun.conf would hide
+        (True, ["runc.conf", "crun.conf"], "crun.conf"),
+        (False, ["runc.conf", "crun.conf"], "default.conf"),
     ],
 )
 def test_file_of_crun(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    version: tuple[int, int],
+    hands_file: bool,
     there: list[str],
     expected: str,
 ) -> None:
-    monkeypatch.setattr(runtimes, "_version", lambda name: version)
+    monkeypatch.setattr(runtimes, "crun_hands_file", lambda: hands_file)
     for name in there:
         (tmp_path / name).touch()
     assert runtimes.settings_file("crun", tmp_path).name == expected
     assert runtimes.settings_file("runc", tmp_path).name == "runc.conf"
+
+
+OLD_LIBRARY = object()
+NEW_LIBRARY = SimpleNamespace(criu_set_config_file=print)
+
+
+@pytest.mark.parametrize(
+    ("crun", "library", "expected"),
+    [
+        ("1.28", NEW_LIBRARY, True),
+        ("1.28", OLD_LIBRARY, False),
+        ("1.25.1", NEW_LIBRARY, False),
+        ("1.28", None, True),  # cannot checkpoint yet
+        ("", NEW_LIBRARY, True),  # is not there yet
+    ],
+)
+def test_crun_hands_file(
+    monkeypatch: pytest.MonkeyPatch, crun: str, library: object, expected: bool
+) -> None:
+    said = f"crun version {crun}\ncommit: 0\n" if crun else ""
+    monkeypatch.setattr(runtimes, "said_of_itself", lambda name: said)
+    monkeypatch.setattr(runtimes, "libcriu", lambda: library)
+    assert CRUN_HANDS_FILE() is expected
+
+
+def test_said_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "crun"
+    program.write_text("#!/bin/sh\necho version 1.21\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(check, "SBIN", "")
+    assert runtimes.said_of_itself("crun") == "version 1.21\n"
+    program.write_text("#!/bin/sh\necho version 1.21\nexit 1\n")
+    assert runtimes.said_of_itself("crun") == ""
+    assert runtimes.said_of_itself("runc") == ""
 
 
 @pytest.mark.parametrize(
@@ -113,64 +149,6 @@ def test_forms_of_a_line(tmp_path: Path, line: str) -> None:
     assert runtimes.libdir_of(tmp_path / "runc.conf") == LIB
 
 
-@pytest.fixture
-def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with runc, crun, podman on runc, and the plugin in tmp_path/lib."""
-    monkeypatch.setattr(runtimes, "SETTINGS", tmp_path)
-    monkeypatch.setattr(runtimes.settings_file, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(check, "DEFAULT_LIB", tmp_path / "default")
-    monkeypatch.setattr(check, "find_program", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(check, "criu_version", lambda program: "4.2.1")
-    monkeypatch.setattr(runtimes, "CONTAINERS", (tmp_path / "share", tmp_path))
-    (tmp_path / "containers.conf").write_text('[engine]\nruntime = "/usr/bin/runc"\n')
-    monkeypatch.setattr(runtimes, "_has_libcriu", lambda: True)
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / check.PARTS[0]).touch()
-    return tmp_path
-
-
-def test_check(ground: Path) -> None:
-    (ground / "runc.conf").write_text(f"libdir {ground}/lib\n")
-    (ground / "crun.conf").touch()
-    runc, crun, podman = runtimes.check_runtimes(ground / "lib", "/usr/sbin/criu")
-    assert runc.state == OK
-    assert runc.text == (
-        f"loads the plugin from {ground}/lib ({ground}/runc.conf says so)"
-        " with /usr/sbin/criu, version 4.2.1"
-    )
-    assert crun.state == WARN
-    assert f"does not load the plugin: it is not in {ground}/default (CRIU's default)" in crun.text
-    assert podman.state == OK and podman.text.startswith("runs runc, which loads the plugin")
-
-
-def test_check_default_conf(ground: Path) -> None:
-    (ground / "default.conf").write_text(f"libdir {ground}/lib\n")
-    assert [line.state for line in runtimes.check_runtimes(ground / "lib", None)] == [OK] * 3
-
-
-def test_check_without_library_of_criu(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes, "_has_libcriu", lambda: False)
-    _, crun, _ = runtimes.check_runtimes(ground / "lib", None)
-    assert crun.state == WARN and "libcriu.so.2" in crun.text
-
-
-def test_runtime_of_podman(ground: Path) -> None:
-    assert runtimes.podman_runtime() == "runc"
-    (ground / "containers.conf.d").mkdir()
-    (ground / "containers.conf.d" / "10.conf").write_text('[engine]\nruntime = "kata"\n')
-    assert runtimes.podman_runtime() == "kata"
-    *_, podman = runtimes.check_runtimes(ground / "lib", None)
-    assert podman.state == WARN and podman.text.startswith("runs kata")
-    (ground / "containers.conf.d" / "10.conf").write_text("[engine")
-    (ground / "containers.conf").write_text("")
-    assert runtimes.podman_runtime() == "crun"
-
-
-def test_check_without_runtimes(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "find_program", lambda name: None)
-    assert not list(runtimes.check_runtimes(ground / "lib", None))
-
-
 def test_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -179,3 +157,10 @@ def test_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="No space"):
         runtimes.add_libdir("runc", LIB, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_setting(tmp_path: Path) -> None:
+    file = tmp_path / "default.conf"
+    assert runtimes.setting(file, "network-lock") == ""
+    file.write_text("# network-lock skip\nnetwork-lock=nftables\n")
+    assert runtimes.setting(file, "network-lock") == "nftables"
