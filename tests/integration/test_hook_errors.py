@@ -155,8 +155,8 @@ def test_last_records_fail(scenario: MakeScenario, breaker: Breaker) -> None:
     """The end of the record file cannot be written, when all files are dumped already."""
     held = scenario().start(hold_many)
     breaker.module(
-        "dump.dump",
-        lambda text: text.replace("self._writer.flush()", "raise DetachedError('full')"),
+        "dump.writing",
+        lambda text: text.replace("writer.flush()", "raise DetachedError('full')"),
     )
     held.dump().failed("criu-detached: full")
     assert look.is_running(held.pid)

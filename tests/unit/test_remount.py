@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from criu_detached import devices, kernel
-from criu_detached.dump import dump
+from criu_detached.dump import files, mounts
 from criu_detached.dump.filesystems import disk
 from criu_detached.errors import DetachedError
 from criu_detached.recordfile import RecordWriter, read_records
@@ -208,7 +208,7 @@ def test_living_filesystem(tmp_path: Path) -> None:
 def test_confined() -> None:
     """For a user namespace the host mounts without devices, so an open one is refused."""
     mount = Mount(mnt_id=1, attr=kernel.MOUNT_ATTR_NOEXEC)
-    dump._confine(mount)
+    mounts._confine(mount)
     confined = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
     assert mount.attr == kernel.MOUNT_ATTR_NOEXEC | confined
     for flags, refusal in ((os.O_RDONLY, True), (os.O_PATH, False)):
@@ -216,8 +216,8 @@ def test_confined() -> None:
         try:
             if refusal:
                 with pytest.raises(DetachedError, match="nodev"):
-                    dump._refuse_device(fd, mount)
+                    files._refuse_device(fd, mount)
             else:
-                dump._refuse_device(fd, mount)
+                files._refuse_device(fd, mount)
         finally:
             os.close(fd)

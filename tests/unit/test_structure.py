@@ -68,7 +68,7 @@ LATE = {
     ("entry", "_the_dump"),
     ("entry", "pre_dump_watches"),
     ("entry", "restore_init"),
-    ("dump.dump", "_the_sole_held"),
+    ("dump.mounts", "_the_sole_held"),
     ("restore.restore", "_realise_filesystems"),
 }
 

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From a file on a detached mount to its record, or to why it cannot come back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+
+from criu_detached import kernel, paths
+from criu_detached.dump.describe import DetachedMount
+from criu_detached.dump.ghosts import GhostDescriber, handle_of
+from criu_detached.dump.terminals import refuse_terminal
+from criu_detached.errors import DetachedError, quote
+from criu_detached.kernel import FileFacts
+from criu_detached.paths import Name
+from criu_detached.records import SUPPLIED, File, Mount
+from criu_detached.terminals import is_slave, is_terminal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from criu_detached.contents import ContentWriter
+    from criu_detached.dump.filesystems.memory import Memory
+    from criu_detached.dump.mounts import Mounts
+    from criu_detached.dump.writing import Recording
+    from criu_detached.host import Host
+    from criu_detached.options import Options
+
+
+class Files:
+    """The files of one dump, by mount id and inode, as CRIU names them."""
+
+    def __init__(
+        self,
+        host: Host,
+        mounts: Mounts,
+        recording: Recording,
+        options: Callable[[], Options],
+        contents: ContentWriter,
+    ) -> None:
+        """Begin with none.
+
+        Args:
+            host: CRIU.
+            mounts: those that they are on.
+            recording: where they are recorded.
+            options: gives the settings.
+            contents: takes what is in deleted files.
+        """
+        self._host = host
+        self._mounts = mounts
+        self._recording = recording
+        self._files: dict[tuple[int, int], File] = {}
+        self._ghosts: set[tuple[int, int]] = set()
+        self._describer = GhostDescriber(
+            contents, options, host.userns_ids, host.dumps_user_namespace()
+        )
+        self.made_anew: list[File] = []  # their inodes will be others
+
+    def record(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> None:
+        """Write a file's record, once; every further fd of it is only compared.
+
+        Args:
+            fd: the file.
+            link: its /proc/self/fd link.
+            facts: of it.
+            mount: that it is on.
+
+        Raises:
+            DetachedError: it cannot be restored faithfully.
+        """
+        key = (facts.mnt_id, facts.ino)
+        link = self._mounts.link_in(mount, link)
+        known = self._files.get(key) or self._plain_file(key, facts)
+        if known is None:
+            known = self._new_file(fd, link, facts, mount)
+            self._files[key] = known
+            self._host.plain_file_note(*key, known.dev, known.path)
+        elif known.path not in {name.path for name in paths.readings(link, facts)} or (
+            known.dev != facts.dev
+        ):
+            _refuse_other_file(fd, link, known, facts, mount, key in self._ghosts)
+        if stat.S_ISCHR(facts.mode) or stat.S_ISBLK(facts.mode):
+            _refuse_device(fd, mount.record)
+        if known.path == paths.ROOT or key in self._ghosts:
+            self._refuse_nameless(fd, known, key in self._ghosts)
+        self._mounts.note_file(mount, fd, facts)
+
+    def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:
+        """Write the record of a file that has none."""
+        name = mount.name_of(fd, link, facts)
+        _refuse_types(name.path, facts, mount)
+        record = _file_record(fd, name.path, facts)
+        if mount.memory is not None:
+            self._save(fd, record, name, facts, mount, mount.memory)
+        elif name.deleted and is_slave(facts):
+            self._recording.writer().file(record)  # CRIU opens a master first, and then it is there
+        elif name.deleted:
+            if name.path == paths.ROOT and not mount.record.root_deleted:
+                raise DetachedError(
+                    "it is the root of its mount and deleted, but its path in the bind source is"
+                    " there again: Linux 7.0 or newer tells the two apart"
+                )
+            ghost = self._describer.describe(fd, record, facts, mount)
+            self._recording.writer().ghost(ghost)
+            self._ghosts.add((facts.mnt_id, facts.ino))
+            if ghost.inode:
+                self.made_anew.append(record)
+        else:
+            check_owner(mount, name.path, facts)
+            self._recording.writer().file(record)
+        return record
+
+    def _save(
+        self,
+        fd: int,
+        record: File,
+        name: Name,
+        facts: FileFacts,
+        mount: DetachedMount,
+        memory: Memory,
+    ) -> None:
+        """Save a file of a filesystem in memory, and write its record."""
+        if not name.deleted:
+            memory.save(fd, record, facts, mount.record)
+            self._recording.writer().file(record)
+            return
+        if name.path == paths.ROOT and not mount.record.root_deleted:
+            raise DetachedError(
+                "it is the root of its mount and deleted, and was found too late, in a socket:"
+                " receive it before the dump"
+            )
+        self._ghosts.add((facts.mnt_id, facts.ino))
+        if facts.nlink and not stat.S_ISDIR(facts.mode):
+            memory.save_later(fd, record)
+        else:
+            self._recording.writer().ghost(self._describer.describe(fd, record, facts, mount))
+
+    def _refuse_nameless(self, fd: int, file: File, ghost: bool) -> None:
+        """Refuse O_NOFOLLOW where the file can be opened again by its handle alone.
+
+        Any other way leads through a link of procfs (see restore/restore.py, _open_linked).
+        """
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if not flags & os.O_NOFOLLOW or (flags & os.O_PATH if ghost else stat.S_ISDIR(file.mode)):
+            return
+        if handle_of(fd) is None:
+            why = "its filesystem has no file handles"
+        elif self._host.dumps_user_namespace():
+            why = "in a user namespace no file is opened by its handle"
+        else:
+            return
+        raise DetachedError(
+            "it was opened with O_NOFOLLOW and no name leads to it beneath its mount's root: only"
+            f" its file handle would, but {why}; open it without O_NOFOLLOW"
+        )
+
+    def _plain_file(self, key: tuple[int, int], facts: FileFacts) -> File | None:
+        """A file that the fast path (plugin/plain_files.c) has recorded."""
+        found = self._host.plain_file_find(*key)
+        if found is None:
+            return None
+        return File(mnt_id=key[0], ino=key[1], dev=found[0], mode=facts.mode, path=found[1])
+
+
+def _refuse_device(fd: int, mount: Mount) -> None:
+    """Refuse what would not be opened again."""
+    if mount.attr & kernel.MOUNT_ATTR_NODEV and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+        raise DetachedError(
+            "it is a device, and its mount is nodev, or will be after the restore (what is mounted"
+            " anew for a user namespace is): it could not be opened again; close it"
+        )
+
+
+def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
+    record = File(
+        mnt_id=facts.mnt_id,
+        ino=facts.ino,
+        dev=facts.dev,
+        mode=facts.mode,
+        path=path,
+        rdev=facts.rdev,
+        size=facts.size,
+    )
+    if path == paths.ROOT and stat.S_ISREG(facts.mode):
+        # There is no name to open it by: see restore/restore.py, _open_linked.
+        record.handle = handle_of(fd)
+    return record
+
+
+def _refuse_other_file(
+    fd: int, link: bytes, known: File, facts: FileFacts, mount: DetachedMount, ghost: bool
+) -> None:
+    """CRIU names external files by mount and inode: two files of one name are mixed up."""
+    deleted = ghost or link.endswith(paths.DELETED)
+    one_name = not deleted and (facts.nlink < 2 or stat.S_ISDIR(facts.mode))
+    if known.dev != facts.dev or one_name or not _is_hard_link(fd, known, mount):
+        raise DetachedError(
+            f"inode {facts.ino} of its mount is another file too, {quote(known.path)}"
+            " (the filesystem repeats inode numbers): close one of them"
+        )
+
+
+def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
+    """Tell whether an open file is one that is known by another path."""
+    superblock = mount.record.superblock
+    assert superblock is not None
+    found = handle_of(fd)
+    if found is None or mount.record.origin == SUPPLIED:
+        # Then the inode number must be good for something.
+        return superblock.magic not in kernel.VOLATILE_INODES
+    if known.handle is not None:
+        return found == known.handle
+    try:
+        other = paths.open_at(mount.root, known.path)
+    except OSError:
+        return False
+    try:
+        return found == handle_of(other)
+    finally:
+        os.close(other)
+
+
+def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
+    """Refuse what would come back as something else."""
+    if stat.S_ISSOCK(facts.mode):
+        raise DetachedError(
+            "it is the file of a unix socket, which CRIU does not dump, or not by this way:"
+            " close it before the dump"
+        )
+    superblock = mount.record.superblock
+    assert superblock is not None
+    if is_terminal(facts):
+        refuse_terminal(path, facts, superblock)
+    if superblock.magic == kernel.PROC_SUPER_MAGIC:
+        first = paths.join(paths.from_link(mount.record.root), path).split(b"/")[0]
+        if first.isdigit():
+            raise DetachedError(
+                "it shows a process in procfs, which is another one after the restore: close it"
+            )
+
+
+def check_owner(mount: DetachedMount, path: bytes, facts: FileFacts) -> None:
+    """Refuse a file that has another owner in the bind source.
+
+    Where the kernel does not tell a mount's id-map, that does.
+
+    Args:
+        mount: that the file is on.
+        path: of the file beneath the mount's root.
+        facts: of the file.
+
+    Raises:
+        DetachedError: it has.
+    """
+    if mount.record.origin == SUPPLIED:
+        return  # there is nothing to compare with
+    found = paths.facts_at(mount.root, path)
+    if not mount.maps_known and (found.uid, found.gid) != (facts.uid, facts.gid):
+        raise DetachedError(
+            "its mount is id-mapped, and the kernel does not tell how: Linux 7.0 or newer does of"
+            " most mounts"
+        )

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The record file of a dump, made when there is something to record."""
+
+from __future__ import annotations
+
+import os
+
+from criu_detached import kernel
+from criu_detached.errors import DetachedError
+from criu_detached.recordfile import RecordWriter
+from criu_detached.records import FORMAT, Header
+from criu_detached.superblock import boot_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.host import Host
+
+
+class Recording:
+    """The records of one dump."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._writer: RecordWriter | None = None
+
+    def begun(self) -> bool:
+        """Tell whether anything was recorded."""
+        return self._writer is not None
+
+    def writer(self) -> RecordWriter:
+        """The record file; when it is first asked for, it is made and CRIU's inventory told.
+
+        Raises:
+            DetachedError: it cannot be made, or would not be with the images.
+        """
+        if self._writer is None:
+            _refuse_stream()
+            release = os.fsencode(os.uname().release)
+            header = Header(format=FORMAT, boot_id=boot_id(), machine=release)
+            self._writer = RecordWriter(self._host.image_dir(), header)
+            if self._host.need_plugin():
+                raise DetachedError("CRIU did not note in its inventory that the plugin is needed")
+        return self._writer
+
+    def finish(self) -> None:
+        """Write the records of the fast path, which are in memory; raises DetachedError."""
+        writer = self.writer()
+        writer.framed(*self._host.take_plain_records())
+        writer.flush()
+
+
+def _refuse_stream() -> None:
+    """With --stream, images go to a process at a socket, and the record file would be lost."""
+    for name in os.listdir("/proc/self/fd"):
+        if kernel.unix_peer_path(int(name)).endswith(b"streamer-capture.sock"):
+            raise DetachedError("--stream cannot carry detached-mount records: dump without it")
