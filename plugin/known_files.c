@@ -318,17 +318,21 @@ static int tree_fd(const struct known_mount *mount, const struct criu_host *host
 
 /*
  * Fetching the tree fd costs more than opening a file, so where there are many files one
- * tree fd is kept from file to file until known_files_settle. It must be in nobody's way:
- * its number is above those that the task will have and above CRIU's service fds, which
- * end at a multiple of 128 (choose_service_fd_base, criu/servicefd.c).
+ * tree fd is kept from file to file until known_files_settle; and where they share a
+ * directory, its fd too, for the way there takes as long as the rest. They must be in
+ * nobody's way: their numbers are above those that the task will have and above CRIU's
+ * service fds, which end at a multiple of 128 (choose_service_fd_base, criu/servicefd.c).
  */
 #define MANY_FILES 64
 
 static struct {
-	const struct known_mount *mount; /* NULL: none is kept */
+	const struct known_mount *mount; /* NULL: nothing is kept */
 	pid_t pid;			 /* a forked task does not have it */
-	int fd;
-	uint64_t id; /* the mount's, to know the fd again */
+	int tree;
+	uint64_t id;		 /* the mount's, to know the fds again */
+	const uint8_t *dir_path; /* in the record file: the directory of the last file */
+	size_t dir_size;
+	int dir; /* its fd; -1 before a second file is in it */
 } kept;
 
 static bool may_keep;
@@ -345,32 +349,69 @@ static uint64_t mount_id_of(int fd)
 	return statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &stx) ? 0 : stx.stx_mnt_id;
 }
 
+static void close_kept(int fd)
+{
+	if (fd >= 0 && mount_id_of(fd) == kept.id)
+		close(fd);
+}
+
 void known_files_settle(void)
 {
-	if (kept.mount && kept.pid == getpid() && mount_id_of(kept.fd) == kept.id)
-		close(kept.fd);
+	if (kept.mount && kept.pid == getpid()) {
+		close_kept(kept.tree);
+		close_kept(kept.dir);
+	}
 	kept.mount = NULL;
 }
 
-static int kept_tree(const struct known_mount *mount, const struct criu_host *host)
+/* The fd where it is in nobody's way. */
+static int out_of_the_way(int fd, const struct criu_host *host)
 {
-	int tree, fd;
+	int high = fcntl(fd, F_DUPFD_CLOEXEC, (host->image_dir() | 127) + 1);
+
+	close(fd);
+	return high;
+}
+
+static bool keep_tree(const struct known_mount *mount, const struct criu_host *host)
+{
+	int tree;
 
 	if (kept.mount == mount && kept.pid == getpid())
-		return kept.fd;
+		return true;
 	known_files_settle();
 	tree = tree_fd(mount, host);
+	if (tree >= 0)
+		tree = out_of_the_way(tree, host);
 	if (tree < 0)
-		return -1;
-	fd = fcntl(tree, F_DUPFD_CLOEXEC, (host->image_dir() | 127) + 1);
-	close(tree);
-	if (fd < 0)
-		return -1;
+		return false;
 	kept.mount = mount;
 	kept.pid = getpid();
-	kept.fd = fd;
-	kept.id = mount_id_of(fd);
-	return fd;
+	kept.tree = tree;
+	kept.id = mount_id_of(tree);
+	kept.dir_path = NULL;
+	kept.dir = -1;
+	return true;
+}
+
+/* The fd of the directory that a path ends in after so many bytes; -1: go by the whole path. */
+static int kept_dir(const uint8_t *path, size_t size, const struct criu_host *host)
+{
+	char text[PATH_MAX];
+
+	if (!kept.dir_path || size != kept.dir_size || memcmp(path, kept.dir_path, size)) {
+		close_kept(kept.dir);
+		kept.dir_path = path;
+		kept.dir_size = size;
+		kept.dir = -1;
+	} else if (kept.dir < 0) {
+		memcpy(text, path, size);
+		text[size] = '\0';
+		kept.dir = open_beneath(kept.tree, text, O_PATH | O_DIRECTORY);
+		if (kept.dir >= 0)
+			kept.dir = out_of_the_way(kept.dir, host);
+	}
+	return kept.dir;
 }
 
 /* For a mount that a task realised, it said so in the lowest bit (known_files.h). */
@@ -391,20 +432,18 @@ static bool as_recorded(const struct known_file *file, const struct statx *found
  * Look first, for opening a device or a FIFO that someone put in the file's place may
  * have an effect; then see that what was looked at is what was opened.
  */
-static int open_in(int tree, const struct known_file *file, int flags, uint64_t mount_id)
+static int open_in(int dir, const char *name, const struct known_file *file, int flags,
+		   uint64_t mount_id)
 {
 	const unsigned int mask = STATX_TYPE | STATX_MODE | STATX_SIZE | STATX_INO | STATX_MNT_ID;
 	struct statx before, after;
-	char path[PATH_MAX];
 	int fd;
 
-	memcpy(path, file->path, file->path_size);
-	path[file->path_size] = '\0';
-	if (statx_beneath(tree, path, mask, &before) || !as_recorded(file, &before))
+	if (statx_beneath(dir, name, mask, &before) || !as_recorded(file, &before))
 		return -1;
 	if (mount_id && before.stx_mnt_id != mount_id)
-		return -1; /* CRIU took the number of the kept fd for something else */
-	fd = open_beneath(tree, path, flags);
+		return -1; /* CRIU took the number of a kept fd for something else */
+	fd = open_beneath(dir, name, flags);
 	if (fd < 0)
 		return -1;
 	if (!statx(fd, "", AT_EMPTY_PATH, mask, &after) && after.stx_ino == before.stx_ino &&
@@ -415,6 +454,16 @@ static int open_in(int tree, const struct known_file *file, int flags, uint64_t 
 	return -1;
 }
 
+static int open_in_kept(const struct known_file *file, const char *path, int flags,
+			const struct criu_host *host)
+{
+	const char *slash = strrchr(path, '/');
+	int dir = slash ? kept_dir(file->path, slash - path, host) : -1;
+
+	return dir < 0 ? open_in(kept.tree, path, file, flags, kept.id)
+		       : open_in(dir, slash + 1, file, flags, kept.id);
+}
+
 static bool is_root(const struct known_file *file)
 {
 	return file->path_size == 1 && *file->path == '.';
@@ -423,6 +472,7 @@ static bool is_root(const struct known_file *file)
 int known_file_open(const char *name, int flags, const struct criu_host *host)
 {
 	const struct known_file *file = find_file(name);
+	char path[PATH_MAX];
 	int tree, fd;
 
 	/* No open file has these flags; Python says so. */
@@ -431,12 +481,14 @@ int known_file_open(const char *name, int flags, const struct criu_host *host)
 	/* A mount of one file has no name beneath its root, and the fd of a tree is not opened. */
 	if (!file || (is_root(file) && (!S_ISDIR(file->mode) || flags & O_PATH)))
 		return -1;
-	if (may_keep && (tree = kept_tree(file->mount, host)) >= 0)
-		return open_in(tree, file, flags, kept.id);
+	memcpy(path, file->path, file->path_size);
+	path[file->path_size] = '\0';
+	if (may_keep && keep_tree(file->mount, host))
+		return open_in_kept(file, path, flags, host);
 	tree = tree_fd(file->mount, host);
 	if (tree < 0)
 		return -1;
-	fd = open_in(tree, file, flags, 0);
+	fd = open_in(tree, path, file, flags, 0);
 	close(tree);
 	return fd;
 }

@@ -44,7 +44,7 @@ int known_files_load(const uint8_t *data, size_t size);
 int known_file_open(const char *name, int flags, const struct criu_host *host);
 
 /**
- * known_files_may_keep - allow a tree fd to be kept between files
+ * known_files_may_keep - allow fds of a mount to be kept between files
  * @allowed: known_files_settle will be called in every task after its last file
  */
 void known_files_may_keep(bool allowed);
@@ -52,7 +52,7 @@ void known_files_may_keep(bool allowed);
 /** known_files_reset - forget everything: another restore begins */
 void known_files_reset(void);
 
-/** known_files_settle - close the tree fd that was kept in this task, if any */
+/** known_files_settle - close the fds that were kept in this task, if any */
 void known_files_settle(void);
 
 /* Shared between the restored tasks: for each mount a lock and the fd store's id. */

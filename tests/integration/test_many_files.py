@@ -14,10 +14,14 @@ FILES = 300
 
 
 def hold_many(task: Task) -> Check:
-    """Each file has its number in it."""
+    """Each file has its number in it; ten in turn share a directory, the last ones do not."""
+    directories = ["", "one/", "one/deeper/", "two/"]
+    for directory in directories[1:]:
+        os.mkdir(task.path(directory))
     fds = []
     for number in range(FILES):
-        fd = os.open(task.path(f"many{number}"), os.O_CREAT | os.O_RDWR, 0o600)
+        directory = directories[(number if number > FILES / 2 else number // 10) % 4]
+        fd = os.open(task.path(f"{directory}many{number}"), os.O_CREAT | os.O_RDWR, 0o600)
         os.write(fd, b"%d" % number)
         fds.append(fd)
     task.detach()
