@@ -113,12 +113,12 @@ class Host:
         return records, int(entries[0])
 
     def socket_name_add(self, number: int, name: bytes, deleted: bool) -> None:
-        """Say what the name of a recorded socket is (plugin/sockets.h)."""
+        """Say what the name of a recorded socket is (plugin/socket_names.h)."""
         if self._criu.socket_name_add(number, name, deleted):
             raise DetachedError("no memory for the names of unix sockets")
 
     def watch_name_add(self, dev: int, ino: int, name: bytes) -> None:
-        """Let CRIU find a watched inode under a name (plugin/watches.h)."""
+        """Let CRIU find a watched inode under a name (plugin/watch_names.h)."""
         if self._criu.watch_name_add(dev, ino, name):
             raise DetachedError("no memory for the names of watched files")
 

@@ -108,7 +108,7 @@ class FileFacts:
         self.gid: int = found.gid
 
 
-_facts = ffi.new("struct beneath *")
+_facts = ffi.new("struct file_facts *")
 
 
 def fstat(fd: int) -> FileFacts:

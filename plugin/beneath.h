@@ -13,9 +13,10 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "facts.h"
 
 /* linux/openat2.h: struct open_how, OPEN_HOW_SIZE_VER0 */
 struct open_how_ver0_ {
@@ -24,6 +25,7 @@ struct open_how_ver0_ {
 #define STAY_BENEATH 0x0f /* NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH */
 #define NR_openat2 437
 
+/** open_beneath - openat2(2), close-on-exec; -1 with errno set */
 static inline int open_beneath(int dir, const char *path, int flags)
 {
 	struct open_how_ver0_ how = { .flags = (unsigned int)flags | O_CLOEXEC,
@@ -32,18 +34,18 @@ static inline int open_beneath(int dir, const char *path, int flags)
 	return syscall(NR_openat2, dir, path, &how, sizeof(how));
 }
 
-/* As statx(2), and like that without any effect on the file. */
-static inline int statx_beneath(int dir, const char *path, unsigned int mask, struct statx *stx)
+/** facts_beneath - facts_at, of what is beneath; like that without any effect on the file */
+static inline int facts_beneath(int dir, const char *path, struct file_facts *facts)
 {
 	int fd, ret;
 
 	/* A single name leads nowhere else, and saves the open. */
 	if (!strchr(path, '/') && strcmp(path, ".."))
-		return statx(dir, path, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, mask, stx);
+		return facts_at(dir, path, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, facts);
 	fd = open_beneath(dir, path, O_PATH | O_NOFOLLOW);
 	if (fd < 0)
 		return -1;
-	ret = statx(fd, "", AT_EMPTY_PATH, mask, stx);
+	ret = facts_of(fd, facts);
 	close(fd);
 	return ret;
 }

@@ -32,6 +32,14 @@ PACKAGE = freeze.PACKAGE
 CFLAGS = ["-O2", "-g", "-fPIC", "-fvisibility=hidden"]
 STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
+# C files of what CRIU loads, and of what is opened on need.
+SHIM = (
+    *("criu_detached", "criu", "log", "steer", "host", "embedded", "socket_names", "watch_names"),
+    *("dump", "dump_links", "dump_sockets", "dump_threads", "dump_watches"),
+    *("restore", "restore_sockets"),
+)
+EMBEDDED = ("known_files", "plain_files")
+
 LAUNCHER = """#!{python} -I
 import sys
 from pathlib import Path
@@ -130,8 +138,7 @@ def extension_modules() -> dict[str, str]:
 
 def build_shim(output: Path) -> None:
     """Build what CRIU loads; it links libc alone and is never unmapped."""
-    names = ("criu_detached.c", "sockets.c", "steer.c", "threads.c", "watches.c")
-    sources = [SOURCE / name for name in names]
+    sources = [SOURCE / f"{name}.c" for name in SHIM]
     cc(output, sources, *STRICT, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
 
 
@@ -150,8 +157,8 @@ def build_embedded(output: Path, kernel: Path, scratch: Path) -> None:
     linked = ["criu_detached._kernel", *modules]
     builder(freeze.c_source(), linked, sys.executable).emit_c_code(str(source))
     include = f"-I{python_headers()}"
-    objects = {name: scratch / f"{name}.o" for name in ("known_files", "plain_files", "kernel")}
-    for name in ("known_files", "plain_files"):
+    objects = {name: scratch / f"{name}.o" for name in (*EMBEDDED, "kernel")}
+    for name in EMBEDDED:
         cc(objects[name], [SOURCE / f"{name}.c"], *STRICT)
     cc(objects["kernel"], [kernel], include)
     # CRIU exports all its functions: without -Bsymbolic one of them could take the place of ours.

@@ -2,7 +2,7 @@
 /*
  * What the shim offers to the embedded Python, and what it asks of it.
  *
- * The shim (criu_detached.c) is loaded by CRIU and links no Python. The embedded
+ * The shim (criu_detached.so) is loaded by CRIU and links no Python. The embedded
  * module (embed_build.py, built by cffi) is opened by the shim on need. This header is
  * the whole contract between the two; embed_build.py repeats it as cffi
  * declarations, and the C compiler checks those against this file.
@@ -10,8 +10,7 @@
 #ifndef CRIU_DETACHED_HOST_H
 #define CRIU_DETACHED_HOST_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "facts.h"
 
 /* CRIU's functions, resolved in the main program (criu/ of CRIU 4.1 to 4.3). */
 struct criu_host {
@@ -30,22 +29,9 @@ struct criu_host {
 	uint32_t (*userns_gid)(uint32_t gid);
 	const char *(*plugin_option)(int index); /* "--NAME=VALUE" for any plugin, or NULL */
 	int flushes; /* dump_flush will be called before the dump ends */
-	int (*socket_name_add)(uint32_t id, const char *name, int deleted); /* sockets.h */
-	/* watches.h; from then on CRIU finds the inode under that name */
+	int (*socket_name_add)(uint32_t id, const char *name, int deleted); /* socket_names.h */
+	/* watch_names.h; from then on CRIU finds the inode under that name */
 	int (*watch_name_add)(uint64_t dev, uint64_t ino, const char *name);
-};
-
-/* What statx(2) says of a file that CRIU is about to dump. */
-struct file_facts {
-	uint64_t dev; /* as makedev() makes it */
-	uint64_t ino;
-	uint64_t rdev;
-	uint64_t size;	 /* of regular files, else 0 */
-	uint32_t mnt_id; /* the reused 32-bit id, as in fdinfo and in CRIU's images */
-	uint32_t mode;
-	uint32_t nlink;
-	uint32_t uid;
-	uint32_t gid;
 };
 
 /* What Python says of the file of a bound unix socket. */
@@ -79,8 +65,11 @@ struct embedded {
 	int (*restore_init)(void);
 	int (*restore_open)(const char *name, int flags);
 	int (*restore_ext_file)(int id);
-	int (*restore_lead)(uint32_t id);   /* sockets_expect */
-	int (*restore_bound)(uint32_t id);  /* likewise */
+	/* make the name of a socket's record lead to its mount, by changing this task's root
+	   and working directory; 0, or -1 */
+	int (*restore_lead)(uint32_t id);
+	/* a socket was bound to it, and all is done that is to be done there */
+	int (*restore_bound)(uint32_t id);
 	void (*may_keep_fds)(bool allowed); /* known_files_may_keep */
 	void (*settle)(void);		    /* known_files_settle */
 	void (*reset)(void);		    /* forget an earlier dump or restore of this process */
@@ -92,6 +81,7 @@ struct embedded {
  */
 typedef int criu_detached_start_t(const struct criu_host *host, struct embedded *entry);
 
+/* Levels of the log, as CRIU numbers them (criu/include/criu-log.h). */
 #define LOG_ERROR 1
 #define LOG_WARN 2
 #define LOG_INFO 3

@@ -12,13 +12,13 @@ from cffi import FFI
 MODULE = "criu_detached._kernel"
 
 CDEF = """
-struct beneath {
+struct file_facts {
     uint64_t dev;
     uint64_t ino;
     uint64_t rdev;
     uint64_t size;
-    uint32_t mode;
     uint32_t mnt_id;
+    uint32_t mode;
     uint32_t nlink;
     uint32_t uid;
     uint32_t gid;
@@ -32,11 +32,11 @@ int sys_mnt_id_unique(int fd, uint64_t *mnt_id);
 int sys_open_tree(int dirfd, const char *path, unsigned int flags);
 int sys_mount_setattr(int fd, uint64_t set, uint64_t clear, uint64_t propagation, int userns_fd);
 int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
-int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct beneath *out);
+int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct file_facts *out);
 int sys_open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve,
-                     struct beneath *out);
+                     struct file_facts *out);
 int sys_fstatfs(int fd, uint64_t *out);
-int sys_fstat(int fd, struct beneath *out);
+int sys_fstat(int fd, struct file_facts *out);
 int sys_file_handle(int fd, int flags, int *type, unsigned char *handle, unsigned int *size);
 int sys_open_by_handle(int mount_fd, int type, const unsigned char *handle, unsigned int size,
                        int flags);
@@ -89,6 +89,8 @@ SOURCE = r"""
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "facts.h"
 
 #define NR_open_tree 428
 #define NR_move_mount 429
@@ -192,11 +194,6 @@ static int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t res
 	return ret(syscall(NR_openat2, dirfd, path, &how, sizeof(how)));
 }
 
-struct beneath {
-	uint64_t dev, ino, rdev, size;
-	uint32_t mode, mnt_id, nlink, uid, gid;
-};
-
 static int sys_fstatfs(int fd, uint64_t *out)
 {
 	struct statfs fs;
@@ -209,25 +206,12 @@ static int sys_fstatfs(int fd, uint64_t *out)
 	return 0;
 }
 
-static int sys_fstat(int fd, struct beneath *out)
+static int sys_fstat(int fd, struct file_facts *out)
 {
-	struct statx stx;
-
-	if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, &stx))
-		return -errno;
-	out->dev = makedev(stx.stx_dev_major, stx.stx_dev_minor);
-	out->rdev = makedev(stx.stx_rdev_major, stx.stx_rdev_minor);
-	out->ino = stx.stx_ino;
-	out->size = S_ISREG(stx.stx_mode) ? stx.stx_size : 0;
-	out->mode = stx.stx_mode;
-	out->mnt_id = stx.stx_mnt_id;
-	out->nlink = stx.stx_nlink;
-	out->uid = stx.stx_uid;
-	out->gid = stx.stx_gid;
-	return 0;
+	return ret(facts_of(fd, out));
 }
 
-static int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct beneath *out)
+static int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct file_facts *out)
 {
 	int err, fd = sys_openat2(dirfd, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, resolve);
 
@@ -239,7 +223,7 @@ static int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struc
 }
 
 static int sys_open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve,
-			    struct beneath *out)
+			    struct file_facts *out)
 {
 	int err, fd = sys_openat2(dirfd, path, flags, resolve);
 

@@ -10,7 +10,6 @@
 
 #include "beneath.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
@@ -18,9 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 /* --- shared memory of the tasks, mapped before CRIU forks them --- */
@@ -329,7 +325,7 @@ static struct {
 	const struct known_mount *mount; /* NULL: nothing is kept */
 	pid_t pid;			 /* a forked task does not have it */
 	int tree;
-	uint64_t id;		 /* the mount's, to know the fds again */
+	uint32_t id;		 /* the mount's, to know the fds again */
 	const uint8_t *dir_path; /* in the record file: the directory of the last file */
 	size_t dir_size;
 	int dir; /* its fd; -1 before a second file is in it */
@@ -342,11 +338,12 @@ void known_files_may_keep(bool allowed)
 	may_keep = allowed && nr_files >= MANY_FILES;
 }
 
-static uint64_t mount_id_of(int fd)
+/* 0 when the fd is not open. */
+static uint32_t mount_id_of(int fd)
 {
-	struct statx stx;
+	struct file_facts facts;
 
-	return statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &stx) ? 0 : stx.stx_mnt_id;
+	return facts_of(fd, &facts) ? 0 : facts.mnt_id;
 }
 
 static void close_kept(int fd)
@@ -420,12 +417,10 @@ static bool keeps_inodes(const struct known_mount *mount)
 	return mount->key ? mount->keeps_inodes : shared_get(mount->shared) & 1;
 }
 
-static bool as_recorded(const struct known_file *file, const struct statx *found)
+static bool as_recorded(const struct known_file *file, const struct file_facts *found)
 {
-	return found->stx_mode == file->mode &&
-	       (!S_ISREG(file->mode) || found->stx_size == file->size) &&
-	       makedev(found->stx_rdev_major, found->stx_rdev_minor) == file->rdev &&
-	       (!keeps_inodes(file->mount) || found->stx_ino == file->ino);
+	return found->mode == file->mode && (!S_ISREG(file->mode) || found->size == file->size) &&
+	       found->rdev == file->rdev && (!keeps_inodes(file->mount) || found->ino == file->ino);
 }
 
 /*
@@ -433,22 +428,19 @@ static bool as_recorded(const struct known_file *file, const struct statx *found
  * have an effect; then see that what was looked at is what was opened.
  */
 static int open_in(int dir, const char *name, const struct known_file *file, int flags,
-		   uint64_t mount_id)
+		   uint32_t mount_id)
 {
-	const unsigned int mask = STATX_TYPE | STATX_MODE | STATX_SIZE | STATX_INO | STATX_MNT_ID;
-	struct statx before, after;
+	struct file_facts before, after;
 	int fd;
 
-	if (statx_beneath(dir, name, mask, &before) || !as_recorded(file, &before))
+	if (facts_beneath(dir, name, &before) || !as_recorded(file, &before))
 		return -1;
-	if (mount_id && before.stx_mnt_id != mount_id)
+	if (mount_id && before.mnt_id != mount_id)
 		return -1; /* CRIU took the number of a kept fd for something else */
 	fd = open_beneath(dir, name, flags);
 	if (fd < 0)
 		return -1;
-	if (!statx(fd, "", AT_EMPTY_PATH, mask, &after) && after.stx_ino == before.stx_ino &&
-	    after.stx_mnt_id == before.stx_mnt_id && after.stx_dev_major == before.stx_dev_major &&
-	    after.stx_dev_minor == before.stx_dev_minor && as_recorded(file, &after))
+	if (!facts_of(fd, &after) && same_file(&after, &before) && as_recorded(file, &after))
 		return fd;
 	close(fd);
 	return -1;

@@ -2,11 +2,9 @@
 #ifndef CRIU_DETACHED_KNOWN_FILES_H
 #define CRIU_DETACHED_KNOWN_FILES_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "host.h"
+
+#include <stddef.h>
 
 /**
  * known_mount_add - say how a task gets at a mount

@@ -9,11 +9,8 @@
 
 #include "beneath.h"
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 
 /* --- mounts --- */
 
@@ -182,14 +179,12 @@ void plain_files_written(void)
 static bool source_shows(const struct plain_mount *mount, const char *path,
 			 const struct file_facts *facts)
 {
-	struct statx stx;
+	struct file_facts shown;
 
-	if (statx_beneath(mount->root, path, STATX_BASIC_STATS | STATX_MNT_ID, &stx))
+	if (facts_beneath(mount->root, path, &shown) || shown.ino != facts->ino ||
+	    shown.dev != facts->dev || shown.mnt_id != mount->source_mnt_id)
 		return false;
-	if (stx.stx_ino != facts->ino || stx.stx_mnt_id != mount->source_mnt_id ||
-	    makedev(stx.stx_dev_major, stx.stx_dev_minor) != facts->dev)
-		return false;
-	return !mount->compare_owner || (stx.stx_uid == facts->uid && stx.stx_gid == facts->gid);
+	return !mount->compare_owner || (shown.uid == facts->uid && shown.gid == facts->gid);
 }
 
 bool plain_file_take(const char *link, const struct file_facts *facts)

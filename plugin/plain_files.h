@@ -2,11 +2,9 @@
 #ifndef CRIU_DETACHED_PLAIN_FILES_H
 #define CRIU_DETACHED_PLAIN_FILES_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include "host.h"
+
+#include <stddef.h>
 
 /* A file that has a record. */
 struct plain_file {

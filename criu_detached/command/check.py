@@ -28,7 +28,7 @@ OLDEST_CRIU = (4, 1)
 # Root's PATH may lack them, for instance under su.
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 TRIAL = Path(__file__).with_name("trial.py")
-READY = "criu-detached: ready to dump"  # dump_init in plugin/criu_detached.c
+READY = "criu-detached: ready to dump"  # dump_init in plugin/dump.c
 REBUILD = "build it again with make plugin or make install"
 
 # What CRIU and the command begin with; that all else is there is shown by the trial.

@@ -2,7 +2,7 @@
 """The dump of bound unix sockets: where the file of a socket is on its detached mount.
 
 CRIU dumps the sockets. It asks the kernel for a socket's file, and is given a stand-in
-for it on a mount that it knows (plugin/sockets.h); what is recorded here is the way from
+for it on a mount that it knows (plugin/dump_sockets.h); what is recorded here is the way from
 the socket's name to the mount.
 """
 

@@ -3,7 +3,7 @@
 
 A watch holds an inode and no mount, so any mount that shows it will do: one that a dumped
 task has a file on, or a clone of a bind source. The file is recorded there as if it was
-open. CRIU gets the name of the record as the path of the watch (plugin/watches.h).
+open. CRIU gets the name of the record as the path of the watch (plugin/watch_names.h).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The restore of bound unix sockets: their names are made to lead to the realised mount.
 
-CRIU binds and connects the sockets. Before, plugin/sockets.c has the task's root and
+CRIU binds and connects the sockets. Before, plugin/restore_sockets.c has the task's root and
 working directory changed here, and puts the root back when CRIU returns to where it was.
 
 - A relative name is looked up from the working directory: that is set to the directory

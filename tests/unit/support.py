@@ -168,8 +168,8 @@ def open_fds() -> dict[int, str]:
 
 # plugin/known_files.c with a CRIU that has one tree fd only.
 KNOWN_FILES_TEST = """
-#include <unistd.h>
 #include "known_files.h"
+#include <unistd.h>
 static int tree = -1;
 static int image_dir(void) { return 3; }
 static int fdstore_get(int id) { (void)id; return dup(tree); }

@@ -255,12 +255,12 @@ def test_no_record(ground: Ground) -> None:
 
 @pytest.fixture
 def sockets_c(tmp_path: Path) -> ctypes.CDLL:
-    """plugin/sockets.c as a library of its own."""
+    """plugin/socket_names.c as a library of its own."""
     if not shutil.which("cc"):
         pytest.skip("needs a C compiler")
-    library = tmp_path / "sockets.so"
+    library = tmp_path / "socket_names.so"
     command = ["cc", "-O1", "-shared", "-fPIC", f"-I{ROOT / 'plugin'}", "-o", str(library)]
-    subprocess.run([*command, str(ROOT / "plugin" / "sockets.c")], check=True)
+    subprocess.run([*command, str(ROOT / "plugin" / "socket_names.c")], check=True)
     return ctypes.CDLL(str(library))
 
 
@@ -292,5 +292,5 @@ def test_names_that_are_mixed_up(
 ) -> None:
     assert sockets_c.socket_name_note(*first) == NOTED
     assert sockets_c.socket_name_note(*second) == answer
-    sockets_c.sockets_reset()
+    sockets_c.socket_names_reset()
     assert sockets_c.socket_name_note(*second) == NOTED

@@ -61,12 +61,12 @@ def test_process_that_ended() -> None:
 
 @pytest.fixture
 def watches_c(tmp_path: Path) -> ctypes.CDLL:
-    """plugin/watches.c as a library of its own, with access to what stat found."""
+    """plugin/watch_names.c as a library of its own, with access to what stat found."""
     if not shutil.which("cc"):
         pytest.skip("needs a C compiler")
-    test, library = tmp_path / "test.c", tmp_path / "watches.so"
+    test, library = tmp_path / "test.c", tmp_path / "watch_names.so"
     test.write_text(
-        '#include "watches.h"\n'
+        '#include "watch_names.h"\n'
         "int found(const char *name, uint64_t *dev, uint64_t *ino)\n"
         "{\n"
         "\tstruct stat st;\n"
@@ -77,7 +77,7 @@ def watches_c(tmp_path: Path) -> ctypes.CDLL:
         "}\n"
     )
     command = ["cc", "-O1", "-shared", "-fPIC", f"-I{ROOT / 'plugin'}", "-o", str(library)]
-    subprocess.run([*command, str(ROOT / "plugin" / "watches.c"), str(test)], check=True)
+    subprocess.run([*command, str(ROOT / "plugin" / "watch_names.c"), str(test)], check=True)
     return ctypes.CDLL(str(library))
 
 
@@ -96,5 +96,5 @@ def test_names(watches_c: ctypes.CDLL) -> None:
     assert stat(b"ile[2a:8]") == (os.makedev(0, 99), 8)
     assert stat(b"ile[0:1]") == (0, 0)  # of an earlier dump
     assert stat(b"etc") is None
-    watches_c.watches_reset()
+    watches_c.watch_names_reset()
     assert stat(b"ile[2a:7]") == (0, 0)

@@ -8,8 +8,8 @@
  * watched file. That one goes into the images, and a restore opens it (get_mark_path,
  * criu/fsnotify.c).
  */
-#ifndef CRIU_DETACHED_WATCHES_H
-#define CRIU_DETACHED_WATCHES_H
+#ifndef CRIU_DETACHED_WATCH_NAMES_H
+#define CRIU_DETACHED_WATCH_NAMES_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,8 +18,8 @@
 /* What CRIU asks about first. Its paths start with a slash, its questions leave that out. */
 #define WATCH_SEARCH "/criu-detached-watches"
 
-/** watches_reset - forget all names; done in every init */
-void watches_reset(void);
+/** watch_names_reset - forget all names; done in every init */
+void watch_names_reset(void);
 
 /**
  * watch_name_note - remember the name of a watched inode

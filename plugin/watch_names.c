@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #define _GNU_SOURCE
-#include "watches.h"
+#include "watch_names.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@ static struct watch_name {
 } *names;
 static size_t nr_names;
 
-void watches_reset(void)
+void watch_names_reset(void)
 {
 	while (nr_names)
 		free(names[--nr_names].name);

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* A dump: what the plugin does from CRIU's init to its exit. All of it is in CRIU's process. */
+#ifndef CRIU_DETACHED_DUMP_H
+#define CRIU_DETACHED_DUMP_H
+
+/**
+ * dump_init - steer what a dump calls
+ * @missing: a function that this CRIU lacks, or NULL
+ *
+ * A plugin installed for the whole machine must not stop the dumps that do not need it: where
+ * steering is not possible the dump goes on without it, with a warning.
+ *
+ * Return: 0, or -1 with the reason in the log.
+ */
+int dump_init(const char *missing);
+
+/** pre_dump_init - steer what a pre-dump calls; it writes memory and looks for watched files */
+int pre_dump_init(const char *missing);
+
+/** dump_ext_file - the hook DUMP_EXT_FILE; -ENOTSUP: not ours */
+int dump_ext_file(int fd, int id);
+
+/**
+ * dump_exit - write what was not yet written, when the dump succeeded
+ * @ret: of the dump
+ */
+void dump_exit(int ret);
+
+#endif
