@@ -3,7 +3,7 @@
  * The fast path of a restore: an index over the File records, and the opening of those
  * that are plain. A restore of ten thousand files has 6 microseconds for each, which
  * Python does not fit in. It decides nothing: whatever is not exactly as recorded is
- * left to criu_detached/restore/restore.py, which does the same steps and tells errors apart.
+ * left to criu_detached/restore/files.py, which does the same steps and tells errors apart.
  */
 #define _GNU_SOURCE
 #include "known_files.h"

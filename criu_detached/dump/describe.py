@@ -8,6 +8,7 @@ import os
 import stat
 
 from criu_detached import kernel, paths
+from criu_detached.attributes import mount_attributes, user_namespace
 from criu_detached.dump import roots
 from criu_detached.dump.classify import Kind
 from criu_detached.dump.sources import Source
@@ -15,7 +16,6 @@ from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.kernel import FileFacts
 from criu_detached.paths import Name
 from criu_detached.records import BIND_SOURCE, REMOUNT, BindSource, Mount
-from criu_detached.restore.realise import mount_attributes, user_namespace
 from criu_detached.superblock import superblock_of
 
 TYPE_CHECKING = False

@@ -141,7 +141,7 @@ class Files:
     def _refuse_nameless(self, fd: int, file: File, ghost: bool) -> None:
         """Refuse O_NOFOLLOW where the file can be opened again by its handle alone.
 
-        Any other way leads through a link of procfs (see restore/restore.py, _open_linked).
+        Any other way leads through a link of procfs (see restore/files.py, _open_linked).
         """
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         if not flags & os.O_NOFOLLOW or (flags & os.O_PATH if ghost else stat.S_ISDIR(file.mode)):
@@ -185,7 +185,7 @@ def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
         size=facts.size,
     )
     if path == paths.ROOT and stat.S_ISREG(facts.mode):
-        # There is no name to open it by: see restore/restore.py, _open_linked.
+        # There is no name to open it by: see restore/files.py, _open_linked.
         record.handle = handle_of(fd)
     return record
 

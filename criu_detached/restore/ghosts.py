@@ -15,8 +15,7 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.contents import ContentReader
 from criu_detached.errors import DetachedError, quote
-from criu_detached.idmap import unmapped
-from criu_detached.records import File, Ghost, Inode, Time, Xattr
+from criu_detached.records import File, Ghost, Inode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,55 +26,6 @@ TAKEN = b".cr_link"
 
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
 _TRIES = 100
-
-_KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK}
-
-
-def check_ghost(ghost: Ghost, reader: ContentReader | None) -> None:
-    """Refuse a record that no dump writes.
-
-    Args:
-        ghost: the record.
-        reader: of the data file; None: there is none.
-
-    Raises:
-        DetachedError: a path leaves its mount, or the content is not there.
-    """
-    file, inode = ghost.file, ghost.inode
-    assert file is not None  # recordfile
-    for path in (file.path, ghost.alias or paths.ROOT):
-        if path != paths.ROOT and paths.is_invalid(path):
-            raise DetachedError(f"a deleted file has the invalid path {quote(path)}")
-    if stat.S_IFMT(file.mode) not in _KINDS:
-        raise DetachedError(f"{quote(file.path)} has the invalid mode {file.mode:#o}")
-    if inode is None:
-        if not ghost.alias and file.handle is None:
-            raise DetachedError(f"nothing tells where {quote(file.path)} is to be found")
-        return
-    check_inode(file.path, file.mode, inode, reader)
-
-
-def check_inode(path: bytes, mode: int, inode: Inode, reader: ContentReader | None) -> None:
-    """Refuse a record that no dump writes.
-
-    Args:
-        path: of the file, for messages.
-        mode: of the file.
-        inode: the record.
-        reader: of the data file; None: there is none.
-
-    Raises:
-        DetachedError: it is bad, or the content is not there.
-    """
-    if b"\0" in inode.target or stat.S_ISLNK(mode) == (not inode.target):
-        raise DetachedError(f"{quote(path)} has an invalid target")
-    for xattr in inode.xattrs:
-        if not xattr.name or b"\0" in xattr.name:
-            raise DetachedError(f"{quote(path)} has an invalid extended attribute")
-    if inode.data_size:
-        if reader is None or not stat.S_ISREG(mode):
-            raise DetachedError(f"{quote(path)} has a content, which is not there")
-        reader.check(inode.data_at, inode.data_size, inode.size)
 
 
 class Workshop:
@@ -264,7 +214,7 @@ class Workshop:
 
     def _fill(self, fd: int, inode: Inode) -> None:
         if inode.data_size:
-            assert self._reader is not None  # check_ghost
+            assert self._reader is not None  # checks.check_ghost
             self._reader.copy(inode.data_at, inode.data_size, fd, inode.size)
         elif inode.size:
             os.ftruncate(fd, inode.size)
@@ -370,95 +320,6 @@ def depth(ghost: Ghost) -> tuple[int, bytes]:
     assert ghost.file is not None
     path = ghost.file.path
     return (-1 if path == paths.ROOT else path.count(b"/"), path)
-
-
-def give_attributes(ghosts: list[tuple[Ghost, int]], proc: int) -> None:
-    """Give new files what their inodes had besides their contents.
-
-    Args:
-        ghosts: their records, each with an O_PATH fd of the file.
-        proc: fd of a procfs that shows this task its fds.
-
-    Raises:
-        OSError: the kernel refused it.
-    """
-    _for_each(ghosts, proc, set_attributes)
-
-
-def give_owners(
-    ghosts: list[tuple[Ghost, int]], proc: int, uid_map: list[bytes], gid_map: list[bytes]
-) -> None:
-    """Give new files the owners that an id-map will turn into those of their inodes.
-
-    Args:
-        ghosts: as for give_attributes.
-        proc: likewise.
-        uid_map: of the mount, checked; it does not have it yet.
-        gid_map: likewise.
-
-    Raises:
-        DetachedError: an owner is not in the id-map.
-        OSError: the kernel refused it.
-    """
-
-    def give(path: bytes, inode: Inode, _: int) -> None:
-        uid = unmapped(inode.uid, uid_map, "a deleted file")
-        os.chown(path, uid, unmapped(inode.gid, gid_map, "a deleted file"))
-
-    _for_each(ghosts, proc, give)
-
-
-def _for_each(
-    ghosts: list[tuple[Ghost, int]], proc: int, give: Callable[[bytes, Inode, int], None]
-) -> None:
-    """Call a function for each file that was made anew, with a path that leads to it."""
-    # Extended attributes are set by path alone, where a file cannot be opened.
-    here = os.open(b".", kernel.O_PATH)
-    try:
-        os.fchdir(proc)
-        for ghost, fd in ghosts:
-            if ghost.inode is not None and ghost.file is not None:
-                give(b"self/fd/%d" % fd, ghost.inode, ghost.file.mode)
-    finally:
-        os.fchdir(here)
-        os.close(here)
-
-
-def set_attributes(path: bytes | int, inode: Inode, mode: int) -> None:
-    """Give a new file what its inode had; raises OSError.
-
-    Args:
-        path: a link of procfs that leads to it, or an fd that is no O_PATH one.
-        inode: its record.
-        mode: type and permissions.
-    """
-    os.chown(path, inode.uid, inode.gid)
-    if not stat.S_ISLNK(mode):
-        os.chmod(path, stat.S_IMODE(mode))
-    _give_xattrs(path, inode.xattrs)
-    os.utime(path, ns=(_nanoseconds(inode.atime), _nanoseconds(inode.mtime)))
-
-
-def _give_xattrs(path: bytes | int, wanted: list[Xattr]) -> None:
-    try:
-        found = {os.fsencode(name): os.getxattr(path, name) for name in os.listxattr(path)}
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        found = {}
-    for xattr in wanted:
-        if found.pop(xattr.name, None) != xattr.value:
-            os.setxattr(path, xattr.name, xattr.value)
-    for name in found:  # inherited from the directory, as default ACLs are
-        if not name.startswith(b"security."):
-            os.removexattr(path, name)
-
-
-def _nanoseconds(time: Time | None) -> int:
-    if time is None:
-        return 0
-    sec = time.sec - (1 << 64) if time.sec >> 63 else time.sec
-    return sec * 1_000_000_000 + time.nsec
 
 
 def _first_free(name: bytes, make: Callable[[bytes], None]) -> bytes:

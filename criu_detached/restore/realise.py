@@ -4,80 +4,19 @@
 from __future__ import annotations
 
 import os
-import stat
 
-from criu_detached import kernel, log, paths
+from criu_detached import kernel, paths
+from criu_detached.attributes import mount_attributes, needs_id_map
 from criu_detached.contents import ContentReader
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
-from criu_detached.restore.ghosts import Workshop, depth, give_attributes, give_owners
-from criu_detached.superblock import is_same, superblock_of
+from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
+from criu_detached.restore.ghosts import Workshop, depth
+from criu_detached.restore.inodes import give_attributes, give_owners
+from criu_detached.restore.source import check_id_map, check_superblock, check_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from criu_detached.recordfile import Records
-
-_KNOWN_ATTR = (
-    kernel.MOUNT_ATTR_RDONLY
-    | kernel.MOUNT_ATTR_NOSUID
-    | kernel.MOUNT_ATTR_NODEV
-    | kernel.MOUNT_ATTR_NOEXEC
-    | kernel.MOUNT_ATTR__ATIME
-    | kernel.MOUNT_ATTR_NODIRATIME
-    | kernel.MOUNT_ATTR_NOSYMFOLLOW
-)
-_ORIGINS = (BIND_SOURCE, REMOUNT, RECREATED, SUPPLIED)
-_MAX_MAP = 1 << 16  # bytes; the kernel takes 340 lines
-_TYPE_NAMES = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFREG: "a regular file",
-    stat.S_IFLNK: "a symlink",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFSOCK: "a socket",
-}
-
-
-def type_name(mode: int) -> str:
-    """Name the file type of a mode, for messages."""
-    return _TYPE_NAMES.get(stat.S_IFMT(mode), "a file of an unknown type")
-
-
-def check_mount(mount: Mount) -> None:
-    """Refuse a record that no dump writes.
-
-    Raises:
-        DetachedError: of an unknown origin, or with flags that are no mount attributes.
-    """
-    source = mount.bind_source
-    if mount.origin not in _ORIGINS or source is None or mount.superblock is None:
-        raise DetachedError(
-            f"mount {mount.mnt_id} has the unknown origin {mount.origin}:"
-            " restore with the version of criu-detached that dumped it"
-        )
-    if mount.attr & ~_KNOWN_ATTR:
-        raise DetachedError(f"mount {mount.mnt_id} has unknown attributes {mount.attr:#x}")
-    for name in (source.mountpoint, source.path, mount.place):
-        if b"\0" in name or b".." in name.split(b"/"):
-            raise DetachedError(f"mount {mount.mnt_id} has the invalid path {quote(name)}")
-    if mount.root_deleted and source.path == paths.ROOT:
-        raise DetachedError(f"mount {mount.mnt_id} has a deleted root, and is all of its source")
-
-
-def check_filesystems(records: Records) -> None:
-    """Refuse records that no dump writes; raises DetachedError."""
-    for number, filesystem in records.filesystems.items():
-        if filesystem.superblock is None:
-            raise DetachedError(f"filesystem {number} has no type: are the images damaged?")
-    for mount in records.mounts.values():
-        if mount.origin in (REMOUNT, RECREATED) and mount.filesystem not in records.filesystems:
-            raise DetachedError(
-                f"mount {mount.mnt_id} is of a filesystem that is not there: are the images"
-                " damaged?"
-            )
 
 
 class Realised:
@@ -165,8 +104,9 @@ def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
             return _realise_with_ghosts(mount, ghosts, top, where, means)
         root = _open_root(top, source.path, where)
         try:
-            same = _check_source(mount, root, where, means)
-            _check_id_map(mount, root, where, means)
+            check_type(mount, root, where)
+            same = check_superblock(mount, root, where, means)
+            check_id_map(mount, root, where, means)
             realised = Realised(_clone(root, where, means), same)
         finally:
             os.close(root)
@@ -200,8 +140,8 @@ def _realise_with_ghosts(
     """As realise: the mount is given its attributes when its files are made."""
     source = mount.bind_source
     assert source is not None
-    same = _check_superblock(mount, top, where, means)
-    _check_id_map(mount, top, where, means)
+    same = check_superblock(mount, top, where, means)
+    check_id_map(mount, top, where, means)
     workshop = Workshop(_writable_clone(top, where, means), means.proc, means.reader, same)
     realised = Realised(-1, same)
     try:
@@ -212,7 +152,7 @@ def _realise_with_ghosts(
                 path = workshop.make_root(path, mount.root_type, held[0] if held else None)
             root = _open_root(top, path, where)
             try:
-                _check_type(mount, root, where)
+                check_type(mount, root, where)
                 realised.tree = _clone(root, where, means)
             finally:
                 os.close(root)
@@ -283,140 +223,6 @@ def _open_root(top: int, path: bytes, where: str) -> int:
         raise _cannot_open(where, error) from error
 
 
-def _check_source(mount: Mount, root: int, where: str, means: Means) -> bool:
-    """Refuse another source; tell whether inode numbers are those of the dump."""
-    _check_type(mount, root, where)
-    return _check_superblock(mount, root, where, means)
-
-
-def _check_type(mount: Mount, root: int, where: str) -> None:
-    mode = kernel.fstat(root).mode
-    if stat.S_IFMT(mode) != mount.root_type:
-        raise DetachedError(
-            f"the bind source {where} is {type_name(mode)}, it was {type_name(mount.root_type)}"
-        )
-
-
-def _check_superblock(mount: Mount, root: int, where: str, means: Means) -> bool:
-    """Refuse another filesystem; tell whether inode numbers are those of the dump."""
-    if mount.origin == RECREATED:
-        return False
-    if mount.filesystem in means.fresh:
-        return means.fresh[mount.filesystem]
-    same_boot = means.same_boot
-    recorded = mount.superblock
-    assert recorded is not None and mount.bind_source is not None  # check_mount
-    found = superblock_of(root, recorded.fs_type)
-    chosen = mount.origin == SUPPLIED  # by the user, who may know better
-    if not chosen and found.magic != recorded.magic:
-        raise DetachedError(
-            f"the bind source {where} is on another filesystem (type {found.magic:#x}), it was on"
-            f" {quote(recorded.fs_type)} ({recorded.magic:#x}): mount the right one there"
-        )
-    if mount.origin == REMOUNT:  # it is known by what it lies on
-        return found.magic not in kernel.VOLATILE_INODES
-    same = is_same(recorded, found, same_boot)
-    # A restored namespace may have its filesystems made anew; the host's are still there.
-    if not same and same_boot and not mount.bind_source.in_namespace and not chosen:
-        raise DetachedError(
-            f"the bind source {where} is on another {quote(recorded.fs_type)} filesystem than at"
-            " the dump: mount the right one there"
-        )
-    if not same:
-        log.warn(
-            f"the bind source {where} is on another filesystem"
-            + (f" (type {found.magic:#x})" if found.magic != recorded.magic else "")
-            + f" than at the dump ({quote(recorded.fs_type)}): files are found by their paths, and"
-            " their inodes are not compared"
-        )
-    return same and found.magic not in kernel.VOLATILE_INODES
-
-
-def _check_id_map(mount: Mount, root: int, where: str, means: Means) -> None:
-    """The clone has the source's id-map: it must be the one that the dump reckoned with."""
-    source = mount.bind_source
-    assert source is not None  # check_mount
-    wanted = (mount.uid_map, mount.gid_map) if source.id_mapped else ([], [])
-    if source.id_mapped and means.in_userns:
-        uid_map, gid_map = wanted
-        wanted = _seen_here(uid_map, means.proc, "uid"), _seen_here(gid_map, means.proc, "gid")
-    try:
-        # Before Linux 7.0 the dump knows the id-maps of anonymous mounts alone.
-        tell = kernel.attached_id_maps if mount.anonymous else kernel.id_maps
-        found = tell(root)
-    except OSError as error:
-        if source.id_mapped:
-            raise DetachedError(
-                f"the bind source {where} was id-mapped; whether it is, Linux 7.0 or newer tells"
-            ) from error
-        return
-    if found != wanted:
-        raise DetachedError(f"the bind source {where} has another id-map than at the dump")
-
-
-def _seen_here(lines: list[bytes], proc: int, kind: str) -> list[bytes]:
-    """An id-map of CRIU's user namespace, as statmount(2) shows it in this task's.
-
-    Args:
-        lines: the id-map.
-        proc: fd of a procfs that shows this task.
-        kind: "uid" or "gid".
-    """
-    id_map_text(lines)
-    fd = os.open(f"self/{kind}_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    try:
-        own = os.read(fd, _MAX_MAP).split(b"\n")
-    finally:
-        os.close(fd)
-    return translated(lines, [line for line in own if line])
-
-
-def translated(lines: list[bytes], own: list[bytes]) -> list[bytes]:
-    """What is left of an id-map in a user namespace: lines that it has all ids of.
-
-    Args:
-        lines: the id-map, checked: first id, id outside, how many.
-        own: that of the user namespace, likewise.
-    """
-    found = []
-    for line in lines:
-        first, lower, count = (int(text) for text in line.split())
-        for inside, outside, size in (map(int, each.split()) for each in own):
-            if outside <= lower and lower + count <= outside + size:
-                found.append(b"%d %d %d" % (first, lower - outside + inside, count))
-    return found
-
-
-def mount_attributes(mount: Mount) -> tuple[int, int]:
-    """What mount_setattr(2) is to set and to clear on a clone of the source."""
-    attr_set = mount.attr
-    if needs_id_map(mount):
-        attr_set |= kernel.MOUNT_ATTR_IDMAP
-    # The kernel wants the whole field cleared when the access time mode is set.
-    return attr_set, _KNOWN_ATTR & ~mount.attr | kernel.MOUNT_ATTR__ATIME
-
-
-def needs_id_map(mount: Mount) -> bool:
-    """Tell whether a clone of the source is to be given an id-map."""
-    source = mount.bind_source
-    return bool(mount.uid_map or mount.gid_map) and not (source and source.id_mapped)
-
-
-def user_namespace(mount: Mount) -> int:
-    """Make the user namespace for a mount's id-map; it takes a fork, so not in a task.
-
-    Returns:
-        An fd, the caller's; -1 when the mount needs none.
-
-    Raises:
-        DetachedError: the id-map of the record is none.
-        OSError: the kernel refuses it.
-    """
-    if not needs_id_map(mount):
-        return -1
-    return kernel.user_namespace(id_map_text(mount.uid_map), id_map_text(mount.gid_map))
-
-
 def _clone(root: int, where: str, means: Means) -> int:
     try:
         return means.clone(root)
@@ -454,21 +260,3 @@ def _setattr(
             f"can't give the clone of {where} the attributes {attr_set:#x}:"
             f" {reason(error.errno or 0)}"
         ) from error
-
-
-def id_map_text(lines: list[bytes]) -> bytes:
-    """Turn a record's id-map into what /proc/PID/uid_map takes.
-
-    Raises:
-        DetachedError: it is none.
-    """
-    for line in lines:
-        numbers = line.split()
-        if len(numbers) != 3 or not all(map(_is_id, numbers)):
-            raise DetachedError(f"the id-map line {quote(line)} is invalid")
-    return b"".join(line + b"\n" for line in lines)
-
-
-def _is_id(text: bytes) -> bool:
-    """Ten digits hold 32 bits; int() refuses thousands of them with another exception."""
-    return text.isdigit() and len(text) <= 10 and int(text) < 1 << 32

@@ -20,7 +20,7 @@ import pytest
 from criu_detached import kernel, mountinfo
 from criu_detached.errors import DetachedError
 from criu_detached.host import Host
-from criu_detached.records import File
+from criu_detached.records import BIND_SOURCE, BindSource, File, Mount, Superblock
 
 
 def compile_schema(source: Path, output: Path) -> ModuleType:
@@ -317,3 +317,19 @@ class StandInHost(Host):
 
     def shared_set(self, index: int, value: int) -> None:
         self.numbers[index] = value
+
+
+def good_mount(**changes: object) -> Mount:
+    """A record that a dump could write, with something changed."""
+    mount = Mount(
+        mnt_id=300,
+        origin=BIND_SOURCE,
+        root=b"/tree",
+        root_type=stat.S_IFDIR,
+        attr=kernel.MOUNT_ATTR_NOSUID,
+        superblock=Superblock(fs_type=b"tmpfs", magic=0x01021994),
+        bind_source=BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"tree"),
+    )
+    for name, value in changes.items():
+        setattr(mount, name, value)
+    return mount

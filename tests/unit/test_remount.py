@@ -25,7 +25,7 @@ from criu_detached.records import (
     Mount,
     Superblock,
 )
-from criu_detached.restore.realise import check_filesystems
+from criu_detached.restore.checks import check_filesystems
 
 UUID = b"01234567-89ab-cdef-0123-456789abcdef"
 

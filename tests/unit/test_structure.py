@@ -69,7 +69,7 @@ LATE = {
     ("entry", "pre_dump_watches"),
     ("entry", "restore_init"),
     ("dump.mounts", "_the_sole_held"),
-    ("restore.restore", "_realise_filesystems"),
+    ("restore.outside", "_realise_filesystems"),
 }
 
 
@@ -101,7 +101,7 @@ def test_small_os() -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         if node.value.id == "os"
     }
-    assert ("open", "restore.restore") in used
+    assert ("open", "restore.files") in used
     more = {"SEEK_SET", "SEEK_CUR", "SEEK_END", "fsencode"}
     assert [each for each in used if each[0] not in more and not hasattr(posix, each[0])] == []
 
@@ -122,7 +122,7 @@ def test_import_has_no_side_effect(lib: Path, module: str) -> None:
 BEFORE = """
 import os, stat
 from criu_detached import contents, host, kernel, log, paths, recordfile, superblock
-from criu_detached.restore import ghosts, realise, restore, sockets
+from criu_detached.restore import checks, ghosts, inodes, realise, restore, sockets
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import *
 
@@ -165,7 +165,7 @@ works = [
     lambda: kernel.clone_mount(tree),
     lambda: kernel.open_by_handle(tree, kernel.name_to_handle(tree), os.O_PATH),
     lambda: recordfile.read_records(tree),
-    lambda: realise.check_mount(Mount(origin=9)),
+    lambda: checks.check_mount(Mount(origin=9)),
     lambda: realise.realise(
         Mount(
             root_type=stat.S_IFDIR,
@@ -239,7 +239,7 @@ def make(wanted):
         made = [(each, workshop.make(each, tree, paths.ROOT)) for each in wanted]
     finally:
         workshop.close()
-    ghosts.give_attributes(made, proc)
+    inodes.give_attributes(made, proc)
     return made
 
 def refuse(*arguments, **names):
@@ -258,7 +258,7 @@ def realised(*ghosts):
 
 counts = []
 works = [
-    lambda: [attempt(lambda: ghosts.check_ghost(each, reader)) for each in good + bad + hostile],
+    lambda: [attempt(lambda: checks.check_ghost(each, reader)) for each in good + bad + hostile],
     lambda: counts.append(len(make(sorted(good, key=ghosts.depth)))),
     lambda: [attempt(lambda: make([each])) for each in bad],
     lambda: setattr(contents, "_copy_file_range", refuse),

@@ -13,7 +13,8 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote
 from criu_detached.records import Filesystem, Inode, Node
-from criu_detached.restore.ghosts import check_inode, set_attributes
+from criu_detached.restore.checks import check_inode
+from criu_detached.restore.inodes import set_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

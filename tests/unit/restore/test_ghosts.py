@@ -16,7 +16,9 @@ from criu_detached.contents import ContentReader, ContentWriter, open_data
 from criu_detached.errors import DetachedError
 from criu_detached.records import File, Ghost, Handle, Inode, Time, Xattr
 from criu_detached.restore import ghosts
-from criu_detached.restore.ghosts import Workshop, check_ghost, depth, give_attributes
+from criu_detached.restore.checks import check_ghost
+from criu_detached.restore.ghosts import Workshop, depth
+from criu_detached.restore.inodes import give_attributes
 
 from .. import support
 

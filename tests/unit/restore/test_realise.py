@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import kernel
+from criu_detached import attributes, kernel
 from criu_detached.errors import DetachedError
 from criu_detached.records import (
-    BIND_SOURCE,
     BindSource,
     File,
     Ghost,
@@ -23,89 +22,7 @@ from criu_detached.records import (
 from criu_detached.restore import realise
 
 from .. import support
-
-
-def good(**changes: object) -> Mount:
-    """A record that a dump could write, with something changed."""
-    mount = Mount(
-        mnt_id=300,
-        origin=BIND_SOURCE,
-        root=b"/tree",
-        root_type=stat.S_IFDIR,
-        attr=kernel.MOUNT_ATTR_NOSUID,
-        superblock=Superblock(fs_type=b"tmpfs", magic=0x01021994),
-        bind_source=BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"tree"),
-    )
-    for name, value in changes.items():
-        setattr(mount, name, value)
-    return mount
-
-
-def test_good_record() -> None:
-    realise.check_mount(good())
-
-
-@pytest.mark.parametrize("origin", [0, 5, 99, (1 << 64) - 1])
-def test_unknown_origin(origin: int) -> None:
-    with pytest.raises(DetachedError, match=f"mount 300 has the unknown origin {origin}:"):
-        realise.check_mount(good(origin=origin))
-
-
-@pytest.mark.parametrize("field", ["bind_source", "superblock"])
-def test_part_is_missing(field: str) -> None:
-    with pytest.raises(DetachedError, match="mount 300"):
-        realise.check_mount(good(**{field: None}))
-
-
-@pytest.mark.parametrize(
-    "attr", [0x8, kernel.MOUNT_ATTR_IDMAP, 0x100, 1 << 22, 1 << 63, (1 << 64) - 1]
-)
-def test_attributes(attr: int) -> None:
-    known = attr == kernel.MOUNT_ATTR_NOEXEC
-    if known:
-        realise.check_mount(good(attr=attr))
-        return
-    with pytest.raises(DetachedError, match=f"unknown attributes {attr:#x}"):
-        realise.check_mount(good(attr=attr))
-
-
-@pytest.mark.parametrize("field", ["mountpoint", "path"])
-@pytest.mark.parametrize("path", [b"..", b"/../etc", b"a/..", b"a\0b", b"/a/../../b"])
-def test_paths_that_leave(field: str, path: bytes) -> None:
-    names = {"mountpoint": b"/mnt", "path": b"tree", field: path}
-    with pytest.raises(DetachedError, match="mount 300 has the invalid path") as error:
-        realise.check_mount(good(bind_source=BindSource(mnt_id=30, **names)))
-    assert "\0" not in str(error.value)
-
-
-def test_deleted_root_that_is_all_of_the_source() -> None:
-    """What was above it, where it had its name, is not shown then."""
-    source = BindSource(mnt_id=30, mountpoint=b"/mnt", path=b".")
-    realise.check_mount(good(bind_source=source))
-    with pytest.raises(DetachedError, match="mount 300 has a deleted root"):
-        realise.check_mount(good(bind_source=source, root_deleted=1))
-
-
-@pytest.mark.parametrize(
-    ("lines", "text"),
-    [([], b""), ([b"0 1000 1"], b"0 1000 1\n"), ([b"0 1000 1", b"1 5 9"], b"0 1000 1\n1 5 9\n")],
-)
-def test_id_map_text(lines: list[bytes], text: bytes) -> None:
-    assert realise.id_map_text(lines) == text
-
-
-@pytest.mark.parametrize(
-    "line",
-    [b"", b"0 1", b"0 1 2 3", b"a 1 2", b"-1 1 2", b"0 0 4294967296", b"0 0x1 1", "0 1 ²".encode()],
-)
-def test_invalid_id_map(line: bytes) -> None:
-    with pytest.raises(DetachedError, match="id-map line"):
-        realise.id_map_text([b"0 1 2", line])
-
-
-@pytest.mark.parametrize("kind", [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, 0])
-def test_type_name(kind: int) -> None:
-    assert realise.type_name(kind | 0o644).startswith("a ")
+from ..support import good_mount
 
 
 class Ground:
@@ -151,7 +68,7 @@ def ground(tmp_path: Path) -> Ground:
 def test_realised(ground: Ground) -> None:
     """Its root is the recorded one, it has its attributes, and no one sees it."""
     mounts = Path("/proc/self/mountinfo").read_text()
-    tree = ground.realise(good(superblock=ground.superblock))
+    tree = ground.realise(good_mount(superblock=ground.superblock))
     try:
         assert os.listdir(f"/proc/self/fd/{tree}") == ["file"]
         flags = kernel.fstatfs(tree).flags
@@ -180,7 +97,7 @@ def test_attributes_are_the_records_alone(ground: Ground, attr: int, status: int
     """Whatever the source has: it may have been mounted anew since."""
     source = ground.path / "mnt"
     with support.mounted(source, "--bind", "-o", "nosuid,nodev,noexec,ro", str(source)):
-        tree = ground.realise(good(superblock=ground.superblock, attr=attr))
+        tree = ground.realise(good_mount(superblock=ground.superblock, attr=attr))
     found = kernel.fstatfs(tree).flags
     os.close(tree)
     assert found & ~0x20 == status  # ST_VALID
@@ -188,7 +105,7 @@ def test_attributes_are_the_records_alone(ground: Ground, attr: int, status: int
 
 def test_mount_of_a_file(ground: Ground) -> None:
     source = BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"tree/file")
-    record = good(superblock=ground.superblock, bind_source=source, root_type=stat.S_IFREG)
+    record = good_mount(superblock=ground.superblock, bind_source=source, root_type=stat.S_IFREG)
     tree = ground.realise(record)
     assert Path(f"/proc/self/fd/{tree}").read_text() == "content"
     os.close(tree)
@@ -243,7 +160,7 @@ def other_device(ground: Ground, record: Mount) -> None:
     ],
 )
 def test_changed_source(ground: Ground, change: Change, why: str) -> None:
-    record = good(superblock=ground.superblock)
+    record = good_mount(superblock=ground.superblock)
     change(ground, record)
     before = support.open_fds()
     with pytest.raises(DetachedError, match=f"bind source /mnt/tree.*{why}") as error:
@@ -253,7 +170,7 @@ def test_changed_source(ground: Ground, change: Change, why: str) -> None:
 
 
 def test_other_device_in_a_namespace_that_is_made_anew(ground: Ground) -> None:
-    record = good(superblock=ground.superblock)
+    record = good_mount(superblock=ground.superblock)
     other_device(ground, record)
     assert record.bind_source is not None
     record.bind_source.in_namespace = 1
@@ -265,7 +182,7 @@ def test_attribute_field_that_is_none(ground: Ground) -> None:
     """Every bit is known, but there is no such mode of access times."""
     before = support.open_fds()
     with pytest.raises(DetachedError, match="can't give the clone of /mnt/tree the attributes"):
-        ground.realise(good(superblock=ground.superblock, attr=kernel.MOUNT_ATTR__ATIME))
+        ground.realise(good_mount(superblock=ground.superblock, attr=kernel.MOUNT_ATTR__ATIME))
     assert support.open_fds() == before
 
 
@@ -292,7 +209,7 @@ def let_go(found: realise.Realised) -> None:
 def test_deleted_files(ground: Ground, attr: int) -> None:
     """They are on the mount, which has its attributes, also when it is read-only."""
     before, mounts = support.names_in(ground.path), Path("/proc/self/mountinfo").read_text()
-    record = good(superblock=ground.superblock, attr=attr)
+    record = good_mount(superblock=ground.superblock, attr=attr)
     deep, plain = ghost(b"gone/deep", uid=5), ghost(b"file", gid=6)
     found, links = realise_ghosts(ground, record, deep, plain)
     assert links == ["/file.cr_link (deleted)", "/gone/deep (deleted)"]
@@ -314,7 +231,9 @@ def test_deleted_files_of_a_read_only_source(ground: Ground) -> None:
     """The mounts are read-only, the filesystem is not."""
     source = ground.path / "mnt"
     with support.mounted(source, "--bind", "-o", "ro", str(source)):
-        found, links = realise_ghosts(ground, good(superblock=ground.superblock), ghost(b"one"))
+        found, links = realise_ghosts(
+            ground, good_mount(superblock=ground.superblock), ghost(b"one")
+        )
     assert links == ["/one (deleted)"]
     let_go(found)
 
@@ -323,7 +242,7 @@ def test_deleted_files_of_a_read_only_source(ground: Ground) -> None:
 def test_deleted_root(ground: Ground, held: bool) -> None:
     before = support.names_in(ground.path)
     source = BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"gone/root")
-    record = good(superblock=ground.superblock, bind_source=source, root_deleted=1)
+    record = good_mount(superblock=ground.superblock, bind_source=source, root_deleted=1)
     records = [ghost(b"lost")]
     if held:
         records.append(ghost(b".", stat.S_IFDIR | 0o711, uid=5))
@@ -341,7 +260,7 @@ def test_deleted_file_that_cannot_be_made(ground: Ground) -> None:
     names, before = support.names_in(ground.path), support.open_fds()
     bad = ghost(b"z/bad", stat.S_IFLNK | 0o777)
     with pytest.raises(DetachedError, match="can't make the deleted files of /mnt/tree again"):
-        realise_ghosts(ground, good(superblock=ground.superblock), ghost(b"a/one"), bad)
+        realise_ghosts(ground, good_mount(superblock=ground.superblock), ghost(b"a/one"), bad)
     assert support.open_fds() == before
     assert support.names_in(ground.path) == names
 
@@ -349,7 +268,7 @@ def test_deleted_file_that_cannot_be_made(ground: Ground) -> None:
 def test_deleted_root_of_another_type(ground: Ground) -> None:
     names, before = support.names_in(ground.path), support.open_fds()
     source = BindSource(mnt_id=30, mountpoint=b"/mnt", path=b"root")
-    record = good(superblock=ground.superblock, bind_source=source, root_deleted=1)
+    record = good_mount(superblock=ground.superblock, bind_source=source, root_deleted=1)
     with pytest.raises(DetachedError, match="a regular file, it was a directory"):
         realise_ghosts(ground, record, ghost(b"."))
     assert support.open_fds() == before
@@ -358,12 +277,14 @@ def test_deleted_root_of_another_type(ground: Ground) -> None:
 
 def test_deleted_file_on_an_id_mapped_mount(ground: Ground) -> None:
     """The id-map has no place for the one who makes the file, but for its owner."""
-    mapped = good(superblock=ground.superblock, uid_map=[b"1000 5000 1"], gid_map=[b"1000 6000 1"])
+    mapped = good_mount(
+        superblock=ground.superblock, uid_map=[b"1000 5000 1"], gid_map=[b"1000 6000 1"]
+    )
     records = [
         ghost(b"dir", stat.S_IFDIR | 0o700, uid=5000, gid=6000),
         ghost(b"dir/file", uid=5000, gid=6000),
     ]
-    userns = realise.user_namespace(mapped)
+    userns = attributes.user_namespace(mapped)
     with support.opened(ground.path, os.O_PATH) as root, support.opened(Path("/proc")) as proc:
         means = realise.Means(root, True, userns, proc=proc)
         found = realise.realise(mapped, records, means)
@@ -377,25 +298,10 @@ def test_deleted_file_on_an_id_mapped_mount(ground: Ground) -> None:
 
 
 def test_owner_that_is_not_in_the_id_map(ground: Ground) -> None:
-    mapped = good(superblock=ground.superblock, uid_map=[b"1000 5000 1"], gid_map=[b"1000 6000 1"])
+    mapped = good_mount(
+        superblock=ground.superblock, uid_map=[b"1000 5000 1"], gid_map=[b"1000 6000 1"]
+    )
     before = support.open_fds()
     with pytest.raises(DetachedError, match="the id-map of a mount has no place for 6001"):
         realise_ghosts(ground, mapped, ghost(b"doomed", uid=5000, gid=6001))
     assert support.open_fds() == before
-
-
-@pytest.mark.parametrize(
-    ("lines", "own", "seen"),
-    [
-        ([b"0 100000 65536"], [b"0 100000 65536"], [b"0 0 65536"]),
-        ([b"0 100000 10", b"5 100050 1"], [b"0 100000 50", b"7 100050 9"], [b"0 0 10", b"5 7 1"]),
-        ([b"0 1000 1", b"1 100000 2"], [b"0 100000 65536"], [b"1 0 2"]),
-        ([b"0 100000 65537"], [b"0 100000 65536"], []),
-        ([b"3 4 5"], [b"0 0 4294967295"], [b"3 4 5"]),
-    ],
-)
-def test_id_map_in_a_user_namespace(
-    lines: list[bytes], own: list[bytes], seen: list[bytes]
-) -> None:
-    """A line that the namespace does not have all ids of is not shown there."""
-    assert realise.translated(lines, own) == seen
