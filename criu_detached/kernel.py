@@ -91,10 +91,24 @@ def _checked(result: int, call: str) -> int:
     return result
 
 
+_FROZEN = 0x10 | 0x20  # linux/stat.h, STATX_ATTR_IMMUTABLE and STATX_ATTR_APPEND
+
+
 class FileFacts:
     """What tells one file from another, as statx(2) has it."""
 
-    __slots__ = ("dev", "gid", "ino", "mnt_id", "mode", "nlink", "rdev", "size", "uid")
+    __slots__ = (
+        "attributes",
+        "dev",
+        "gid",
+        "ino",
+        "mnt_id",
+        "mode",
+        "nlink",
+        "rdev",
+        "size",
+        "uid",
+    )
 
     def __init__(self, found: Any) -> None:
         self.dev: int = found.dev
@@ -106,6 +120,12 @@ class FileFacts:
         self.nlink: int = found.nlink
         self.uid: int = found.uid
         self.gid: int = found.gid
+        self.attributes: int = found.attributes  # STATX_ATTR_*
+
+    @property
+    def is_frozen(self) -> bool:
+        """Immutable or append-only: it gets no further name, and a directory loses none."""
+        return bool(self.attributes & _FROZEN)
 
 
 _facts = ffi.new("struct file_facts *")

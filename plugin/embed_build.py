@@ -38,6 +38,7 @@ struct file_facts {
     uint32_t nlink;
     uint32_t uid;
     uint32_t gid;
+    uint32_t attributes;
 };
 struct socket_answer {
     int stand_in;

@@ -24,6 +24,7 @@ struct file_facts {
 	uint32_t nlink;
 	uint32_t uid;
 	uint32_t gid;
+	uint32_t attributes; /* STATX_ATTR_*, those of 32 bits */
 };
 
 /**
@@ -52,6 +53,7 @@ static inline int facts_at(int dir, const char *path, int flags, struct file_fac
 		.nlink = stx.stx_nlink,
 		.uid = stx.stx_uid,
 		.gid = stx.stx_gid,
+		.attributes = stx.stx_attributes,
 	};
 	return 0;
 }

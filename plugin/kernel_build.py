@@ -22,6 +22,7 @@ struct file_facts {
     uint32_t nlink;
     uint32_t uid;
     uint32_t gid;
+    uint32_t attributes;
 };
 
 /* Each returns a new fd, a count or 0; on failure -errno. */

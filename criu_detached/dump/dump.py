@@ -18,7 +18,6 @@ from criu_detached.dump.sockets import SocketAnswer, Sockets
 from criu_detached.dump.sources import SourceFinder
 from criu_detached.dump.terminals import is_left_to_shell_job
 from criu_detached.dump.watched import WatchedFiles
-from criu_detached.dump.watches import watches_of_tasks
 from criu_detached.dump.writing import Recording
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts
@@ -165,25 +164,9 @@ class Dump:
             DetachedError: it cannot be written, or what it is could not come back.
         """
         if self._recording.begun():
-            self._mounts.finish()
-            self._refuse_watched()
+            self._mounts.finish(self._files.made_anew)
+            self._files.made_anew.check(self._watched.named)
             self._recording.finish()
-
-    def _refuse_watched(self) -> None:
-        """Refuse watches of files that are made anew, where CRIU keeps them by the file handle.
-
-        It knows no ghosts but its own at restore (get_mark_path, criu/fsnotify.c). This is for
-        a CRIU that gives no chance to name them (WatchedFiles.claim).
-        """
-        anew = {(ghost.dev, ghost.ino): ghost for ghost in self._files.made_anew}
-        for pid, watch in watches_of_tasks() if anew else ():
-            file = anew.get((watch.dev, watch.ino))
-            if file is not None and (watch.dev, watch.ino) not in self._watched.named:
-                raise DetachedError(
-                    f"process {pid} watches the deleted file {quote(file.path)} on mount"
-                    f" {file.mnt_id} (inotify or fanotify), which will be another one after the"
-                    " restore: end the watch, or close the file"
-                )
 
     def _options(self) -> Options:
         """The settings, read when the first is asked for."""

@@ -10,6 +10,7 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.dump.describe import DetachedMount
 from criu_detached.dump.ghosts import GhostDescriber, handle_of
+from criu_detached.dump.made_anew import MadeAnew
 from criu_detached.dump.terminals import refuse_terminal
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts
@@ -57,7 +58,7 @@ class Files:
         self._describer = GhostDescriber(
             contents, options, host.userns_ids, host.dumps_user_namespace()
         )
-        self.made_anew: list[File] = []  # their inodes will be others
+        self.made_anew = MadeAnew()  # their inodes will be others
 
     def record(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> None:
         """Write a file's record, once; every further fd of it is only compared.
@@ -103,11 +104,8 @@ class Files:
                     "it is the root of its mount and deleted, but its path in the bind source is"
                     " there again: Linux 7.0 or newer tells the two apart"
                 )
-            ghost = self._describer.describe(fd, record, facts, mount)
-            self._recording.writer().ghost(ghost)
+            self._record_ghost(fd, record, facts, mount)
             self._ghosts.add((facts.mnt_id, facts.ino))
-            if ghost.inode:
-                self.made_anew.append(record)
         else:
             check_owner(mount, name.path, facts)
             self._recording.writer().file(record)
@@ -136,7 +134,14 @@ class Files:
         if facts.nlink and not stat.S_ISDIR(facts.mode):
             memory.save_later(fd, record)
         else:
-            self._recording.writer().ghost(self._describer.describe(fd, record, facts, mount))
+            self._record_ghost(fd, record, facts, mount)
+
+    def _record_ghost(self, fd: int, record: File, facts: FileFacts, mount: DetachedMount) -> None:
+        """Describe a deleted file, and write its record."""
+        ghost = self._describer.describe(fd, record, facts, mount)
+        if ghost.inode:
+            self.made_anew.add(record)
+        self._recording.writer().ghost(ghost)
 
     def _refuse_nameless(self, fd: int, file: File, ghost: bool) -> None:
         """Refuse O_NOFOLLOW where the file can be opened again by its handle alone.

@@ -66,6 +66,12 @@ class GhostDescriber:
                 "it is deleted, and its filesystem is read-only: it could not be given a name"
                 " again, which the restore needs; make the filesystem writable, or close the file"
             )
+        if kernel.fstat(fd).is_frozen:
+            raise DetachedError(
+                "it is deleted, and immutable or append-only: it could not be given a name again,"
+                " which the restore needs; use chattr -ia on it, or close it"
+            )
+        self._check_directory(file.path, mount)
         file.handle = handle_of(fd)
         ghost = Ghost(file=file, unnamed=int(_is_unnamed(file)))
         # Some filesystems keep the link count of a deleted directory; it has no other name.
@@ -88,6 +94,32 @@ class GhostDescriber:
                 _refuse_privileged(ghost.inode, facts)
         return ghost
 
+    def _check_directory(self, path: bytes, mount: DetachedMount) -> None:
+        """Refuse what could not get a name where it had one, and lose it again."""
+        source = mount.record.bind_source
+        assert source is not None
+        base, above = mount.root, source.path
+        if base < 0:
+            base, above, path = mount.source, paths.ROOT, paths.join(source.path, path)
+        if base < 0:
+            return  # its filesystem is made anew, or supplied
+        path, facts = _nearest_directory(base, path)
+        where = quote(paths.join(source.mountpoint, paths.join(above, path)))
+        if facts.is_frozen:
+            raise DetachedError(
+                "it is deleted, and was in a directory that is immutable or append-only"
+                f" ({where}): the restore has to give it a name there for a moment; use chattr -ia"
+                " on that, or close the file"
+            )
+        if not self._restricted or not source.in_namespace:
+            return
+        if _NO_ID in self._inner_ids(facts.uid, facts.gid):
+            raise DetachedError(
+                "it is deleted, and would get its name again from the tasks' user namespace, which"
+                f" has no rights over the directory that it was in ({where}): give that to an owner"
+                " of the namespace, or close the file"
+            )
+
     def _check_limit(self, fd: int) -> None:
         size, limit = os.fstat(fd).st_blocks * _BLOCK, self._options().ghost_limit
         if size > limit:
@@ -95,6 +127,19 @@ class GhostDescriber:
                 f"it is deleted and has {size} bytes on disk, over the limit of {limit}: raise"
                 f" the setting {quote(GHOST_LIMIT)} of criu-detached"
             )
+
+
+def _nearest_directory(base: int, path: bytes) -> tuple[bytes, FileFacts]:
+    """The directory that a path beneath a root was in, or the last of those above that is left."""
+    while path != paths.ROOT:
+        path = paths.split(path)[0]
+        try:
+            facts = paths.facts_at(base, path)
+        except OSError:
+            continue  # it is deleted too
+        if stat.S_ISDIR(facts.mode):
+            return path, facts
+    return path, kernel.fstat(base)
 
 
 def _refuse_privileged(inode: Inode, facts: FileFacts) -> None:

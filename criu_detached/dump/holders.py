@@ -143,7 +143,7 @@ def files_of_tasks(dev: int) -> Iterator[tuple[int, str, int]]:
         which is closed after.
     """
     for pid in dumped_tasks():
-        for link, fd in _open_links_of(pid, "map_files"):
+        for link, fd in open_links_of(pid, "map_files"):
             if _is_on(fd, dev):
                 yield pid, link, fd
 
@@ -187,12 +187,17 @@ def _open_links(pid: int, more: str = "") -> Iterator[int]:
         pid: the process.
         more: another directory of such links.
     """
-    for _, fd in _open_links_of(pid, more):
+    for _, fd in open_links_of(pid, more):
         yield fd
 
 
-def _open_links_of(pid: int, more: str) -> Iterator[tuple[str, int]]:
-    """As _open_links, each with its name below the process's directory in procfs."""
+def open_links_of(pid: int, more: str) -> Iterator[tuple[str, int]]:
+    """As _open_links, each with its name below the process's directory in procfs.
+
+    Args:
+        pid: the process.
+        more: another directory of such links, or nothing.
+    """
     directories = ("fd", more) if more else ("fd",)
     links = [f"{directory}/{name}" for directory in directories for name in below(pid, directory)]
     for name in ("cwd", "root", "exe", *links):

@@ -18,6 +18,7 @@ from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Mount, is_in_nam
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from criu_detached.dump.made_anew import MadeAnew
     from collections.abc import Callable
 
     from criu_detached.contents import ContentWriter
@@ -113,10 +114,17 @@ class Mounts:
         if mount.record.anonymous:
             self._anonymous.note(fd, facts)
 
-    def finish(self) -> None:
-        """Save what only the end shows to be needed; raises DetachedError."""
+    def finish(self, made_anew: MadeAnew) -> None:
+        """Save what only the end shows to be needed.
+
+        Args:
+            made_anew: takes note of deleted files that will be new ones.
+
+        Raises:
+            DetachedError: it cannot be saved.
+        """
         if self._sole_held is not None:
-            self._sole_held.finish()
+            self._sole_held.finish(made_anew)
 
     def _new_mount(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
         kind = self._classifier.classify(fd, facts.mnt_id)

@@ -294,6 +294,13 @@ class Workshop:
         return name
 
     def _note_times(self, directory: int) -> None:
+        """Before a name is made in a directory; refuse one in which it would have to stay."""
+        if kernel.fstat(directory).is_frozen:
+            raise DetachedError(
+                "a directory that deleted files were in is immutable or append-only"
+                f" ({quote(os.readlink(b'self/fd/%d' % directory, dir_fd=self._proc))} on its"
+                " mount): use chattr -ia on it for the restore"
+            )
         found = os.fstat(directory)
         self._times.append((directory, found.st_atime_ns, found.st_mtime_ns))
 

@@ -17,6 +17,7 @@ from criu_detached.dump.classify import Classifier, Kind
 from criu_detached.dump.filesystems import memfacts
 from criu_detached.dump.filesystems.memory import Memory
 from criu_detached.dump.filesystems.twins import climb
+from criu_detached.dump.made_anew import MadeAnew
 from criu_detached.errors import DetachedError
 from criu_detached.recordfile import Records, RecordWriter, read_records
 from criu_detached.records import (
@@ -85,7 +86,7 @@ class Ground:
                 memory.save(fd, File(path=name.encode()), kernel.fstat(fd), WHOLE)
         if socket_in:
             memory.needs_directory(socket_in)
-        memory.finish()
+        memory.finish(MadeAnew())
         writer.flush()
         return read_records(self.images)
 
@@ -185,7 +186,7 @@ def test_position_is_left(ground: Ground) -> None:
         os.lseek(fd, 3, os.SEEK_SET)
         memory.save(fd, File(path=b"file"), kernel.fstat(fd), WHOLE)
         assert os.lseek(fd, 0, os.SEEK_CUR) == 3
-    memory.finish()
+    memory.finish(MadeAnew())
 
 
 @pytest.mark.parametrize(

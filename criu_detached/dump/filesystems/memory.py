@@ -35,6 +35,7 @@ from criu_detached.superblock import superblock_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.dump.classify import Kind
+    from criu_detached.dump.made_anew import MadeAnew
     from criu_detached.kernel import FileFacts
     from criu_detached.recordfile import RecordWriter
 
@@ -164,8 +165,11 @@ class Memory:
         """Note a directory that a socket is bound in; whether it is there, the trees may tell."""
         self._of_sockets.add(path)
 
-    def finish(self) -> None:
+    def finish(self, made_anew: MadeAnew) -> None:
         """Save the trees.
+
+        Args:
+            made_anew: takes note of deleted files whose other names are not saved.
 
         Raises:
             DetachedError: something in them cannot be saved.
@@ -187,6 +191,7 @@ class Memory:
             facts = kernel.fstat(fd)
             ghost = Ghost(file=file, alias=self._paths.get(facts.ino, b""))
             if not ghost.alias:  # no task can reach its other names
+                made_anew.add(file)
                 ghost.inode = inode_of(fd, facts, self._contents)
             self._records.ghost(ghost)
             os.close(fd)

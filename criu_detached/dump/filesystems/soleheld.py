@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from criu_detached.contents import ContentWriter
     from criu_detached.dump.classify import Kind
+    from criu_detached.dump.made_anew import MadeAnew
     from criu_detached.dump.sources import Source
     from criu_detached.host import Host
     from criu_detached.kernel import FileFacts
@@ -57,10 +58,17 @@ class SoleHeld:
         self._filesystems: dict[int, Filesystem] = {}  # by the device of the superblock
         self._memories: dict[int, Memory] = {}  # likewise
 
-    def finish(self) -> None:
-        """Save, once, what the tasks can reach of filesystems in memory; raises DetachedError."""
+    def finish(self, made_anew: MadeAnew) -> None:
+        """Save, once, what the tasks can reach of filesystems in memory.
+
+        Args:
+            made_anew: takes note of deleted files.
+
+        Raises:
+            DetachedError: something cannot be saved.
+        """
         while self._memories:
-            self._memories.popitem()[1].finish()
+            self._memories.popitem()[1].finish(made_anew)
 
     def describe(
         self, fd: int, link: bytes, facts: FileFacts, kind: Kind, error: DetachedError

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Deleted files that the restore makes anew: who has one must find it in one way alone."""
+
+from __future__ import annotations
+
+from criu_detached import kernel
+from criu_detached.dump.holders import dumped_tasks, open_links_of
+from criu_detached.dump.watches import watches_of_tasks
+from criu_detached.errors import DetachedError, quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.records import File
+
+
+class MadeAnew:
+    """The deleted files of one dump that will be new ones."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[int, int], File] = {}  # by device and inode
+
+    def add(self, file: File) -> None:
+        """Take note of one.
+
+        Args:
+            file: its record.
+
+        Raises:
+            DetachedError: it is held on another detached mount too.
+        """
+        known = self._files.setdefault((file.dev, file.ino), file)
+        if known.mnt_id != file.mnt_id:
+            raise DetachedError(
+                f"the deleted file {quote(file.path)} is held on mount {known.mnt_id} and on mount"
+                f" {file.mnt_id}: {_WOULD_PART}"
+            )
+
+    def check(self, named: set[tuple[int, int]]) -> None:
+        """Look for those that a task has in another way than by its detached mount.
+
+        Args:
+            named: device and inode of watched files that come back with their watch.
+
+        Raises:
+            DetachedError: there is one.
+        """
+        if self._files:
+            self._refuse_on_other_mounts()
+            self._refuse_watched(named)
+
+    def _refuse_on_other_mounts(self) -> None:
+        """CRIU makes a deleted file on an attached mount anew as well."""
+        for pid in dumped_tasks():
+            for link, fd in open_links_of(pid, "map_files"):
+                facts = kernel.fstat(fd)
+                file = self._files.get((facts.dev, facts.ino))
+                if file is not None and facts.mnt_id != file.mnt_id:
+                    raise DetachedError(
+                        f"the deleted file {quote(file.path)} on mount {file.mnt_id} is held by"
+                        f" process {pid} on mount {facts.mnt_id} too ({link}): {_WOULD_PART}"
+                    )
+
+    def _refuse_watched(self, named: set[tuple[int, int]]) -> None:
+        """Refuse watches of them where CRIU keeps these by the file handle.
+
+        It knows no ghosts but its own at restore (get_mark_path, criu/fsnotify.c). This is for
+        a CRIU that gives no chance to name them (WatchedFiles.claim).
+        """
+        for pid, watch in watches_of_tasks():
+            file = self._files.get((watch.dev, watch.ino))
+            if file is not None and (watch.dev, watch.ino) not in named:
+                raise DetachedError(
+                    f"process {pid} watches the deleted file {quote(file.path)} on mount"
+                    f" {file.mnt_id} (inotify or fanotify), which will be another one after the"
+                    " restore: end the watch, or close the file"
+                )
+
+
+_WOULD_PART = "it would come back as two files, and their data would part; close it on one of them"
