@@ -243,6 +243,18 @@ def _may_share(source: int, target: int) -> bool:
     return magic in _SHARING and magic == kernel.fstatfs(target).magic
 
 
+def has_data(fd: int, size: int) -> bool:
+    """Tell whether a file has anything but holes.
+
+    st_blocks does not: many servers (FUSE) leave it at zero.
+
+    Args:
+        fd: the file, open for reading.
+        size: of it, in bytes.
+    """
+    return next(_data_of(fd, size), None) is not None
+
+
 def _data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """Yield offset and length of each piece of a file that is no hole."""
     at = 0

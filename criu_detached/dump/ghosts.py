@@ -8,7 +8,7 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.contents import ContentWriter
+from criu_detached.contents import ContentWriter, has_data
 from criu_detached.dump import roots
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts
@@ -184,14 +184,15 @@ def inode_of(fd: int, facts: FileFacts, contents: ContentWriter, readable: bool 
             inode.target = os.readlink(b"", dir_fd=fd)
         elif stat.S_ISREG(facts.mode):
             inode.size = found.st_size
-            if found.st_blocks:  # else there is nothing but holes
+            if found.st_size:
                 reading = fd if readable else _reopen(fd)
                 try:
-                    place = contents.add(reading, found.st_size)
+                    if has_data(reading, found.st_size):
+                        place = contents.add(reading, found.st_size)
+                        inode.data_at, inode.data_size = place
                 finally:
                     if not readable:
                         os.close(reading)
-                inode.data_at, inode.data_size = place
     except OSError as error:
         raise DetachedError(f"its content or attributes can't be read: {error}") from error
     return inode

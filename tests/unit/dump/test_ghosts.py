@@ -119,6 +119,25 @@ def test_regular_file(ground: Ground) -> None:
     assert inode.data_size < 10_000, "the hole was written"
 
 
+def test_blocks_that_are_not_told(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server's file they may be zero; its content is saved all the same."""
+    fd = ground.open("file")
+    os.write(fd, b"content")
+    os.unlink(ground.source / "file")
+    fstat = os.fstat
+
+    def told(fd: int) -> os.stat_result:
+        found = fstat(fd)
+        names = ("st_atime_ns", "st_mtime_ns")
+        facts = {name: getattr(found, name) for name in names}
+        return os.stat_result(tuple(found), {**facts, "st_blocks": 0})
+
+    monkeypatch.setattr(os, "fstat", told)
+    inode = inode_of(ground.describe(fd))
+    with support.opened(ground.images / contents.NAME) as data:
+        assert b"content" in os.pread(data, inode.data_size, inode.data_at)
+
+
 @pytest.mark.parametrize("size", [0, 1 << 30])
 def test_nothing_but_holes(ground: Ground, size: int) -> None:
     """They need no data file, and do not count."""

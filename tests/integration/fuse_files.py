@@ -1,0 +1,125 @@
+"""A filesystem of one directory that a program serves (FUSE), as strange as some servers are.
+
+It says of no file how much it takes on disk, and gives inodes numbers of 64 bits.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+
+from .harness import kernel
+from .test_served import open_fuse
+
+FIRST_INODE = (1 << 64) - 1000
+
+# linux/fuse.h
+LOOKUP, FORGET, GETATTR, SETATTR, UNLINK, LINK, OPEN, READ, WRITE = 1, 2, 3, 4, 10, 13, 14, 15, 16
+STATFS, RELEASE, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, CREATE = 17, 18, 25, 26, 27, 28, 29, 35
+BATCH_FORGET = 42
+ENOENT, ENOSYS = 2, 38
+ROOT = 1  # the root's node
+HEADER = 40  # bytes of a request's header
+
+
+class Files:
+    """The files, by node, and their names."""
+
+    def __init__(self) -> None:
+        self.modes = {ROOT: stat.S_IFDIR | 0o755}
+        self.contents: dict[int, bytearray] = {}
+        self.names: dict[bytes, int] = {}
+
+    def attributes(self, node: int) -> bytes:
+        """struct fuse_attr; blocks are zero."""
+        size = len(self.contents.get(node, b""))
+        links = sum(one == node for one in self.names.values()) if node != ROOT else 2
+        times = (0,) * 6
+        numbers = (self.modes[node], links, 0, 0, 0, 4096, 0)
+        return struct.pack("=3Q3Q3I7I", FIRST_INODE + node, size, 0, *times, *numbers)
+
+    def entry(self, node: int) -> bytes:
+        """struct fuse_entry_out."""
+        return struct.pack("=4Q2I", node, 0, 0, 0, 0, 0) + self.attributes(node)
+
+    def answer(self, opcode: int, node: int, body: bytes) -> bytes | int:
+        """What a request is answered with; an int is an error."""
+        name = body[{CREATE: 16, LINK: 8}.get(opcode, 0) :].partition(b"\0")[0]
+        if opcode in (LOOKUP, UNLINK) and name not in self.names:
+            return ENOENT
+        if opcode == LOOKUP:
+            return self.entry(self.names[name])
+        if opcode == UNLINK:
+            del self.names[name]
+            return b""
+        if opcode == LINK:
+            self.names[name] = struct.unpack_from("=Q", body)[0]
+            return self.entry(self.names[name])
+        if opcode == CREATE:
+            new = self.names[name] = len(self.modes) + 1
+            self.modes[new], self.contents[new] = struct.unpack_from("=4xI", body)[0], bytearray()
+            return self.entry(new) + bytes(16)
+        return self.answer_plain(opcode, node, body)
+
+    def answer_plain(self, opcode: int, node: int, body: bytes) -> bytes | int:
+        """Likewise, of requests without a name."""
+        if opcode in (READ, WRITE):
+            at, size = struct.unpack_from("=QI", body, 8)
+            if opcode == READ:
+                return bytes(self.contents[node][at : at + size])
+            content = self.contents[node]
+            content.extend(bytes(max(0, at + size - len(content))))
+            content[at : at + size] = body[40:]
+            return struct.pack("=II", size, 0)
+        if opcode == SETATTR:
+            valid, size, mode = struct.unpack_from("=I12xQ44xI", body)
+            if valid & 1:
+                self.modes[node] = mode
+            if valid & 8:
+                content = self.contents[node]
+                del content[size:]
+                content.extend(bytes(size - len(content)))
+        if opcode in (GETATTR, SETATTR):
+            return struct.pack("=QII", 0, 0, 0) + self.attributes(node)
+        plain = {
+            STATFS: bytes(80),
+            INIT: struct.pack("=6I", 7, 22, 0, 0, 0, 1 << 16),
+            OPEN: bytes(16),
+            OPENDIR: bytes(16),
+            READDIR: b"",
+            RELEASE: b"",
+            RELEASEDIR: b"",
+            FLUSH: b"",
+        }
+        return plain.get(opcode, ENOSYS)
+
+    def serve(self, fuse: int) -> None:
+        """Answer until the filesystem is gone."""
+        while True:
+            try:
+                request = os.read(fuse, 1 << 18)
+            except OSError:
+                return
+            opcode, unique, node = struct.unpack_from("=IQQ", request, 4)
+            if opcode in (FORGET, BATCH_FORGET):
+                continue
+            found = self.answer(opcode, node, request[HEADER:])
+            body, error = (b"", -found) if isinstance(found, int) else (found, 0)
+            os.write(fuse, struct.pack("=IiQ", 16 + len(body), error, unique) + body)
+
+
+def mount_files(source: Path) -> None:
+    """Mount it, served by a process of its own."""
+    fuse = open_fuse()
+    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other"
+    kernel.mount("served", source, "fuse", 0, options)
+    if not os.fork():
+        try:
+            os.closerange(0, fuse)
+            os.closerange(fuse + 1, 65536)
+            Files().serve(fuse)
+        finally:
+            os._exit(0)
+    os.close(fuse)
