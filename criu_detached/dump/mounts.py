@@ -18,11 +18,11 @@ from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Mount, is_in_nam
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.dump.made_anew import MadeAnew
     from collections.abc import Callable
 
     from criu_detached.contents import ContentWriter
     from criu_detached.dump.filesystems.soleheld import SoleHeld
+    from criu_detached.dump.made_anew import MadeAnew
     from criu_detached.dump.sources import SourceFinder
     from criu_detached.dump.writing import Recording
     from criu_detached.host import Host
