@@ -13,23 +13,18 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "facts.h"
+#include "syscalls.h"
 
-/* linux/openat2.h: struct open_how, OPEN_HOW_SIZE_VER0 */
-struct open_how_ver0_ {
-	uint64_t flags, mode, resolve;
-};
 #define STAY_BENEATH 0x0f /* NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH */
-#define NR_openat2 437
 
 /** open_beneath - openat2(2), close-on-exec; -1 with errno set */
 static inline int open_beneath(int dir, const char *path, int flags)
 {
-	struct open_how_ver0_ how = { .flags = (unsigned int)flags | O_CLOEXEC,
-				      .resolve = STAY_BENEATH };
+	struct open_how_ver0 how = { .flags = (unsigned int)flags | O_CLOEXEC,
+				     .resolve = STAY_BENEATH };
 
 	return syscall(NR_openat2, dir, path, &how, sizeof(how));
 }

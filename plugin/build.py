@@ -30,7 +30,7 @@ import freeze
 SOURCE = Path(__file__).resolve().parent
 PACKAGE = freeze.PACKAGE
 CFLAGS = ["-O2", "-g", "-fPIC", "-fvisibility=hidden"]
-STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+WARNINGS = ["-std=gnu11", "-Wall", "-Wextra"]
 
 # C files of what CRIU loads, and of what is opened on need.
 SHIM = (
@@ -39,6 +39,8 @@ SHIM = (
     *("restore", "restore_sockets"),
 )
 EMBEDDED = ("known_files", "plain_files")
+# The C files behind kernel.h, for what is opened on need and for the command line tool.
+KERNEL = ("blkid", "kernel_children", "kernel_files", "kernel_mounts", "kernel_visits")
 
 LAUNCHER = """#!{python} -I
 import sys
@@ -139,15 +141,34 @@ def extension_modules() -> dict[str, str]:
 def build_shim(output: Path) -> None:
     """Build what CRIU loads; it links libc alone and is never unmapped."""
     sources = [SOURCE / f"{name}.c" for name in SHIM]
-    cc(output, sources, *STRICT, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
+    cc(output, sources, *WARNINGS, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
 
 
-def build_embedded(output: Path, kernel: Path, scratch: Path) -> None:
+def build_objects(scratch: Path, names: tuple[str, ...]) -> list[Path]:
+    """Compile C files of this directory one by one, and return the object files."""
+    objects = []
+    for name in names:
+        objects.append(scratch / f"{name}.o")
+        cc(objects[-1], [SOURCE / f"{name}.c"], *WARNINGS)
+    return objects
+
+
+def build_kernel(scratch: Path) -> list[Path]:
+    """Build ``criu_detached._kernel``, and return its object files."""
+    from kernel_build import builder
+
+    source, output = scratch / "kernel.c", scratch / "kernel.o"
+    builder().emit_c_code(str(source))
+    cc(output, [source], f"-I{python_headers()}")
+    return [output, *build_objects(scratch, KERNEL)]
+
+
+def build_embedded(output: Path, kernel: list[Path], scratch: Path) -> None:
     """Build the module that starts Python inside CRIU.
 
     Args:
         output: the file to write.
-        kernel: C source of ``criu_detached._kernel``.
+        kernel: object files of ``criu_detached._kernel``.
         scratch: a directory for what is needed meanwhile.
     """
     from embed_build import builder
@@ -156,21 +177,17 @@ def build_embedded(output: Path, kernel: Path, scratch: Path) -> None:
     source = scratch / "embed.c"
     linked = ["criu_detached._kernel", *modules]
     builder(freeze.c_source(), linked, sys.executable).emit_c_code(str(source))
-    include = f"-I{python_headers()}"
-    objects = {name: scratch / f"{name}.o" for name in (*EMBEDDED, "kernel")}
-    for name in EMBEDDED:
-        cc(objects[name], [SOURCE / f"{name}.c"], *STRICT)
-    cc(objects["kernel"], [kernel], include)
+    sources = [source, *build_objects(scratch, EMBEDDED), *kernel]
     # CRIU exports all its functions: without -Bsymbolic one of them could take the place of ours.
     options = [*modules.values(), *libpython(), "-Wl,-z,nodelete,-Bsymbolic", "-pthread"]
-    cc(output, [source, *objects.values()], include, *options)
+    cc(output, sources, f"-I{python_headers()}", *options)
 
 
-def build_package(target: Path, kernel: Path) -> None:
+def build_package(target: Path, kernel: list[Path]) -> None:
     """Copy the Python package, with its ``_kernel`` module, for the command line tool."""
     shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", "*.so", "plugin"))
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    cc(target / f"_kernel{suffix}", [kernel], f"-I{python_headers()}")
+    cc(target / f"_kernel{suffix}", kernel)
 
 
 def build(output: Path) -> None:
@@ -182,8 +199,6 @@ def build(output: Path) -> None:
     Raises:
         BuildError: something is missing on this machine; the old build is then intact.
     """
-    from kernel_build import builder
-
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".build-") as temporary:
         new = Path(temporary) / "criu_detached"
@@ -192,8 +207,7 @@ def build(output: Path) -> None:
         lib = new / "lib"
         lib.mkdir(parents=True)
         build_shim(Path(temporary) / "criu_detached.so")
-        kernel = scratch / "kernel.c"
-        builder().emit_c_code(str(kernel))
+        kernel = build_kernel(scratch)
         build_embedded(new / "embed.so", kernel, scratch)
         build_package(lib / "criu_detached", kernel)
         compileall.compile_dir(

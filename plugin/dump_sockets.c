@@ -14,6 +14,7 @@
 #include "log.h"
 #include "socket_names.h"
 #include "steer.h"
+#include "syscalls.h"
 
 /* What CRIU was given for a socket's file last; it asks for the link of each. */
 static struct {

@@ -14,6 +14,7 @@
 #include "log.h"
 #include "socket_names.h"
 #include "steer.h"
+#include "syscalls.h"
 
 /* Where this task's names lead. */
 static struct {

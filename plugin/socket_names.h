@@ -10,13 +10,10 @@
 #ifndef CRIU_DETACHED_SOCKET_NAMES_H
 #define CRIU_DETACHED_SOCKET_NAMES_H
 
-#include <linux/sockios.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
-
-#define SIOCUNIXFILE_ (SIOCPROTOPRIVATE + 0) /* linux/un.h */
 
 /* What a socket can be bound to: sun_path, and an end mark that it may lack. */
 #define SOCKET_NAME_SIZE 109

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Files: opening, what they are, and by which names they are known. */
+#define _GNU_SOURCE
+#include "kernel.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "syscalls.h"
+
+int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve)
+{
+	struct open_how_ver0 how = { .flags = flags, .resolve = resolve };
+
+	return or_errno(syscall(NR_openat2, dirfd, path, &how, sizeof(how)));
+}
+
+int sys_fstatfs(int fd, uint64_t *out)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs))
+		return -errno;
+	out[0] = (unsigned long)fs.f_type;
+	memcpy(&out[1], &fs.f_fsid, sizeof(out[1]));
+	out[2] = fs.f_flags;
+	return 0;
+}
+
+int sys_fstat(int fd, struct file_facts *out)
+{
+	return or_errno(facts_of(fd, out));
+}
+
+int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct file_facts *out)
+{
+	int err, fd = sys_openat2(dirfd, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, resolve);
+
+	if (fd < 0)
+		return fd;
+	err = sys_fstat(fd, out);
+	close(fd);
+	return err;
+}
+
+int sys_open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve,
+		     struct file_facts *out)
+{
+	int err, fd = sys_openat2(dirfd, path, flags, resolve);
+
+	if (fd < 0)
+		return fd;
+	err = sys_fstat(fd, out);
+	if (err) {
+		close(fd);
+		return err;
+	}
+	return fd;
+}
+
+/* fcntl.h: struct file_handle with MAX_HANDLE_SZ bytes */
+struct handle {
+	unsigned int handle_bytes;
+	int handle_type;
+	unsigned char f_handle[128];
+};
+
+int sys_file_handle(int fd, int flags, int *type, unsigned char *handle, unsigned int *size)
+{
+	struct handle h = { .handle_bytes = sizeof(h.f_handle) };
+	int mnt_id;
+
+	if (syscall(SYS_name_to_handle_at, fd, "", &h, &mnt_id, AT_EMPTY_PATH | flags))
+		return -errno;
+	*type = h.handle_type;
+	*size = h.handle_bytes;
+	memcpy(handle, h.f_handle, h.handle_bytes);
+	return 0;
+}
+
+int sys_open_by_handle(int mount_fd, int type, const unsigned char *handle, unsigned int size,
+		       int flags)
+{
+	struct handle h = { .handle_bytes = size, .handle_type = type };
+
+	if (size > sizeof(h.f_handle))
+		return -EINVAL;
+	memcpy(h.f_handle, handle, size);
+	return or_errno(syscall(SYS_open_by_handle_at, mount_fd, &h, flags));
+}
+
+int sys_pidfd_getfd(int pidfd, int fd)
+{
+	return or_errno(syscall(NR_pidfd_getfd, pidfd, fd, 0));
+}
+
+/* A watch of no event, of which fdinfo shows the superblock (fs/notify/fdinfo.c). */
+int sys_superblock_dev(int fd, uint64_t *dev)
+{
+	char text[1024], *found;
+	unsigned int number;
+	ssize_t size;
+	int inotify, err = -EOPNOTSUPP;
+
+	inotify = inotify_init1(IN_CLOEXEC);
+	if (inotify < 0)
+		return -errno;
+	snprintf(text, sizeof(text), "/proc/self/fd/%d", fd);
+	if (inotify_add_watch(inotify, text, IN_DELETE_SELF) < 0) {
+		err = -errno;
+		goto out;
+	}
+	snprintf(text, sizeof(text), "/proc/self/fdinfo/%d", inotify);
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		err = -errno;
+		goto out;
+	}
+	size = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[size > 0 ? size : 0] = '\0';
+	found = strstr(text, " sdev:");
+	if (found && sscanf(found, " sdev:%x", &number) == 1) {
+		*dev = makedev(number >> 20, number & 0xfffff);
+		err = 0;
+	}
+out:
+	close(inotify);
+	return err;
+}
+
+/* linux/fs.h: FS_IOC_GETFSUUID, Linux 6.9 */
+struct fsuuid2_ver0 {
+	uint8_t len;
+	uint8_t uuid[16];
+};
+
+int sys_fs_uuid(int fd, unsigned char *uuid)
+{
+	struct fsuuid2_ver0 u = { 0 };
+
+	if (ioctl(fd, _IOR(0x15, 0, struct fsuuid2_ver0), &u))
+		return -errno;
+	memcpy(uuid, u.uuid, sizeof(u.uuid));
+	return u.len;
+}
+
+int sys_peer_path(int fd, char *path, size_t size)
+{
+	struct sockaddr_un addr = { 0 };
+	socklen_t len = sizeof(addr);
+
+	if (getpeername(fd, (struct sockaddr *)&addr, &len))
+		return -errno;
+	if (addr.sun_family != AF_UNIX)
+		return -EAFNOSUPPORT;
+	snprintf(path, size, "%.*s", (int)sizeof(addr.sun_path), addr.sun_path);
+	return 0;
+}
+
+/* An O_PATH fd of the file that another process's unix socket is bound to. */
+int sys_bound_file(int pid_fd, int fd)
+{
+	int file, sk = syscall(NR_pidfd_getfd, pid_fd, fd, 0), domain = 0;
+	socklen_t len = sizeof(domain);
+
+	if (sk < 0)
+		return -errno;
+	/* Sockets of other families have requests of the same number. */
+	if (getsockopt(sk, SOL_SOCKET, SO_DOMAIN, &domain, &len))
+		file = -errno;
+	else
+		file = domain == AF_UNIX ? or_errno(ioctl(sk, SIOCUNIXFILE_)) : -EAFNOSUPPORT;
+	close(sk);
+	return file;
+}
