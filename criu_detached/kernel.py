@@ -8,7 +8,6 @@ those of the uapi headers linux/mount.h, linux/openat2.h, linux/fcntl.h and stat
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 
@@ -754,9 +753,14 @@ def is_directory(path: str | bytes) -> bool:
         return False
 
 
+def file_flags(fd: int) -> int:
+    """The flags that a file was opened with, and those that were set since; fcntl(2)."""
+    return _checked(lib.sys_file_flags(fd), "fcntl")
+
+
 def is_readable(fd: int) -> bool:
     """Tell whether a file can be read through an fd."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    flags = file_flags(fd)
     return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_WRONLY
 
 

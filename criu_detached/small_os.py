@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The module ``os`` inside CRIU: its part in C, under its name.
+"""The modules ``os`` and ``stat`` inside CRIU: their parts in C, under their names.
 
-The library's takes a tenth of the time that Python needs to start, for abstract classes, a copy of
+The library's take a tenth of the time that Python needs to start, for abstract classes, a copy of
 the environment and tables that nothing here asks for. This is imported before all that imports
-``os`` (plugin/embed_build.py). tests/unit/test_structure.py holds the package to it.
+them (plugin/embed_build.py). tests/unit/test_structure.py holds the package to it.
 """
 
 from __future__ import annotations
 
+import _stat
 import sys
 from posix import *  # noqa: F403
 
@@ -19,4 +20,4 @@ def fsencode(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-sys.modules["os"] = sys.modules[__name__]
+sys.modules["os"], sys.modules["stat"] = sys.modules[__name__], _stat

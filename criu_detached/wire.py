@@ -49,15 +49,17 @@ class Message:
     _by_tag: ClassVar[dict[int, tuple[str, Any]]] = {}
 
     def __init_subclass__(cls) -> None:
-        cls._defaults = {name: _default(kind) for _, name, kind in cls.FIELDS}
-        cls._lists = tuple(name for _, name, kind in cls.FIELDS if _is_list(kind))
-        cls._tags = tuple(
-            (name, kind, varint(number << 3 | _expected_wire(kind)))
-            for number, name, kind in cls.FIELDS
-        )
-        cls._by_tag = {
-            number << 3 | _expected_wire(kind): (name, kind) for number, name, kind in cls.FIELDS
-        }
+        cls._defaults, cls._by_tag = {}, {}
+        lists, tags = [], []
+        for number, name, kind in cls.FIELDS:
+            tag = number << 3 | _WIRES.get(kind, _LENGTH)
+            cls._defaults[name] = _DEFAULTS.get(kind)
+            cls._by_tag[tag] = (name, kind)
+            tags.append((name, kind, varint(tag)))
+            if _is_list(kind):
+                cls._defaults[name] = ()
+                lists.append(name)
+        cls._lists, cls._tags = tuple(lists), tuple(tags)
 
     def __init__(self, **values: Any) -> None:
         self.__dict__ = self._defaults | values
@@ -74,11 +76,9 @@ class Message:
         return f"{type(self).__name__}({fields})"
 
 
-_DEFAULTS = {UINT: 0, FIXED: 0, BYTES: b"", BYTES_LIST: ()}
-
-
-def _default(kind: Any) -> Any:
-    return () if isinstance(kind, ListOf) else _DEFAULTS.get(kind)
+# Of the kinds that are no messages.
+_DEFAULTS = {UINT: 0, FIXED: 0, BYTES: b""}
+_WIRES = {UINT: _VARINT, FIXED: _FIXED32}
 
 
 def _is_list(kind: Any) -> bool:
@@ -167,10 +167,6 @@ def _read_field(data: bytes, at: int, wire: int) -> tuple[Any, int]:
     if size > len(data) - at:
         raise WireError("a field is cut off")
     return data[at : at + size], at + size
-
-
-def _expected_wire(kind: Any) -> int:
-    return _VARINT if kind is UINT else _FIXED32 if kind is FIXED else _LENGTH
 
 
 def decode(cls: type[Any], data: bytes) -> Any:

@@ -21,6 +21,8 @@ int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct file_
 int sys_open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resolve,
 		     struct file_facts *out);
 int sys_fstat(int fd, struct file_facts *out);
+/* F_GETFL. */
+int sys_file_flags(int fd);
 /* Magic number, filesystem id, flags. */
 int sys_fstatfs(int fd, uint64_t *out);
 /* A handle has 128 bytes at most. */

@@ -39,6 +39,11 @@ int sys_fstat(int fd, struct file_facts *out)
 	return or_errno(facts_of(fd, out));
 }
 
+int sys_file_flags(int fd)
+{
+	return or_errno(fcntl(fd, F_GETFL));
+}
+
 int sys_stat_beneath(int dirfd, const char *path, uint64_t resolve, struct file_facts *out)
 {
 	int err, fd = sys_openat2(dirfd, path, O_PATH | O_NOFOLLOW | O_CLOEXEC, resolve);

@@ -7,7 +7,6 @@ and file -> record.
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 from criu_detached import kernel, log
@@ -95,7 +94,7 @@ class Dump:
             f"the device {quote(link)} will be opened anew at restore: what its driver keeps for"
             " the open file is not saved"
         )
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        flags = kernel.file_flags(fd)
         position = _position(fd)
         self._recording.writer().ext_file(
             ExtFile(id=file_id, flags=flags, pos=position, mnt_id=facts.mnt_id, ino=facts.ino)

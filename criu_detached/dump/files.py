@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 
@@ -148,7 +147,7 @@ class Files:
 
         Any other way leads through a link of procfs (see restore/files.py, _open_linked).
         """
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        flags = kernel.file_flags(fd)
         if not flags & os.O_NOFOLLOW or (flags & os.O_PATH if ghost else stat.S_ISDIR(file.mode)):
             return
         if handle_of(fd) is None:
@@ -172,7 +171,7 @@ class Files:
 
 def _refuse_device(fd: int, mount: Mount) -> None:
     """Refuse what would not be opened again."""
-    if mount.attr & kernel.MOUNT_ATTR_NODEV and not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH:
+    if mount.attr & kernel.MOUNT_ATTR_NODEV and not kernel.file_flags(fd) & os.O_PATH:
         raise DetachedError(
             "it is a device, and its mount is nodev, or will be after the restore (what is mounted"
             " anew for a user namespace is): it could not be opened again; close it"

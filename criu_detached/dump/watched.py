@@ -8,7 +8,6 @@ open. CRIU gets the name of the record as the path of the watch (plugin/watch_na
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 
@@ -248,7 +247,7 @@ def _duplicate(pid: int, name: str) -> int:
         theirs = kernel.fd_of_process(pid, int(number))
     except OSError:
         return -1
-    if fcntl.fcntl(theirs, fcntl.F_GETFL) & os.O_PATH:
+    if kernel.file_flags(theirs) & os.O_PATH:
         os.close(theirs)
         return -1
     return theirs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _stat
 import ast
 import posix
 import subprocess
@@ -92,18 +93,23 @@ def test_no_late_import() -> None:
     assert found == LATE
 
 
-def test_small_os() -> None:
-    """Inside CRIU there is not all of ``os``."""
-    used = {
-        (node.attr, name)
-        for name, module in modules().items()
-        for node in ast.walk(module)
+def uses_of(module: str) -> set[str]:
+    """The names that the package takes from a module of Python's."""
+    return {
+        node.attr
+        for tree in modules().values()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        if node.value.id == "os"
+        if node.value.id == module
     }
-    assert ("open", "restore.files") in used
-    more = {"SEEK_SET", "SEEK_CUR", "SEEK_END", "fsencode"}
-    assert [each for each in used if each[0] not in more and not hasattr(posix, each[0])] == []
+
+
+def test_small_os() -> None:
+    """Inside CRIU there is not all of ``os`` and ``stat``."""
+    assert "open" in uses_of("os")
+    assert "S_ISREG" in uses_of("stat")
+    assert uses_of("os") <= {"SEEK_SET", "SEEK_CUR", "SEEK_END", "fsencode", *dir(posix)}
+    assert uses_of("stat") <= set(dir(_stat))
 
 
 @pytest.mark.parametrize("module", ["restore.restore", "dump.dump"])
