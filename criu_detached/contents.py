@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, reason
@@ -179,15 +180,20 @@ def open_data(image_dir: int) -> int:
         An fd, the caller's.
 
     Raises:
-        DetachedError: it is not there.
+        DetachedError: it is not there, or no regular file.
     """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return os.open(NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=image_dir)
+        fd = os.open(NAME, flags, dir_fd=image_dir)
     except OSError as error:
         raise DetachedError(
             f"can't open {NAME} ({reason(error.errno or 0)}), but the images need it:"
             " copy the whole directory"
         ) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise DetachedError(f"{NAME} is no regular file: copy the whole directory of images")
+    return fd
 
 
 def copy_data(source: int, source_at: int, target: int, target_at: int, length: int) -> int:

@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -18,6 +19,7 @@ from .harness import scenario as harness
 from .harness.container import Container
 from .harness.criu import has_inet_sockets, has_plugin
 from .harness.engines import Engines, prepared_engines, sets_groups
+from .harness.opened import Opened
 from .harness.placement import SHAPES, Placement, Shape
 from .harness.scenario import Scenario
 
@@ -174,6 +176,17 @@ def container(
             return made
 
         yield make
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Iterator[tuple[Path, Opened]]:
+    """A directory of the host's with the names of the container's, and who opens them."""
+    (tmp_path / "secret" / "dir").mkdir(parents=True)
+    for name in ("file", "inner", "dir/inner"):
+        (tmp_path / "secret" / name).write_text("the host's secret\n")
+    opened = Opened([tmp_path / "secret", tmp_path / "secret" / "dir"])
+    yield tmp_path / "secret", opened
+    opened.close()
 
 
 @pytest.fixture(params=[Placement.HOST, Placement.NAMESPACE], ids=lambda p: p.value)

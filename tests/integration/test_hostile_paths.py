@@ -16,52 +16,15 @@ import pytest
 from .conftest import MakeScenario
 from .harness import kernel
 from .harness.agent import Check, Task
+from .harness.obstacles import hold_inner, instead, symlink_to
 from .harness.opened import Opened
 from .harness.placement import CONTENT, SUBDIRECTORY, Bind, Placement, populate_tree
 from .harness.programs import hold_file
 
 pytestmark = pytest.mark.detached
 
-OUTSIDE = "the host's secret\n"
 # What a terminal would take for commands, and a reader of the log for other lines.
 EVIL = b"new\nError (criu: 1): forged\r\x1b[2J\x07\\x\xff%s%n"
-
-
-@pytest.fixture
-def secret(tmp_path: Path) -> Iterator[tuple[Path, Opened]]:
-    """A directory of the host's with the names of the container's, and who opens them."""
-    (tmp_path / "secret" / "dir").mkdir(parents=True)
-    for name in ("file", "inner", "dir/inner"):
-        (tmp_path / "secret" / name).write_text(OUTSIDE)
-    opened = Opened([tmp_path / "secret", tmp_path / "secret" / "dir"])
-    yield tmp_path / "secret", opened
-    opened.close()
-
-
-def hold_inner(task: Task) -> Check:
-    """Files one and two directories deep, plain ones and such as only Python opens."""
-    plain = os.open(task.path("dir/inner"), os.O_RDWR)
-    os.chdir(task.path("dir"))
-    null = os.open(task.path("null"), os.O_RDWR)
-    task.detach()
-    return lambda: [os.pread(plain, 100, 0).decode(), os.listdir("."), os.write(null, b"x")]
-
-
-@contextmanager
-def instead(path: Path, make: Callable[[Path], Any]) -> Iterator[None]:
-    """Put something else in a file's place for a while."""
-    kept = path.rename(path.with_name("kept"))
-    make(path)
-    try:
-        yield
-    finally:
-        if path.is_dir() and not path.is_symlink():
-            while path.is_mount():
-                kernel.umount2(path, kernel.MNT_DETACH)
-            path.rmdir()
-        else:
-            path.unlink()
-        kept.rename(path)
 
 
 @contextmanager
@@ -72,11 +35,6 @@ def covered(path: Path, by: Path) -> Iterator[None]:
         yield
     finally:
         kernel.umount2(path, kernel.MNT_DETACH)
-
-
-def symlink_to(target: Path | str) -> Callable[[Path], None]:
-    """Makes a symlink there."""
-    return lambda path: path.symlink_to(target)
 
 
 def node(number: int) -> Callable[[Path], None]:

@@ -16,12 +16,13 @@ from .conftest import MakeContainer, MakeScenario
 from .harness import kernel
 from .harness.agent import Check, Task
 from .harness.criu import default_plugins
-from .harness.engines import Oci
+from .harness.engines import Oci, make_root
 from .harness.opened import Opened
 from .harness.placement import Placement
 
 pytestmark = pytest.mark.detached
 
+NATIVELY = pytest.mark.native_only("podman takes a minute there, and runc does it too")
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 TRAP = "raise SystemExit('a module of the container was imported')\n"
 # Where Python, the loader, libc and CRIU look for what they load, beneath a root.
@@ -215,16 +216,20 @@ def test_nothing_is_loaded(
         opened.close()
 
 
-def test_engine(container: MakeContainer, root: Path) -> None:
-    """The same in a container of runc's: its root, and the volume that its programs are from."""
-    held = container("runc", Placement.NAMESPACE)
+@pytest.mark.parametrize("engine", ["runc", pytest.param("podman-crun", marks=NATIVELY)])
+def test_engine(container: MakeContainer, root: Path, tmp_path: Path, engine: str) -> None:
+    """The same in a container: its root, or volumes over it, and one that has its programs."""
+    inside = tmp_path / "inside"
+    volumes = [f"--volume={inside}/{name}:/{name}" for name in ("etc", "root", "src")]
+    held = container(engine, Placement.NAMESPACE, options=volumes)
     held.usr = root / "usr"
+    if isinstance(held.engine, Oci):  # which has no such option
+        inside = held.engine.bundle(held.name) / "rootfs"
+        make_root(inside)
+    etc = {path for path, _ in set_traps_in(inside)}
     held.start(hold_all)
     expected = held.ask()
     mapped = mapped_files(held.pid)
-    assert isinstance(held.engine, Oci)
-    inside = held.engine.bundle(held.name) / "rootfs"
-    etc = {path for path, _ in set_traps_in(inside)}
     others = Opened({path.parent for path in etc})
     opened = trapped(root, mapped)
     try:

@@ -215,6 +215,13 @@ def test_symlink(directory: int, tmp_path: Path) -> None:
         contents.open_data(directory)
 
 
+def test_fifo(directory: int, tmp_path: Path) -> None:
+    """Of an edited archive; to open it must not wait for a writer."""
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(DetachedError, match=f"{NAME} is no regular file"):
+        contents.open_data(directory)
+
+
 class Damaged:
     """A data file with any extents."""
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from .criu import CriuRun, default_plugins
 from .engines import Engine, Spec, Volume, plugins_in_place
 from .placement import INSIDE, Bind, Ground, Placement
 from .program import Program
-from .scenario import Held, difference, reap, told_of_answers
+from .scenario import Held, difference, reap, told_of_answers, wait_until
 
 NOBODY = 2**22 + 1  # a process id that no process can have
 LEAVES_RUNNING = {"--leave-running", "--pre-dump", "--pre-checkpoint"}  # options of a checkpoint
@@ -133,6 +133,10 @@ class Container(Held):
         assert after == before, difference(before, after)
         return self
 
+    def assert_gone(self) -> None:
+        """Nothing is left of a restore that failed; the runner reaps what the engine leaves."""
+        wait_until(_have_no_child, "the end of what a failed restore left")
+
     def seen(self) -> look.Seen:
         """What must be the same after a restore."""
         return look.seen_inside(self.engine.pid(self.name))
@@ -155,6 +159,15 @@ class Container(Held):
         wanted = not self.ground.attached if plugin is None else plugin
         with plugins_in_place((plugins or default_plugins()) if wanted else None):
             yield
+
+
+def _have_no_child() -> bool:
+    """Whether all children of this process, orphans among them, have ended; they are reaped."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return False
+    return True
 
 
 def _give_away(work: Path, owner: int) -> None:
