@@ -11,15 +11,13 @@ import time
 from itertools import chain
 
 from criu_detached import kernel, mountinfo
-from criu_detached.dump import treeview
+from criu_detached.dump import layers, treeview
 from criu_detached.dump.sources import MANY_DEVICES
 from criu_detached.errors import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from criu_detached.mountinfo import MountInfo
 
 _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_SIZE = 232  # struct loop_info64; lo_device is its first field
@@ -129,7 +127,7 @@ def outside_holder(dev: int) -> str | None:
     for pid in processes():
         if not _is_traced(pid) and _keeps(pid, filesystem):
             return f"process {pid}"
-    return _loop_device_on(dev) or _overlay_on(dev)
+    return _loop_device_on(dev) or layers.overlay_on(dev)
 
 
 def files_of_tasks(dev: int) -> Iterator[tuple[int, str, int]]:
@@ -365,46 +363,3 @@ def _huge_decode_dev(number: int) -> int:
     """include/linux/kdev_t.h, new_decode_dev."""
     major = (number & 0xFFF00) >> 8
     return os.makedev(major, (number & 0xFF) | ((number >> 12) & 0xFFF00))
-
-
-def _overlay_on(dev: int) -> str | None:
-    """A layer that can be looked at in no namespace may be there, so it counts as if it was.
-
-    Not so those of a root: whoever made that made it of what is out of reach from within.
-    """
-    looked_at = set()  # overlays, by device
-    others: dict[int, bytes] = {}  # the others, with a mountpoint
-    for _, pids in mountinfo.namespaces():
-        for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
-            if mount.fs_type != b"overlay":
-                continue
-            found = [_device_of(pid, layer) for layer in _layers(mount)]
-            if dev in found:
-                return f"the overlay at {quote(mount.mountpoint)} as a layer"
-            if None not in found:
-                looked_at.add(mount.dev)
-            elif mount.mountpoint != b"/":
-                others.setdefault(mount.dev, mount.mountpoint)
-    for overlay, mountpoint in others.items():
-        if overlay not in looked_at:
-            return f"the overlay at {quote(mountpoint)} as a layer, or perhaps so"
-    return None
-
-
-def _device_of(pid: int, layer: bytes) -> int | None:
-    """The device that a layer is on, as a process sees it, or else this one; None: neither does."""
-    for path in (b"/proc/%d/root/%s" % (pid, layer), layer):
-        try:
-            return os.stat(path).st_dev
-        except OSError:
-            continue
-    return None
-
-
-def _layers(mount: MountInfo) -> Iterator[bytes]:
-    for option in mount.super_options:
-        name, _, value = mountinfo.unescape(option).partition(b"=")
-        if name in (b"upperdir", b"lowerdir+", b"datadir+"):
-            yield value
-        elif name == b"lowerdir":
-            yield from filter(None, value.split(b":"))

@@ -84,22 +84,46 @@ def loop(directory: Path) -> Iterator[str]:
 def overlay(directory: Path, layer: str) -> Iterator[str]:
     """An overlay with a layer there."""
     (directory / "work").mkdir()
-    point = directory.parent.parent / "overlay"
-    point.mkdir()
-    other = point.with_name("layer")
-    other.mkdir()
-    layers = {
+    other = directory.parent.parent / "layer"
+    options = {
         "lower": f"lowerdir={directory}:{other}",
         "upper": f"lowerdir={other},upperdir={directory}/dir,workdir={directory}/work",
     }
+    with mounted_overlay(other, options[layer]) as point:
+        yield f"the overlay at {point}"
+
+
+@contextmanager
+def mounted_overlay(layer: Path, options: str) -> Iterator[Path]:
+    """An overlay, with a directory that is made for it and may be a layer."""
+    layer.mkdir()
+    point = layer.with_name("overlay")
+    point.mkdir()
     try:
-        kernel.mount("overlay", point, "overlay", 0, layers[layer])
+        kernel.mount("overlay", point, "overlay", 0, options)
     except OSError as error:
         pytest.skip(f"this kernel mounts no overlay: {error}")
     try:
-        yield f"the overlay at {point}"
+        yield point
     finally:
         kernel.umount2(point)
+
+
+@contextmanager
+def overlay_of_lost(layer: Path, work: Path) -> Iterator[Path]:
+    """An overlay whose lower layer is a mount that is gone since, as podman's with mapped ids.
+
+    The upper one is on the filesystem of the work directory.
+    """
+    lost, upper = work / "lost", work / "upper"
+    for directory in (work, lost, upper, work / "workdir"):
+        directory.mkdir()
+    kernel.bind(layer, lost)
+    options = f"lowerdir={lost},upperdir={upper},workdir={work}/workdir"
+    with mounted_overlay(work / "layer", options) as point:
+        kernel.umount2(lost)
+        lost.rmdir()
+        yield point
 
 
 @contextmanager
@@ -132,6 +156,18 @@ def test_held_elsewhere(scenario: MakeScenario, kind: str) -> None:
         held.dump().failed(f"criu-detached: .*{who}")
         assert held.ask() == answer
     held.cycle()
+    assert held.ask() == answer
+
+
+def test_overlay_of_a_lost_layer(scenario: MakeScenario, tmp_path: Path) -> None:
+    """A layer that cannot be seen may be there, unless the overlay is of one filesystem."""
+    held = scenario().start(hold_deleted)
+    answer = held.ask()
+    with overlay_of_lost(held.ground.source / "tree", tmp_path / "one") as point:
+        sole(held)
+        held.dump().failed(f"criu-detached: .*the overlay at {point} as a layer, or perhaps so")
+    with overlay_of_lost(tmp_path, tmp_path / "other"):
+        held.cycle()
     assert held.ask() == answer
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import kernel, mountinfo
+from criu_detached import kernel
 from criu_detached.dump import holders, treeview
 from criu_detached.dump.holders import (
     attached_mount,
@@ -184,35 +184,3 @@ def test_holder_of_a_tree(tmp_path: Path) -> None:
         assert outside_holder(dev) is None
         assert support.open_fds() == before
         os.close(tree)
-
-
-@pytest.mark.parametrize(
-    ("views", "wanted"),
-    [
-        (["{here} /m", "/gone /m"], None),
-        (["/gone /m", "{here} /other"], None),
-        (["/gone /m"], "the overlay at /m as a layer, or perhaps so"),
-        (["{here}:/gone /m", "/gone:{here} /m"], "the overlay at /m as a layer, or perhaps so"),
-        (["/gone /"], None),
-    ],
-)
-def test_overlays_in_several_namespaces(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, views: list[str], wanted: str | None
-) -> None:
-    """Each of the namespaces shows the one overlay, and one of them all of its layers, or none."""
-    lines = []
-    for view in views:
-        layers, point = view.format(here=tmp_path).split()
-        lines.append(f"40 30 0:99 / {point} rw - overlay overlay rw,lowerdir={layers}".encode())
-    monkeypatch.setattr(
-        mountinfo, "namespaces", lambda: enumerate([[index] for index in range(len(lines))])
-    )
-    monkeypatch.setattr(
-        mountinfo,
-        "mounts_of_namespace",
-        lambda pids: [(os.getpid(), mountinfo.MountInfo(lines[pids[0]]))],
-    )
-    assert holders._overlay_on(12345) == wanted
-    device = os.stat(tmp_path).st_dev
-    shown = any(str(tmp_path) in line.decode() for line in lines)
-    assert bool(holders._overlay_on(device)) is (shown or wanted is not None)

@@ -1,0 +1,43 @@
+"""Which overlays have a layer on a filesystem."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from criu_detached import mountinfo
+from criu_detached.dump.layers import overlay_on
+
+
+@pytest.mark.parametrize(
+    ("views", "wanted"),
+    [
+        (["{here} /m", "/gone /m"], None),
+        (["/gone /m", "{here} /other"], None),
+        (["/gone /m"], "the overlay at /m as a layer, or perhaps so"),
+        (["{here}:/gone /m", "/gone:{here} /m"], "the overlay at /m as a layer, or perhaps so"),
+        (["/gone /"], None),
+    ],
+)
+def test_overlays_in_several_namespaces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, views: list[str], wanted: str | None
+) -> None:
+    """Each of the namespaces shows the one overlay, and one of them all of its layers, or none."""
+    lines = []
+    for view in views:
+        layers, point = view.format(here=tmp_path).split()
+        lines.append(f"40 30 0:99 / {point} rw - overlay overlay rw,lowerdir={layers}".encode())
+    monkeypatch.setattr(
+        mountinfo, "namespaces", lambda: enumerate([[index] for index in range(len(lines))])
+    )
+    monkeypatch.setattr(
+        mountinfo,
+        "mounts_of_namespace",
+        lambda pids: [(os.getpid(), mountinfo.MountInfo(lines[pids[0]]))],
+    )
+    assert overlay_on(12345) == wanted
+    device = os.stat(tmp_path).st_dev
+    shown = any(str(tmp_path) in line.decode() for line in lines)
+    assert bool(overlay_on(device)) is (shown or wanted is not None)
