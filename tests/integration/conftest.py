@@ -20,7 +20,7 @@ from .harness.container import Container
 from .harness.criu import has_inet_sockets, has_plugin
 from .harness.engines import Engines, prepared_engines, sets_groups
 from .harness.opened import Opened
-from .harness.placement import SHAPES, Placement, Shape
+from .harness.placement import SHAPES, Placement, Shape, user_namespace
 from .harness.scenario import Scenario
 
 
@@ -137,6 +137,21 @@ def anonymous_mounts() -> None:
         pytest.skip("this kernel (before 6.15) clones no anonymous mount")
     finally:
         os.close(tree)
+
+
+@pytest.fixture
+def mapped_ids(tmp_path: Path) -> None:
+    """What a test needs that maps the ids of a tmpfs."""
+    kernel.mount("ids", tmp_path, "tmpfs")
+    tree = kernel.open_tree(-100, str(tmp_path), kernel.OPEN_TREE_CLONE)
+    try:
+        with user_namespace("0 0 1") as userns:
+            kernel.mount_setattr_idmap(tree, userns)
+    except OSError:
+        pytest.skip("this kernel (before 6.3) maps no ids of a tmpfs")
+    finally:
+        os.close(tree)
+        kernel.umount2(tmp_path)
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def hold_all(task: Task) -> Check:
     symlink = os.open(task.path("link"), os.O_PATH | os.O_NOFOLLOW)
     null = os.open(task.path("null"), os.O_RDWR)
     deleted = os.open("deleted", os.O_RDWR | os.O_CREAT)
-    os.setxattr(deleted, "user.color", b"\xff")
+    os.setxattr(deleted, "trusted.color", b"\xff")
     os.write(deleted, b"deleted")
     os.chown(deleted, 1234, 5678)
     os.unlink("deleted")

@@ -20,7 +20,7 @@ OWNER = 70000
 
 
 @pytest.fixture
-def userns() -> Iterator[int]:
+def userns(mapped_ids: None) -> Iterator[int]:
     """A user namespace whose map moves root to OWNER, and OWNER + 1 to 5."""
     with user_namespace(f"0 {OWNER} 2\n5 {OWNER + 5} 1\n") as fd:
         yield fd

@@ -275,7 +275,7 @@ def test_device_on_disk(scenario: MakeScenario, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def mapped_to_namespace() -> Iterator[int]:
+def mapped_to_namespace(mapped_ids: None) -> Iterator[int]:
     """A user namespace for id-mapped mounts, with the map that the processes have."""
     with user_namespace(USERNS_MAP) as fd:
         yield fd

@@ -6,6 +6,7 @@ The product has its own; the tests don't use them, for a wrong one would agree w
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import struct
@@ -49,6 +50,8 @@ STATMOUNT_MNT_NS_ID = 0x40
 STATMOUNT_MNT_OPTS = 0x80
 STATMOUNT_MNT_UIDMAP = 0x2000
 STATMOUNT_MNT_GIDMAP = 0x4000
+
+_NS_MNT_GET_INFO = 0x8010B70A  # linux/nsfs.h, Linux 6.12
 
 _SYS_CLONE = 56
 _SYS_PIVOT_ROOT = 155
@@ -210,4 +213,14 @@ def has_statmount_by_fd() -> bool:
         return False
     finally:
         os.close(fd)
+    return True
+
+
+def walks_namespaces() -> bool:
+    """Whether this kernel (6.12 or newer) tells of mount namespaces without a process too."""
+    with open("/proc/self/ns/mnt") as namespace:
+        try:
+            fcntl.ioctl(namespace, _NS_MNT_GET_INFO, bytes(16))
+        except OSError:
+            return False
     return True
