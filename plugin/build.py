@@ -29,7 +29,8 @@ import freeze
 
 SOURCE = Path(__file__).resolve().parent
 PACKAGE = freeze.PACKAGE
-CFLAGS = ["-O2", "-g", "-fPIC", "-fvisibility=hidden"]
+# As CRIU is built: where that matters, on 32-bit processors, files may be large.
+CFLAGS = ["-O2", "-g", "-fPIC", "-fvisibility=hidden", "-D_FILE_OFFSET_BITS=64"]
 WARNINGS = ["-std=gnu11", "-Wall", "-Wextra"]
 
 # C files of what CRIU loads, and of what is opened on need.

@@ -120,7 +120,7 @@ static int steered_ioctl(int fd, unsigned long request, ...)
 	arg = va_arg(args, void *);
 	va_end(args);
 	ret = ioctl(fd, request, arg);
-	if (request != SIOCUNIXFILE_ || ret < 0)
+	if ((unsigned int)request != SIOCUNIXFILE_ || ret < 0) /* it is an int in musl */
 		return ret;
 	file = dump_socket_file(fd, ret);
 	if (file < 0) {
@@ -139,12 +139,12 @@ static int steered_fstat(int fd, struct stat *st)
 }
 
 static const struct steering file_steering[] = {
-	{ "fstat", steered_fstat },
-	{ "fstat64", steered_fstat },
+	STEER_STAT("fstat", steered_fstat),
 };
 
 static const struct steering ioctl_steering[] = {
 	{ "ioctl", steered_ioctl },
+	{ "__ioctl_time64", steered_ioctl }, /* on 32-bit processors */
 };
 
 int dump_sockets_init(void)

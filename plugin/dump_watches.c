@@ -65,8 +65,7 @@ static long steered_syscall(long number, ...)
 }
 
 static const struct steering search_steering[] = {
-	{ "fstatat", steered_fstatat },
-	{ "fstatat64", steered_fstatat },
+	STEER_STAT("fstatat", steered_fstatat),
 };
 
 static const struct steering handle_steering[] = {

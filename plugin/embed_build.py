@@ -45,7 +45,7 @@ struct socket_answer {
     uint32_t place;
     int deleted;
 };
-struct criu_host *the_host(void);
+const struct criu_host *the_host(void);
 """
 
 # The part of known_files.h that Python sees.
@@ -102,7 +102,7 @@ SOURCE = r"""
 #include "known_files.h"
 #include "plain_files.h"
 
-static struct criu_host host;
+static const struct criu_host *host; /* the shim's, filled in anew in every init */
 
 /* Written by freeze.py, and by build.py the extension modules that embed.so is linked with. */
 FROZEN_MODULES
@@ -111,9 +111,9 @@ LINKED_MODULES
 /* Written by cffi, below. */
 ENTRY_POINT_PROTOTYPES
 
-static struct criu_host *the_host(void)
+static const struct criu_host *the_host(void)
 {
-	return &host;
+	return host;
 }
 
 static int complain(const char *what, const char *why)
@@ -121,7 +121,7 @@ static int complain(const char *what, const char *why)
 	char text[512];
 
 	snprintf(text, sizeof(text), "can't start Python: %s: %s", what, why ? why : "?");
-	host.log(LOG_ERROR, text);
+	host->log(LOG_ERROR, text);
 	return -1;
 }
 
@@ -225,7 +225,7 @@ static int dump_plain_link(int fd, const char *link, const struct file_facts *fa
 /* The entry point for every file of a restore. */
 static int open_known(const char *name, int flags)
 {
-	int fd = known_file_open(name, flags, &host);
+	int fd = known_file_open(name, flags, host);
 
 	return fd >= 0 ? fd : restore_open(name, flags);
 }
@@ -233,7 +233,7 @@ static int open_known(const char *name, int flags)
 __attribute__((visibility("default"))) int
 criu_detached_start(const struct criu_host *criu, struct embedded *entry)
 {
-	host = *criu;
+	host = criu;
 	if (!Py_IsInitialized() && start_interpreter())
 		return -1;
 	if (cffi_start_python())

@@ -19,7 +19,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* --- shared memory of the tasks, mapped before CRIU forks them --- */
+/*
+ * --- shared memory of the tasks, mapped before CRIU forks them ---
+ *
+ * Whoever dies with a lock leaves the others waiting. CRIU then ends them all (sigchld_handler,
+ * criu/cr-restore.c). A robust lock would do nothing here: it is libc that makes it known to
+ * the kernel, and CRIU's tasks are made by clone(2) without it.
+ */
 
 static struct shared {
 	pthread_mutex_t lock;
@@ -257,31 +263,41 @@ static bool read_entry(struct reader entry)
 	return read_delimited(&entry, &inside) && entry.at == entry.end && add_file(inside);
 }
 
-int known_files_load(const uint8_t *data, size_t size)
+static bool read_entries(struct reader r)
 {
-	struct reader r = { data + 8, data + size }; /* the magic numbers */
-
-	nr_files = 0;
-	if (size < 8)
-		return -1;
 	while (r.at < r.end) {
 		uint32_t length;
 
 		if (r.end - r.at < 4)
-			return -1;
+			return false;
 		length = r.at[0] | r.at[1] << 8 | r.at[2] << 16 | (uint32_t)r.at[3] << 24;
 		r.at += 4;
 		if (length > (size_t)(r.end - r.at) ||
 		    !read_entry((struct reader){ r.at, r.at + length }))
-			return -1;
+			return false;
 		r.at += length;
 	}
+	return true;
+}
+
+static bool files_differ(void)
+{
 	if (nr_files)
 		qsort(files, nr_files, sizeof(*files), compare_files);
 	for (size_t i = 1; i < nr_files; i++)
 		if (!compare_files(&files[i - 1], &files[i]))
-			return -1;
-	return (int)nr_files;
+			return false;
+	return true;
+}
+
+int known_files_load(const uint8_t *data, size_t size)
+{
+	nr_files = 0;
+	/* The magic numbers come first. */
+	if (size >= 8 && read_entries((struct reader){ data + 8, data + size }) && files_differ())
+		return (int)nr_files;
+	nr_files = 0; /* the last of them may be half read */
+	return -1;
 }
 
 /* --- opening, in a task --- */

@@ -50,7 +50,8 @@ static size_t table_size, nr_files; /* the size is a power of two, or 0 */
 
 static struct plain_file *slot_of(struct plain_file *in, size_t size, uint32_t mnt_id, uint64_t ino)
 {
-	size_t at = (ino * 0x9e3779b97f4a7c15ULL ^ mnt_id) & (size - 1);
+	/* The upper half: inode numbers may be alike in their lowest bits. */
+	size_t at = ((ino * 0x9e3779b97f4a7c15ULL >> 32) ^ mnt_id) & (size - 1);
 
 	while (in[at].path && (in[at].ino != ino || in[at].mnt_id != mnt_id))
 		at = (at + 1) & (size - 1);
@@ -85,6 +86,7 @@ const struct plain_file *plain_file_find(uint32_t mnt_id, uint64_t ino)
 
 int plain_file_note(uint32_t mnt_id, uint64_t ino, uint64_t dev, const char *path)
 {
+	struct plain_file *slot;
 	char *copy;
 
 	if (2 * nr_files >= table_size && !grow_table())
@@ -92,8 +94,11 @@ int plain_file_note(uint32_t mnt_id, uint64_t ino, uint64_t dev, const char *pat
 	copy = strdup(path);
 	if (!copy)
 		return -1;
-	*slot_of(table, table_size, mnt_id, ino) = (struct plain_file){ ino, dev, mnt_id, copy };
-	nr_files++;
+	slot = slot_of(table, table_size, mnt_id, ino);
+	if (!slot->path)
+		nr_files++;
+	free((void *)slot->path);
+	*slot = (struct plain_file){ ino, dev, mnt_id, copy };
 	return 0;
 }
 

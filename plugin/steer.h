@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 /* One libc function that the main program imports, and what shall answer instead. */
 struct steering {
@@ -30,6 +31,22 @@ struct steering {
 int steer_main_program(const struct steering *wanted, size_t count);
 
 #define STEER(table) steer_main_program(table, sizeof(table) / sizeof((table)[0]))
+
+/*
+ * Entries of a table for a function that fills in a struct stat. On 32-bit processors there is
+ * one for each layout; the replacement has that which the plugin is compiled with.
+ */
+#if UINTPTR_MAX > UINT32_MAX
+#define STEER_STAT(name, replacement)  \
+	{ name, replacement },         \
+	{                              \
+		name "64", replacement \
+	}
+#elif defined(__USE_TIME_BITS64)
+#define STEER_STAT(name, replacement) { "__" name "64_time64", replacement }
+#else
+#define STEER_STAT(name, replacement) { name "64", replacement }
+#endif
 
 /** why_not_steered - what the errno of steer_main_program means for a name, until the next call */
 const char *why_not_steered(const char *name);
