@@ -12,7 +12,7 @@ import sys
 from _criu_detached_embed import ffi, lib
 
 from criu_detached import log
-from criu_detached.errors import DetachedError, quote
+from criu_detached.errors import DetachedError, is_shortage, quote
 from criu_detached.host import Host
 
 TYPE_CHECKING = False
@@ -36,6 +36,10 @@ def _unexpected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Log an exception that nothing expected. No module and no source file is read for it."""
+    if is_shortage(error):
+        what = str(error) or kind.__name__
+        log.error(f"{what}: criu needs more of it, see its limits (ulimit -a)")
+        return
     log.error(f"{kind.__name__}: {error}; this is a defect of the plugin, please report it")
     while trace:
         code = trace.tb_frame.f_code

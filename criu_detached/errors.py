@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
+_SCARCE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _LONGEST = 1000  # characters of a name in a message
 
 
@@ -28,6 +30,11 @@ def quote(name: bytes) -> str:
     return f"{text[:half]}...{text[-half:]}"
 
 
-def reason(errno: int) -> str:
+def reason(number: int) -> str:
     """Return what an error number means, as strerror(3) has it."""
-    return os.strerror(errno)
+    return os.strerror(number)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Tell what may hit any line: criu is out of memory or of fds."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SCARCE)

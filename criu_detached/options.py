@@ -129,14 +129,19 @@ def _two(value: bytes, separator: bytes | None, wanted: str) -> list[bytes]:
     words = value.split(separator)
     if len(words) != 2:
         raise DetachedError(
-            f"{quote(value)} is not {wanted} (write a blank in a path as \\040, a colon as \\072)"
+            f"{_shown(value)} is not {wanted} (write a blank in a path as \\040, a colon as \\072)"
         )
     return words
 
 
+def _shown(value: bytes) -> str:
+    """A value in a message, or that there is none."""
+    return quote(value) or "nothing"
+
+
 def _mount_id(text: bytes) -> int:
     if not text.isdigit() or len(text) > 10:
-        raise DetachedError(f"{quote(text)} is no mount id (criu-detached show tells them)")
+        raise DetachedError(f"{_shown(text)} is no mount id (criu-detached show tells them)")
     return int(text)
 
 
@@ -179,7 +184,7 @@ def parse_size(text: bytes) -> int:
     shift = _UNITS.get(text[-1:].upper(), 0)
     digits = text[:-1] if shift else text
     if not digits.isdigit() or len(digits) > 15:
-        raise DetachedError(f"{quote(text)} is no size: give bytes, or a number with K, M or G")
+        raise DetachedError(f"{_shown(text)} is no size: give bytes, or a number with K, M or G")
     return int(digits) << shift
 
 

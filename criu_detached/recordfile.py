@@ -214,6 +214,7 @@ class Records:
             source = record.bind_source
             _bound(record.mnt_id, 32)
             _bound(source.mnt_id if source else 0, 31)
+            _bound(record.root_type, 32)
             if record.parent:
                 self._check_parent(record)
             if self.mounts.setdefault(record.mnt_id, record) is not record:
@@ -226,6 +227,7 @@ class Records:
         elif isinstance(record, Node):
             if record.filesystem not in self.filesystems:
                 raise WireError("a node is of a filesystem that is not there")
+            _bound(record.mode, 32)
             _bound_inode(record.inode)
             self.nodes.setdefault(record.filesystem, []).append(record)
         elif isinstance(record, Ghost):

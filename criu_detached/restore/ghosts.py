@@ -268,23 +268,24 @@ class Workshop:
         Returns:
             An fd, the workshop's, and the path that it has.
         """
-        try:
-            return self._parents[base, path]
-        except KeyError:
-            pass
+        missing = []  # one may lie as deep as a path is long, so this is no recursion
+        while (base, path) not in self._parents and path != paths.ROOT:
+            path, name = paths.split(path)
+            missing.append(name)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        if path == paths.ROOT:
-            found = os.open(b"self/fd/%d" % base, flags, dir_fd=self._proc), path
-        else:
-            up, name = paths.split(path)
-            above, up = self._parent(base, up)
+        if (base, path) not in self._parents:
+            root = os.open(b"self/fd/%d" % base, flags, dir_fd=self._proc)
+            self._parents[base, path] = root, path
+        found = self._parents[base, path]
+        for name in reversed(missing):
+            above, up = found
+            path = paths.join(path, name)
             try:
                 fd, _ = kernel.open_beneath(above, name, flags)
             except OSError:
                 name = self._make_directory(above, name)
                 fd, _ = kernel.open_beneath(above, name, flags)
-            found = fd, paths.join(up, name)
-        self._parents[base, path] = found
+            found = self._parents[base, path] = fd, paths.join(up, name)
         return found
 
     def _make_directory(self, parent: int, name: bytes) -> bytes:

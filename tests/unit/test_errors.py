@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criu_detached.errors import quote, reason
+from criu_detached.errors import is_shortage, quote, reason
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,17 @@ def test_long_name() -> None:
 
 def test_reason() -> None:
     assert reason(errno.ENOENT) == "No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("error", "scarce"),
+    [
+        (MemoryError(), True),
+        (OSError(errno.EMFILE, "x"), True),
+        (OSError(errno.ENOMEM, "x"), True),
+        (OSError(errno.EINVAL, "x"), False),
+        (ValueError(), False),
+    ],
+)
+def test_shortage(error: BaseException, scarce: bool) -> None:
+    assert is_shortage(error) is scarce

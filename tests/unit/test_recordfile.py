@@ -27,11 +27,13 @@ from criu_detached.records import (
     BoundSocket,
     ExtFile,
     File,
+    Filesystem,
     Ghost,
     Handle,
     Header,
     Inode,
     Mount,
+    Node,
     Superblock,
     Time,
     Xattr,
@@ -335,6 +337,26 @@ def test_number_of_a_ghost(directory: int, part: str, name: str, bound: int) -> 
     ghost.file.ino += 1
     writer.ghost(ghost)
     refused(directory, "larger than")
+
+
+def test_modes(directory: int) -> None:
+    """A type of file has 32 bits where the kernel and Python take it."""
+    writer = RecordWriter(directory, HEADER)
+    writer.mount(MOUNT)
+    writer.filesystem(Filesystem(id=1))
+    writer.node(Node(filesystem=1, path=b"a", mode=(1 << 32) - 1))
+    writer.flush()
+    assert len(read_records(directory).nodes[1]) == 1
+    writer.node(Node(filesystem=1, path=b"b", mode=1 << 32))
+    writer.flush()
+    refused(directory, "larger than 32 bits")
+
+
+def test_type_of_a_root(directory: int) -> None:
+    changed_mount: Mount = decode(Mount, encode(MOUNT))
+    changed_mount.root_type = 1 << 32
+    RecordWriter(directory, HEADER).mount(changed_mount)
+    refused(directory, "larger than 32 bits")
 
 
 @pytest.mark.parametrize(

@@ -137,27 +137,33 @@ class _Filler:
 
     def parent(self, path: bytes) -> int:
         """An fd of a directory, made on the way if it is not there."""
+        missing = []
+        while (fd := self._find(path)) < 0:
+            path, name = paths.split(path)
+            missing.append(name)
+        for name in reversed(missing):
+            os.mkdir(name, dir_fd=fd)
+            path = paths.join(path, name)
+            fd = self._find(path)
+            # If no node gives it other permissions, no task can see it; but one of whatever
+            # user namespace may have to bind a socket in it.
+            os.fchmod(fd, 0o777)
+        return fd
+
+    def _find(self, path: bytes) -> int:
+        """An fd of a directory, or -1: it is not there."""
         known = self._open.pop(path, None)
         if known is None:
-            known = self._open_directory(path)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            try:
+                known, _ = kernel.open_beneath(self._top, path, flags)
+            except FileNotFoundError:
+                return -1
             if len(self._open) >= _MAX_OPEN:
                 oldest = next(iter(self._open))
                 os.close(self._open.pop(oldest))
         self._open[path] = known
         return known
-
-    def _open_directory(self, path: bytes) -> int:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        try:
-            fd, _ = kernel.open_beneath(self._top, path, flags)
-        except FileNotFoundError:
-            above, name = paths.split(path)
-            os.mkdir(name, dir_fd=self.parent(above))
-            fd, _ = kernel.open_beneath(self._top, path, flags)
-            # If no node gives it other permissions, no task can see it; but one of whatever
-            # user namespace may have to bind a socket in it.
-            os.fchmod(fd, 0o777)
-        return fd
 
     def make(self, node: Node) -> None:
         """Make what is no directory."""
