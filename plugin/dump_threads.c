@@ -135,10 +135,13 @@ static int dump_own_files(pid_t tid)
 /* dump_sched_info (criu/cr-dump.c): called once for each thread, the main one first. */
 static int steered_getpriority(int which, id_t who)
 {
+	int saved_errno = errno;
+
 	if (which == PRIO_PROCESS && dump_own_files(who)) {
 		errno = EIO;
 		return -1;
 	}
+	errno = saved_errno; /* -1 is a priority too, if this is still 0 */
 	return getpriority(which, who);
 }
 

@@ -126,3 +126,20 @@ def test_own_attached(
     assert held.ask() == [CONTENT, CONTENT, *before]
     held.cycle(plugin=False)
     assert held.ask() == [CONTENT, CONTENT, *after]
+
+
+def test_priority_that_looks_like_an_error(scenario: MakeScenario) -> None:
+    """CRIU tells a priority of -1 from a failure of getpriority(2) by errno alone."""
+
+    def hold_priorities(task: Task) -> Check:
+        def hold_priority() -> Check:
+            os.setpriority(os.PRIO_PROCESS, 0, -1)
+            return lambda: os.getpriority(os.PRIO_PROCESS, 0)
+
+        asks = [hold_priority(), task.fork(hold_priority)]
+        return lambda: [ask() for ask in asks]
+
+    held = scenario(attached=True).start(hold_priorities)
+    held.dump(plugin=True).succeeded()
+    held.restore(plugin=True).succeeded()
+    assert held.ask() == [-1, -1]
