@@ -307,11 +307,13 @@ static const struct known_file *find_file(const char *name)
 {
 	struct known_mount mount = { 0 };
 	struct known_file wanted = { .mount = &mount };
+	unsigned long long mnt_id;
 	char *end;
 
-	mount.mnt_id = strtoul(name + strlen("ile["), &end, 16);
-	if (*end != ':')
+	mnt_id = strtoull(name + strlen("ile["), &end, 16);
+	if (*end != ':' || mnt_id > UINT32_MAX)
 		return NULL;
+	mount.mnt_id = mnt_id;
 	wanted.ino = strtoull(end + 1, &end, 16);
 	if (strcmp(end, "]") || !nr_files)
 		return NULL;

@@ -188,6 +188,12 @@ def test_unknown_names(tree: Tree, name: bytes) -> None:
     assert tree.open(name) == -1
 
 
+def test_mount_id_that_is_too_large(tree: Tree) -> None:
+    """It would be cut to that of another mount."""
+    mnt_id, ino = tree.record("dir/file").removeprefix(b"ile[").split(b":")
+    assert tree.open(b"ile[1%08x:%s" % (int(mnt_id, 16), ino)) == -1
+
+
 def test_other_type(tree: Tree) -> None:
     assert tree.open(tree.record("fifo", mode=REGULAR), os.O_RDWR) == -1
 
