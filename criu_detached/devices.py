@@ -15,6 +15,7 @@ from binascii import crc32
 
 from criu_detached import kernel, loops
 from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.fstypes import BTRFS_MAGIC
 from criu_detached.records import BlockDevice, Loop
 
 TYPE_CHECKING = False
@@ -27,7 +28,6 @@ _CLASS = b"/sys/class/block"
 _BTRFS = "/sys/fs/btrfs"
 
 # linux/magic.h
-BTRFS_MAGIC = 0x9123683E
 _EXT_MAGIC = 0xEF53
 
 # Types, in libblkid's words, that are written once when they are made. Few of them have a UUID.

@@ -726,6 +726,15 @@ def attach(tree: int, target: int) -> None:
     _checked(lib.sys_move_mount(tree, target), "move_mount")
 
 
+def attach_at_root(tree: int) -> None:
+    """Attach a tree on top of all that there is: in a private mount namespace, to look at it."""
+    root = os.open("/", O_PATH)
+    try:
+        attach(tree, root)
+    finally:
+        os.close(root)
+
+
 def blkid_probe(fd: int, offset: int = 0) -> tuple[bytes, bytes, bytes]:
     """What libblkid finds in a device or an image file: TYPE, UUID and UUID_SUB.
 

@@ -77,6 +77,16 @@ def namespaces() -> Iterator[tuple[int, list[int]]]:
     yield from found.items()
 
 
+def info_of(mnt_id: int) -> MountInfo:
+    """Return what the mount table of this namespace says of a mount that is attached here.
+
+    Args:
+        mnt_id: the mount.
+    """
+    (info,) = (info for info in read_mountinfo() if info.mnt_id == mnt_id)
+    return info
+
+
 def attached_ids() -> set[int]:
     """Return the ids of the mounts that some process sees."""
     views = (mounts_of_namespace(pids or [os.getpid()]) for _, pids in namespaces())

@@ -12,7 +12,6 @@ import pytest
 
 from criu_detached import devices, kernel
 from criu_detached.dump import files, mounts
-from criu_detached.dump.filesystems import disk
 from criu_detached.errors import DetachedError
 from criu_detached.recordfile import RecordWriter, read_records
 from criu_detached.records import (
@@ -26,6 +25,7 @@ from criu_detached.records import (
     Superblock,
 )
 from criu_detached.restore.checks import check_filesystems
+from criu_detached.restore.filesystems import disk
 
 UUID = b"01234567-89ab-cdef-0123-456789abcdef"
 

@@ -93,6 +93,20 @@ def test_no_late_import() -> None:
     assert found == LATE
 
 
+def test_directions() -> None:
+    """Dump and restore share what is beside them, and nothing else."""
+    for name, module in modules().items():
+        side = name.partition(".")[0]
+        known = {"dump", "restore"} if side == "entry" else {side}
+        imported = {
+            node.module.split(".")[1]
+            for node in ast.walk(module)
+            if isinstance(node, ast.ImportFrom) and node.module
+            if node.module.startswith(("criu_detached.dump", "criu_detached.restore"))
+        }
+        assert imported <= known, name
+
+
 def uses_of(module: str) -> set[str]:
     """The names that the package takes from a module of Python's."""
     return {

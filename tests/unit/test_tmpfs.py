@@ -14,9 +14,9 @@ from criu_detached import kernel
 from criu_detached.contents import NAME as DATA
 from criu_detached.contents import ContentReader, ContentWriter, open_data
 from criu_detached.dump.classify import Classifier, Kind
+from criu_detached.dump.directories import climb
 from criu_detached.dump.filesystems import memfacts
 from criu_detached.dump.filesystems.memory import Memory
-from criu_detached.dump.filesystems.twins import climb
 from criu_detached.dump.made_anew import MadeAnew
 from criu_detached.errors import DetachedError
 from criu_detached.recordfile import Records, RecordWriter, read_records

@@ -14,10 +14,11 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.contents import ContentWriter
 from criu_detached.dump.describe import DetachedMount, mount_attributes_of
+from criu_detached.dump.directories import climb
 from criu_detached.dump.filesystems.memfacts import Roots, name_of, options_of
-from criu_detached.dump.filesystems.twins import climb
 from criu_detached.dump.ghosts import inode_of
 from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.fstypes import IN_MEMORY
 from criu_detached.idmap import unmapped, unmapped_acl
 from criu_detached.paths import Name
 from criu_detached.records import (
@@ -38,11 +39,6 @@ if TYPE_CHECKING:
     from criu_detached.dump.made_anew import MadeAnew
     from criu_detached.kernel import FileFacts
     from criu_detached.recordfile import RecordWriter
-
-# linux/magic.h
-TMPFS_MAGIC = 0x01021994
-RAMFS_MAGIC = 0x858458F6
-_TYPES = {TMPFS_MAGIC: b"tmpfs", RAMFS_MAGIC: b"ramfs"}
 
 _SB_RDONLY = 1  # linux/mount.h, of sb_flags
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
@@ -86,7 +82,7 @@ class Memory:
         self._roots = Roots()
         self._restricted = restricted
         self.read_only = bool(kernel.fstatfs(fd).flags & os.ST_RDONLY)
-        fs_type = _TYPES[kernel.fstatfs(fd).magic]
+        fs_type = IN_MEMORY[kernel.fstatfs(fd).magic]
         known = kind.statmount or self._roots.lay_out(fd)
         if known:
             self.read_only = bool(known.sb_flags & _SB_RDONLY)

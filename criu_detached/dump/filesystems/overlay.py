@@ -7,37 +7,27 @@ same layers without an upper directory: it shows the same files and changes noth
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.dump.filesystems.twins import (
-    Twins,
-    attach_for_trial,
-    climb,
-    is_directory,
-    names_in,
-    superblock_flags,
-)
+from criu_detached.dump.directories import names_in, root_by_held
+from criu_detached.dump.filesystems.trial import mount_for_trial, superblock_flags
+from criu_detached.dump.filesystems.twins import LayerTwins
 from criu_detached.dump.holders import held_files
 from criu_detached.dump.roots import SEARCH_LIMIT
-from criu_detached.dump.sources import Source
-from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.records import Filesystem, Layer
+from criu_detached.errors import DetachedError, quote
+from criu_detached.overlay_layers import DATA, LOWER, UPPER, WORK, Layers, is_in_use
+from criu_detached.records import Filesystem
 from criu_detached.superblock import superblock_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from criu_detached.dump.sources import Source
     from criu_detached.kernel import FileFacts, StatMount
 
-OVERLAYFS_MAGIC = 0x794C7630  # linux/magic.h
-
-# Options that name a directory (fs/overlayfs/params.c). With one for each layer no separator
-# is needed.
-UPPER, WORK, LOWER, DATA = b"upperdir", b"workdir", b"lowerdir+", b"datadir+"
 _MANY_LOWER = b"lowerdir"
 # Options that need an upper directory, or would not let a layer be used twice.
 _NOT_FOR_TRIAL = {b"index", b"nfs_export", b"fsync"}
@@ -45,68 +35,12 @@ _NOT_FOR_TRIAL = {b"index", b"nfs_export", b"fsync"}
 _VOLATILE = {b"volatile", b"fsync=volatile"}
 
 
-class Layers:
-    """The directories of an overlay, opened in a private mount namespace."""
-
-    def __init__(self, layers: list[tuple[bytes, bytes]]) -> None:
-        """Open them.
-
-        Args:
-            layers: option and path of each.
-
-        Raises:
-            DetachedError: one of them cannot be reached.
-        """
-        self.fds: list[tuple[bytes, int]] = []
-        self.paths = [path for _, path in layers]
-        try:
-            for option, path in layers:
-                self.fds.append((option, _open_layer(option, path)))
-        except DetachedError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Let go of them."""
-        for _, fd in self.fds:
-            os.close(fd)
-        self.fds.clear()
-
-    def find(self, option: bytes) -> int:
-        """The fd of the directory that an option names; -1: there is none."""
-        return next((fd for name, fd in self.fds if name == option), -1)
-
-    def records(self) -> list[Layer]:
-        """What tells whether they are the same at restore."""
-        return [
-            Layer(
-                option=option,
-                path=path,
-                superblock=superblock_of(fd, b""),
-                ino=kernel.fstat(fd).ino,
-            )
-            for path, (option, fd) in zip(self.paths, self.fds, strict=True)
-        ]
-
-
-def _open_layer(option: bytes, path: bytes) -> int:
-    what = f"the directory {quote(path)} ({quote(option)}) of the overlay"
-    if not path.startswith(b"/"):
-        raise DetachedError(f"{what} is no absolute path: where it starts is not known")
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise DetachedError(
-            f"{what} cannot be opened where criu runs: {reason(error.errno or 0)}"
-        ) from error
-
-
-def overlaid(fd: int, mnt_id: int, known: StatMount | None, number: int) -> Iterator[Source]:
+def overlaid(fd: int, facts: FileFacts, known: StatMount | None, number: int) -> Iterator[Source]:
     """Yield, opened, a mount that shows what an overlay shows, for a trial.
 
     Args:
         fd: a file on the overlay.
-        mnt_id: of its mount.
+        facts: of the file.
         known: what statmount says of it, where the kernel can.
         number: for the record.
 
@@ -127,7 +61,7 @@ def overlaid(fd: int, mnt_id: int, known: StatMount | None, number: int) -> Iter
     source, layers = _trial(named, options)
     twins = LayerTwins(layers, paths.from_link(known.root_path))
     try:
-        _check_held(fd, mnt_id, source.fd, twins)
+        _check_held(fd, facts.mnt_id, source.fd, twins)
         source.info.super_options = [b"ro" if known.sb_flags & 1 else b"rw"]
         source.twins = twins
         source.filesystem = Filesystem(
@@ -136,7 +70,7 @@ def overlaid(fd: int, mnt_id: int, known: StatMount | None, number: int) -> Iter
             source=known.sb_source,
             options=[*superblock_flags(known.sb_flags), *options],
             fresh=1,
-            keeps_inodes=int(_has_lasting_inodes(fd, mnt_id, known.sb_dev)),
+            keeps_inodes=int(_has_lasting_inodes(fd, facts.mnt_id, known.sb_dev)),
             layers=layers.records(),
         )
     except (DetachedError, OSError):
@@ -216,8 +150,8 @@ def _trial(named: list[tuple[bytes, bytes]], options: list[bytes]) -> tuple[Sour
                 _check_upper(upper, layers)
             fds = [(LOWER, upper)] if upper >= 0 else []
             fds += [(option, fd) for option, fd in layers.fds if option in (LOWER, DATA)]
-            tree = kernel.new_mount(b"overlay", b"overlay", _options_for_trial(options), fds)
-            return Source(attach_for_trial(tree), False, tree), layers
+            trial = _options_for_trial(options)
+            return mount_for_trial(b"overlay", b"overlay", trial, fds), layers
         except OSError as error:
             layers.close()
             raise DetachedError(f"the layers of the overlay cannot be mounted: {error}") from error
@@ -254,108 +188,8 @@ def _check_upper(upper: int, layers: Layers) -> None:
         )
 
 
-def is_in_use(upper: int) -> bool:
-    """Tell whether a directory is the upper or work directory of an overlay that is mounted.
-
-    The kernel says so before it looks at the work directory, which is one that it refuses
-    (ovl_get_upper and ovl_get_workdir, fs/overlayfs/super.c). So nothing gets mounted, and
-    nothing is written. Within a private mount namespace.
-
-    Raises:
-        OSError: the answer is another.
-    """
-    other = kernel.new_mount(b"tmpfs", b"tmpfs", [])
-    try:
-        attach_for_trial(other)
-        fds = [(LOWER, other), (UPPER, upper), (WORK, other)]
-        os.close(kernel.new_mount(b"overlay", b"overlay", [b"index=on"], fds))
-    except OSError as error:
-        if error.errno not in (errno.EBUSY, errno.EINVAL):
-            raise
-        return error.errno == errno.EBUSY
-    finally:
-        os.close(other)
-    raise OSError(errno.EINVAL, "an overlay with two filesystems to write to was mounted")
-
-
-class LayerTwins(Twins):
-    """Files of an overlay and of the trial mount of its layers.
-
-    A file handle of an overlay (Linux 6.5) is one of the layer that the file is from. A file
-    that was copied up keeps that of its origin, which the copy has noted.
-    """
-
-    def __init__(self, layers: Layers, prefix: bytes) -> None:
-        """Take what it needs.
-
-        Args:
-            layers: the overlay's; they stay open.
-            prefix: the root of the detached mount, beneath that of the overlay.
-        """
-        self._layers = layers
-        self.prefix = prefix
-
-    def is_one(self, fd: int, facts: FileFacts, twin: int, found: FileFacts, path: bytes) -> bool:
-        """Compare what layer they are from, and what file there."""
-        return self.is_one_at(fd, twin, paths.join(self.prefix, path))
-
-    def is_one_at(self, fd: int, twin: int, path: bytes) -> bool:
-        """As is_one; the path is beneath the overlay's root."""
-        handle = _handle(fd)
-        if handle is None:
-            return False
-        if handle == _handle(twin):
-            return True
-        for option, layer in self._layers.fds:
-            try:
-                real = paths.open_at(layer, path)
-            except OSError:
-                continue
-            try:
-                if option == UPPER and handle == _origin(real):
-                    return True
-                kind, data = kernel.name_to_handle(real)
-                if option in (LOWER, DATA) and (kind, data) == (handle[0], handle[2]):
-                    return True
-            except OSError:
-                continue
-            finally:
-                os.close(real)
-        return False
-
-
-def _handle(fd: int) -> tuple[int, bytes, bytes] | None:
-    """Type, UUID of the layer's filesystem and handle there, of a file of an overlay."""
-    try:
-        _, data = kernel.name_to_handle(fd, kernel.AT_HANDLE_FID)
-    except OSError:
-        return None
-    return real_handle(data[3:])  # struct ovl_fh: padded
-
-
-def real_handle(data: bytes) -> tuple[int, bytes, bytes] | None:
-    """Take a struct ovl_fb apart (fs/overlayfs/overlayfs.h).
-
-    It has a byte each of version, magic, length, flags and type, then UUID and handle.
-    """
-    if len(data) < 21 or data[1] != 0xFB or data[2] > len(data):
-        return None
-    return data[4], data[5:21], data[21 : data[2]]
-
-
-def _origin(real: int) -> tuple[int, bytes, bytes] | None:
-    """The handle that a copy in the upper directory has of what it was copied from."""
-    for name in ("trusted.overlay.origin", "user.overlay.origin"):
-        try:
-            return real_handle(os.getxattr(b"/proc/self/fd/%d" % real, name))
-        except OSError:
-            continue
-    return None
-
-
 def _check_held(fd: int, mnt_id: int, trial: int, twins: LayerTwins) -> None:
     """See that the trial mount shows the held files, and all that a directory leads to."""
-    directory = -1
     for held in [fd, *_dup(held_files(mnt_id))]:
         try:
             link = os.readlink(b"/proc/self/fd/%d" % held)
@@ -363,11 +197,10 @@ def _check_held(fd: int, mnt_id: int, trial: int, twins: LayerTwins) -> None:
                 continue  # what is deleted is saved
             path = paths.join(twins.prefix, paths.from_link(link))
             _check_one(held, trial, path, twins)
-            if directory < 0 and is_directory(held):
-                directory = climb(os.dup(held))
         finally:
             if held != fd:
                 os.close(held)
+    directory = root_by_held(fd, mnt_id)
     if directory < 0:
         return
     try:

@@ -10,18 +10,13 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached import kernel, mountinfo
-from criu_detached.dump.filesystems.twins import (
-    Twins,
-    attach_for_trial,
-    climb,
-    is_directory,
-    names_in,
-    superblock_flags,
-)
-from criu_detached.dump.holders import held_files, holding_processes
-from criu_detached.dump.sources import Source
+from criu_detached import kernel
+from criu_detached.dump.directories import names_in, root_by_held
+from criu_detached.dump.filesystems.trial import mount_for_trial, superblock_flags
+from criu_detached.dump.filesystems.twins import NamedTwins
+from criu_detached.dump.holders import holding_processes
 from criu_detached.errors import DetachedError, quote
+from criu_detached.fstypes import BINFMT_MAGIC, BPF_MAGIC, FRESH, KEYED
 from criu_detached.records import Filesystem
 from criu_detached.superblock import superblock_of
 from criu_detached.terminals import is_terminal
@@ -30,34 +25,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from criu_detached.dump.sources import Source
     from criu_detached.kernel import FileFacts, StatMount
-
-BPF_MAGIC = 0xCAFE4A11
-_BINFMT_MAGIC = 0x42494E4D
-
-# linux/magic.h: filesystems of which a mount shows the superblock that is there, and what
-# else there is one of for each of them
-_KEYED = {
-    0x62656572: (b"sysfs", "network namespace"),
-    0x19800202: (b"mqueue", "IPC namespace"),
-    0x63677270: (b"cgroup2", "machine"),
-    _BINFMT_MAGIC: (b"binfmt_misc", "user namespace"),
-    0x62656570: (b"configfs", "machine"),
-    0x64626720: (b"debugfs", "machine"),
-    0x65735543: (b"fusectl", "machine"),
-    0x6165676C: (b"pstore", "machine"),
-    0x73636673: (b"securityfs", "machine"),
-    0x74726163: (b"tracefs", "machine"),
-    0xDE5E81E4: (b"efivarfs", "machine"),
-}
-_FRESH = {kernel.PROC_SUPER_MAGIC: b"proc", kernel.DEVPTS_SUPER_MAGIC: b"devpts", BPF_MAGIC: b"bpf"}
-MAGICS = {*_KEYED, *_FRESH}
-TYPES = {*_FRESH.values(), *(fs_type for fs_type, _ in _KEYED.values())}
 
 # Mounting these sets the options of the superblock that is there: they must be known.
 _SET_BY_MOUNTING = {b"cgroup2", b"debugfs", b"tracefs"}
-# What mountinfo shows among the options of cgroup2 besides its own.
-_NOT_OF_CGROUP2 = {b"ro", b"rw", b"seclabel"}
 # The files of binfmt_misc that are no registered format.
 _BINFMT_FILES = {b"register", b"status"}
 
@@ -79,8 +51,8 @@ def mounted_anew(
         DetachedError: it would not come back as it is.
     """
     magic = kernel.fstatfs(fd).magic
-    keyed = _KEYED.get(magic)
-    fs_type = keyed[0] if keyed else _FRESH[magic]
+    keyed = KEYED.get(magic)
+    fs_type = keyed[0] if keyed else FRESH[magic]
     if is_terminal(facts) and magic == kernel.DEVPTS_SUPER_MAGIC:
         raise _has_state(magic)
     if known is None and _needs_options(magic, fs_type, facts):
@@ -93,28 +65,17 @@ def mounted_anew(
         if keyed:
             _check_keyed(source, keyed[1], known.sb_dev if known else facts.dev, magic)
         else:
-            directory = _directory(fd, facts)
+            directory = root_by_held(fd, facts.mnt_id)
             try:
                 _check_fresh(magic, source, directory, facts, known)
             finally:
                 if directory >= 0:
                     os.close(directory)
-            source.twins = _NamedTwins(exact=known is None)
+            source.twins = NamedTwins(exact=known is None)
     except (DetachedError, OSError):
         source.close()
         raise
     yield source
-
-
-class _NamedTwins(Twins):
-    """Files that are made for their names."""
-
-    def __init__(self, exact: bool) -> None:
-        self._exact = exact  # the root of the mount is a guess: the inode has to say it
-
-    def is_one(self, fd: int, facts: FileFacts, twin: int, found: FileFacts, path: bytes) -> bool:
-        """The name says enough, where the root of the mount is known."""
-        return found.ino == facts.ino or not self._exact
 
 
 def _needs_options(magic: int, fs_type: bytes, facts: FileFacts) -> bool:
@@ -124,7 +85,7 @@ def _needs_options(magic: int, fs_type: bytes, facts: FileFacts) -> bool:
     """
     if magic == kernel.PROC_SUPER_MAGIC:
         return stat.S_ISDIR(facts.mode)
-    return magic in _FRESH or fs_type in _SET_BY_MOUNTING
+    return magic in FRESH or fs_type in _SET_BY_MOUNTING
 
 
 def _read_only(fd: int) -> list[bytes]:
@@ -134,15 +95,16 @@ def _read_only(fd: int) -> list[bytes]:
 def _trial(fs_type: bytes, source: bytes, options: list[bytes], number: int) -> Source:
     try:
         with kernel.PrivateNamespace():
-            tree = kernel.new_mount(fs_type, source, options)
-            info = attach_for_trial(tree)
+            trial = mount_for_trial(fs_type, source, options)
     except OSError as error:
         raise DetachedError(
             f"its filesystem ({quote(fs_type)}) cannot be mounted again: {error}"
         ) from error
-    superblock = superblock_of(tree, fs_type)
-    record = Filesystem(id=number, superblock=superblock, source=source, options=options, fresh=1)
-    return Source(info, False, tree, filesystem=record)
+    superblock = superblock_of(trial.fd, fs_type)
+    trial.filesystem = Filesystem(
+        id=number, superblock=superblock, source=source, options=options, fresh=1
+    )
+    return trial
 
 
 def _check_keyed(source: Source, key: str, dev: int, magic: int) -> None:
@@ -152,21 +114,11 @@ def _check_keyed(source: Source, key: str, dev: int, magic: int) -> None:
             f"its filesystem ({fs_type}) is of another {key} than criu's: keep one mounted in the"
             " mount namespace of the tasks"
         )
-    if magic == _BINFMT_MAGIC and set(names_in(source.fd)) > _BINFMT_FILES:
+    if magic == BINFMT_MAGIC and set(names_in(source.fd)) > _BINFMT_FILES:
         raise DetachedError(
             "formats are registered in its filesystem (binfmt_misc), and lost when the tasks are"
             " gone: remove them, or keep it mounted somewhere"
         )
-
-
-def _directory(fd: int, facts: FileFacts) -> int:
-    """The mount's root, if a directory of it is held; else -1. The caller's."""
-    if is_directory(fd):
-        return climb(os.dup(fd))
-    for held in held_files(facts.mnt_id):
-        if is_directory(held):
-            return climb(os.dup(held))
-    return -1
 
 
 def _check_fresh(
@@ -204,16 +156,3 @@ def _in_own_pid_namespace(mnt_id: int) -> bool:
     own = os.readlink("/proc/self/ns/pid")
     found = [os.readlink(f"/proc/{pid}/ns/pid") for pid in holding_processes(mnt_id)]
     return bool(found) and set(found) == {own}
-
-
-def options_here(filesystem: Filesystem) -> list[bytes]:
-    """The options that a filesystem is to have at restore.
-
-    Those of cgroup2 are the machine's: mounting must not change what others have set.
-    """
-    superblock = filesystem.superblock
-    if superblock and superblock.fs_type == b"cgroup2":
-        for info in mountinfo.read_mountinfo():
-            if info.fs_type == b"cgroup2":
-                return [option for option in info.super_options if option not in _NOT_OF_CGROUP2]
-    return filesystem.options

@@ -12,15 +12,22 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel
-from criu_detached.devices import BTRFS_MAGIC
 from criu_detached.dump.describe import DetachedMount, describe_mount
-from criu_detached.dump.filesystems import pseudo
 from criu_detached.dump.filesystems.disk import remounted
-from criu_detached.dump.filesystems.memory import RAMFS_MAGIC, TMPFS_MAGIC, Memory
-from criu_detached.dump.filesystems.overlay import OVERLAYFS_MAGIC, overlaid
-from criu_detached.dump.filesystems.served import refuse_served
+from criu_detached.dump.filesystems.memory import Memory
+from criu_detached.dump.filesystems.overlay import overlaid
+from criu_detached.dump.filesystems.pseudo import mounted_anew
 from criu_detached.dump.holders import attached_mount, outside_holder
 from criu_detached.errors import DetachedError
+from criu_detached.fstypes import (
+    BTRFS_MAGIC,
+    FRESH,
+    IN_MEMORY,
+    KEYED,
+    OVERLAYFS_MAGIC,
+    OWNED,
+    SERVED,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +42,8 @@ if TYPE_CHECKING:
     from criu_detached.recordfile import RecordWriter
     from criu_detached.records import Filesystem
 
-# Filesystems of which a new superblock gives its files the power of who mounts it.
-_OWNED = (OVERLAYFS_MAGIC, kernel.DEVPTS_SUPER_MAGIC, pseudo.BPF_MAGIC)
+# What gives the trial mounts of a type, by its magic number; of all others ``remounted``.
+_TRIALS = {OVERLAYFS_MAGIC: overlaid, **dict.fromkeys((*FRESH, *KEYED), mounted_anew)}
 
 
 class SoleHeld:
@@ -92,17 +99,26 @@ class SoleHeld:
         where = None if on_device else attached_mount(device)
         if where is not None:
             raise DetachedError(f"{error}; the filesystem is mounted at {where}")
-        if magic in (TMPFS_MAGIC, RAMFS_MAGIC):
+        if magic in IN_MEMORY:
             return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
-        refuse_served(magic)
-        if magic in _OWNED and self._host.dumps_user_namespace():
+        if magic in SERVED:
+            raise DetachedError(
+                f"its filesystem is of type {SERVED[magic]}, which its server alone can mount"
+                " again: mount it somewhere before the dump"
+            )
+        if magic in OWNED and self._host.dumps_user_namespace():
             raise DetachedError(
                 "its filesystem may belong to the dumped user namespace, and would belong to criu's"
                 " if it was mounted again: keep it mounted in the mount namespace of the tasks"
             )
         if magic == OVERLAYFS_MAGIC:
             _refuse_shared_overlay(device)
+        return self._by_trial(fd, link, facts, kind, error)
 
+    def _by_trial(
+        self, fd: int, link: bytes, facts: FileFacts, kind: Kind, error: DetachedError
+    ) -> DetachedMount:
+        """As describe: a trial mount is the bind source."""
         refusals: list[DetachedError] = []
 
         def candidates(dev: int, _: bytes | None, magic: int, __: bytes | None) -> Iterator[Source]:
@@ -113,14 +129,8 @@ class SoleHeld:
                 raise
 
         def mounted_again(dev: int) -> Iterator[Source]:
-            number = self._number(dev)
-            if magic == OVERLAYFS_MAGIC:
-                found = overlaid(fd, facts.mnt_id, kind.statmount, number)
-            elif magic in pseudo.MAGICS:
-                found = pseudo.mounted_anew(fd, facts, kind.statmount, number)
-            else:
-                found = remounted(fd, dev, kind.statmount, number)
-            for source in found:
+            trials = _TRIALS.get(kernel.fstatfs(fd).magic, remounted)
+            for source in trials(fd, facts, kind.statmount, self._number(dev)):
                 if dev not in self._filesystems and source.filesystem is not None:
                     self._filesystems[dev] = source.filesystem
                     self._records().filesystem(source.filesystem)

@@ -8,17 +8,13 @@ Device numbers tell nothing then, and inode numbers may not either.
 from __future__ import annotations
 
 import os
-import stat
 
-from criu_detached import kernel, mountinfo, paths
+from criu_detached import kernel, paths
+from criu_detached.overlay_layers import DATA, LOWER, UPPER, Layers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.kernel import FileFacts
-    from criu_detached.mountinfo import MountInfo
-
-# linux/fs.h: flags of a superblock that statmount(2) tells, as mount options
-_SB_FLAGS = {0x1: b"ro", 0x10: b"sync", 0x80: b"dirsync", 1 << 25: b"lazytime"}
 
 
 class Twins:
@@ -48,64 +44,104 @@ class Twins:
             os.close(twin)
 
     def is_one(self, fd: int, facts: FileFacts, twin: int, found: FileFacts, path: bytes) -> bool:
-        """Tell whether two files of one kind, at one path, are the same file."""
+        """Tell whether two files of one kind, at one path, are the same file.
+
+        Args:
+            fd: the one on the detached mount.
+            facts: of it.
+            twin: the one on the trial mount.
+            found: facts of that.
+            path: where they are, beneath the mount's root.
+        """
         raise NotImplementedError
 
 
-def attach_for_trial(tree: int) -> MountInfo:
-    """Attach a mount in a private namespace; say how that shows it."""
-    root = os.open("/", kernel.O_PATH)
-    try:
-        kernel.attach(tree, root)
-    finally:
-        os.close(root)
-    mnt_id = kernel.fstat(tree).mnt_id
-    (info,) = (info for info in mountinfo.read_mountinfo() if info.mnt_id == mnt_id)
-    return info
+class NamedTwins(Twins):
+    """Files that are made for their names."""
+
+    def __init__(self, exact: bool) -> None:
+        """Say how alike they must be.
+
+        Args:
+            exact: the root of the mount is a guess, so the inode has to say it.
+        """
+        self._exact = exact
+
+    def is_one(self, fd: int, facts: FileFacts, twin: int, found: FileFacts, path: bytes) -> bool:
+        """The name says enough, where the root of the mount is known."""
+        return found.ino == facts.ino or not self._exact
 
 
-def superblock_flags(flags: int) -> list[bytes]:
-    """The options of a superblock that are of no filesystem in particular."""
-    return [option for flag, option in _SB_FLAGS.items() if flags & flag]
+class LayerTwins(Twins):
+    """Files of an overlay and of the trial mount of its layers.
 
-
-def climb(directory: int) -> int:
-    """An O_PATH fd of the root of a directory's mount, the caller's; the directory is closed.
-
-    The kernel does not go above a detached mount's root (follow_dotdot, fs/namei.c), unless the
-    mount is in an anonymous tree or locked to the one that it was on.
-
-    Raises:
-        OSError: the directory is not beneath that root.
+    A file handle of an overlay (Linux 6.5) is one of the layer that the file is from. A file
+    that was copied up keeps that of its origin, which the copy has noted.
     """
-    here = kernel.fstat(directory)
-    while True:
-        try:
-            above = os.open(b"..", kernel.O_PATH | os.O_DIRECTORY, dir_fd=directory)
-        except OSError:
-            os.close(directory)
-            raise
-        found = kernel.fstat(above)
-        if found.ino == here.ino or found.mnt_id != here.mnt_id:
-            os.close(above)
-            return directory
-        os.close(directory)
-        directory, here = above, found
+
+    def __init__(self, layers: Layers, prefix: bytes) -> None:
+        """Take what it needs.
+
+        Args:
+            layers: the overlay's; they stay open.
+            prefix: the root of the detached mount, beneath that of the overlay.
+        """
+        self._layers = layers
+        self.prefix = prefix
+
+    def is_one(self, fd: int, facts: FileFacts, twin: int, found: FileFacts, path: bytes) -> bool:
+        """Compare what layer they are from, and what file there."""
+        return self.is_one_at(fd, twin, paths.join(self.prefix, path))
+
+    def is_one_at(self, fd: int, twin: int, path: bytes) -> bool:
+        """As is_one; the path is beneath the overlay's root."""
+        handle = _handle(fd)
+        if handle is None:
+            return False
+        if handle == _handle(twin):
+            return True
+        for option, layer in self._layers.fds:
+            try:
+                real = paths.open_at(layer, path)
+            except OSError:
+                continue
+            try:
+                if option == UPPER and handle == _origin(real):
+                    return True
+                kind, data = kernel.name_to_handle(real)
+                if option in (LOWER, DATA) and (kind, data) == (handle[0], handle[2]):
+                    return True
+            except OSError:
+                continue
+            finally:
+                os.close(real)
+        return False
 
 
-def names_in(directory: int) -> list[bytes]:
-    """What is in a directory of which there is an O_PATH fd; its access time stays."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME
-    fd = os.open(b".", flags, dir_fd=directory)
+def _handle(fd: int) -> tuple[int, bytes, bytes] | None:
+    """Type, UUID of the layer's filesystem and handle there, of a file of an overlay."""
     try:
-        return sorted(map(os.fsencode, os.listdir(fd)))
-    finally:
-        os.close(fd)
+        _, data = kernel.name_to_handle(fd, kernel.AT_HANDLE_FID)
+    except OSError:
+        return None
+    return real_handle(data[3:])  # struct ovl_fh: padded
 
 
-def is_directory(fd: int) -> bool:
-    """Tell whether an open file is one that still has a name."""
-    facts = kernel.fstat(fd)
-    return stat.S_ISDIR(facts.mode) and not os.readlink(b"/proc/self/fd/%d" % fd).endswith(
-        paths.DELETED
-    )
+def real_handle(data: bytes) -> tuple[int, bytes, bytes] | None:
+    """Take a struct ovl_fb apart (fs/overlayfs/overlayfs.h).
+
+    It has a byte each of version, magic, length, flags and type, then UUID and handle.
+    """
+    if len(data) < 21 or data[1] != 0xFB or data[2] > len(data):
+        return None
+    return data[4], data[5:21], data[21 : data[2]]
+
+
+def _origin(real: int) -> tuple[int, bytes, bytes] | None:
+    """The handle that a copy in the upper directory has of what it was copied from."""
+    for name in ("trusted.overlay.origin", "user.overlay.origin"):
+        try:
+            return real_handle(os.getxattr(b"/proc/self/fd/%d" % real, name))
+        except OSError:
+            continue
+    return None

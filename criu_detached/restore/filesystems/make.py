@@ -10,10 +10,12 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.dump.filesystems.disk import check_mounted, find_devices, mount_again
 from criu_detached.errors import DetachedError
-from criu_detached.restore.filesystems.memory import IN_MEMORY, fill, make_memory, set_limits
-from criu_detached.restore.filesystems.overlay import mount_anew, mount_layers
+from criu_detached.fstypes import IN_MEMORY
+from criu_detached.restore.filesystems.disk import check_mounted, find_devices, mount_again
+from criu_detached.restore.filesystems.memory import fill, make_memory, set_limits
+from criu_detached.restore.filesystems.overlay import mount_layers
+from criu_detached.restore.filesystems.pseudo import mount_anew
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def _mount(filesystem: Filesystem, devices: list[Found], means: Means) -> tuple[
 
 def _is_in_memory(filesystem: Filesystem) -> bool:
     assert filesystem.superblock is not None  # check_filesystems
-    return filesystem.superblock.fs_type in IN_MEMORY
+    return filesystem.superblock.fs_type in IN_MEMORY.values()
 
 
 def _attach(tree: int) -> int:
@@ -105,11 +107,7 @@ def _attach(tree: int) -> int:
         top = kernel.clone_mount(tree)
     except OSError:
         top = os.dup(tree)
-    root = os.open("/", kernel.O_PATH)
-    try:
-        kernel.attach(tree, root)
-    finally:
-        os.close(root)
+    kernel.attach_at_root(tree)
     return top
 
 

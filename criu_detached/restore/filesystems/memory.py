@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from criu_detached.contents import ContentReader
     from criu_detached.restore.realise import Means
 
-IN_MEMORY = (b"tmpfs", b"ramfs")
 
 # What is above the limits while the filesystem is filled: directories to names of deleted
 # files, which are gone at the end.

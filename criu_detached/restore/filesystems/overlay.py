@@ -6,9 +6,8 @@ from __future__ import annotations
 import time
 
 from criu_detached import kernel
-from criu_detached.dump.filesystems import pseudo
-from criu_detached.dump.filesystems.overlay import DATA, LOWER, UPPER, WORK, Layers, is_in_use
 from criu_detached.errors import DetachedError, quote
+from criu_detached.overlay_layers import DATA, LOWER, UPPER, WORK, Layers, is_in_use
 from criu_detached.superblock import is_same, superblock_of
 
 TYPE_CHECKING = False
@@ -51,28 +50,6 @@ def mount_layers(filesystem: Filesystem, means: Means) -> tuple[int, bool]:
         raise DetachedError(f"can't mount an overlay again: {error}") from error
     finally:
         layers.close()
-
-
-def mount_anew(filesystem: Filesystem) -> int:
-    """Mount a filesystem of the kernel's own.
-
-    Args:
-        filesystem: its record.
-
-    Returns:
-        A tree fd of the mount, the caller's.
-
-    Raises:
-        DetachedError: it cannot be mounted, or no dump records such a type.
-    """
-    assert filesystem.superblock is not None  # check_filesystems
-    fs_type = filesystem.superblock.fs_type
-    if fs_type not in pseudo.TYPES:
-        raise DetachedError(f"filesystems of type {quote(fs_type)} do not come from nothing")
-    try:
-        return kernel.new_mount(fs_type, filesystem.source, pseudo.options_here(filesystem))
-    except OSError as error:
-        raise DetachedError(f"can't mount {quote(fs_type)} again: {error}") from error
 
 
 def _is_layer(layer: Layer, fd: int, same_boot: bool) -> bool:

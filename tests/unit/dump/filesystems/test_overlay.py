@@ -8,16 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criu_detached.dump.filesystems.overlay import (
-    DATA,
-    LOWER,
-    UPPER,
-    WORK,
-    Layers,
-    real_handle,
-    take_apart,
-)
+from criu_detached.dump.filesystems.overlay import take_apart
+from criu_detached.dump.filesystems.twins import real_handle
 from criu_detached.errors import DetachedError
+from criu_detached.overlay_layers import DATA, LOWER, UPPER, WORK, Layers
 
 NAMES = st.text("ab\\:, ", min_size=1).map(lambda name: "/" + name)
 

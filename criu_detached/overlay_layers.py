@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The layers of an overlay: directories that it is mounted from."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from criu_detached import kernel
+from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.records import Layer
+from criu_detached.superblock import superblock_of
+
+# Options that name a directory (fs/overlayfs/params.c). With one for each layer no separator
+# is needed.
+UPPER, WORK, LOWER, DATA = b"upperdir", b"workdir", b"lowerdir+", b"datadir+"
+
+
+class Layers:
+    """The directories of an overlay, opened in a private mount namespace."""
+
+    def __init__(self, layers: list[tuple[bytes, bytes]]) -> None:
+        """Open them.
+
+        Args:
+            layers: option and path of each.
+
+        Raises:
+            DetachedError: one of them cannot be reached.
+        """
+        self.fds: list[tuple[bytes, int]] = []
+        self.paths = [path for _, path in layers]
+        try:
+            for option, path in layers:
+                self.fds.append((option, _open_layer(option, path)))
+        except DetachedError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of them."""
+        for _, fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+
+    def find(self, option: bytes) -> int:
+        """The fd of the directory that an option names; -1: there is none."""
+        return next((fd for name, fd in self.fds if name == option), -1)
+
+    def records(self) -> list[Layer]:
+        """What tells whether they are the same at restore."""
+        return [
+            Layer(
+                option=option,
+                path=path,
+                superblock=superblock_of(fd, b""),
+                ino=kernel.fstat(fd).ino,
+            )
+            for path, (option, fd) in zip(self.paths, self.fds, strict=True)
+        ]
+
+
+def _open_layer(option: bytes, path: bytes) -> int:
+    what = f"the directory {quote(path)} ({quote(option)}) of the overlay"
+    if not path.startswith(b"/"):
+        raise DetachedError(f"{what} is no absolute path: where it starts is not known")
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DetachedError(
+            f"{what} cannot be opened where criu runs: {reason(error.errno or 0)}"
+        ) from error
+
+
+def is_in_use(upper: int) -> bool:
+    """Tell whether a directory is the upper or work directory of an overlay that is mounted.
+
+    The kernel says so before it looks at the work directory, which is one that it refuses
+    (ovl_get_upper and ovl_get_workdir, fs/overlayfs/super.c). So nothing gets mounted, and
+    nothing is written. Within a private mount namespace.
+
+    Args:
+        upper: fd of the directory.
+
+    Raises:
+        OSError: the answer is another.
+    """
+    other = kernel.new_mount(b"tmpfs", b"tmpfs", [])
+    try:
+        kernel.attach_at_root(other)
+        fds = [(LOWER, other), (UPPER, upper), (WORK, other)]
+        os.close(kernel.new_mount(b"overlay", b"overlay", [b"index=on"], fds))
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EINVAL):
+            raise
+        return error.errno == errno.EBUSY
+    finally:
+        os.close(other)
+    raise OSError(errno.EINVAL, "an overlay with two filesystems to write to was mounted")

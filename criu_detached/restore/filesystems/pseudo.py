@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Filesystems of the kernel's own, at restore: they are mounted from nothing."""
+
+from __future__ import annotations
+
+from criu_detached import kernel, mountinfo
+from criu_detached.errors import DetachedError, quote
+from criu_detached.fstypes import FROM_NOTHING
+from criu_detached.records import Filesystem
+
+# What mountinfo shows among the options of cgroup2 besides its own.
+_NOT_OF_CGROUP2 = {b"ro", b"rw", b"seclabel"}
+
+
+def mount_anew(filesystem: Filesystem) -> int:
+    """Mount a filesystem of the kernel's own.
+
+    Args:
+        filesystem: its record.
+
+    Returns:
+        A tree fd of the mount, the caller's.
+
+    Raises:
+        DetachedError: it cannot be mounted, or no dump records such a type.
+    """
+    assert filesystem.superblock is not None  # checks.check_filesystems
+    fs_type = filesystem.superblock.fs_type
+    if fs_type not in FROM_NOTHING:
+        raise DetachedError(f"filesystems of type {quote(fs_type)} do not come from nothing")
+    try:
+        return kernel.new_mount(fs_type, filesystem.source, _options_here(filesystem))
+    except OSError as error:
+        raise DetachedError(f"can't mount {quote(fs_type)} again: {error}") from error
+
+
+def _options_here(filesystem: Filesystem) -> list[bytes]:
+    """The options that a filesystem is to have at restore.
+
+    Those of cgroup2 are the machine's: mounting must not change what others have set.
+    """
+    superblock = filesystem.superblock
+    if superblock and superblock.fs_type == b"cgroup2":
+        for info in mountinfo.read_mountinfo():
+            if info.fs_type == b"cgroup2":
+                return [option for option in info.super_options if option not in _NOT_OF_CGROUP2]
+    return filesystem.options
