@@ -74,7 +74,7 @@ class DetachedMount:
         """Take note that a task reaches all of it.
 
         Args:
-            root: its root; nothing is mounted on what is seen from there.
+            root: its root, or a directory of it; nothing is mounted on what is seen from there.
         """
 
     def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:

@@ -149,7 +149,7 @@ class Dump:
         mount = self._mounts.mount_of(fd, link, facts)
         if mount is None:
             return None
-        self._files.record(fd, link, facts, mount)
+        self._files.record(fd, link, facts, mount, watched=True)
         return facts.mnt_id, facts.ino
 
     def is_detached(self, fd: int, facts: FileFacts) -> bool:

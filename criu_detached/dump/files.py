@@ -59,7 +59,9 @@ class Files:
         )
         self.made_anew = MadeAnew()  # their inodes will be others
 
-    def record(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> None:
+    def record(
+        self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount, watched: bool = False
+    ) -> None:
         """Write a file's record, once; every further fd of it is only compared.
 
         Args:
@@ -67,6 +69,7 @@ class Files:
             link: its /proc/self/fd link.
             facts: of it.
             mount: that it is on.
+            watched: no task has it, but a watch of it: nothing is reached through that.
 
         Raises:
             DetachedError: it cannot be restored faithfully.
@@ -86,6 +89,8 @@ class Files:
             _refuse_device(fd, mount.record)
         if known.path == paths.ROOT or key in self._ghosts:
             self._refuse_nameless(fd, known, key in self._ghosts)
+        if stat.S_ISDIR(facts.mode) and not watched and not mount.record.root_deleted:
+            mount.is_held_whole(fd)  # by "..", which leads on from a deleted one too
         self._mounts.note_file(mount, fd, facts)
 
     def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:

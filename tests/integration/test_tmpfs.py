@@ -138,6 +138,30 @@ def test_files_alone(scenario: MakeScenario, tmp_path: Path) -> None:
     assert b"other\n" not in data
 
 
+def hold_deleted_directory(task: Task) -> Check:
+    """A directory that was deleted, and nothing else: the way up from it is still there."""
+    os.mkdir(task.path("dir/gone"))
+    gone = os.open(task.path("dir/gone"), os.O_RDONLY)
+    os.rmdir(task.path("dir/gone"))
+    task.detach()
+
+    def check() -> list[object]:
+        up = os.open("..", os.O_RDONLY, dir_fd=gone)
+        inner = os.open("inner", os.O_RDONLY, dir_fd=up)
+        answer = [sorted(os.listdir(up)), os.read(inner, 100).decode(), os.fstat(gone).st_nlink]
+        os.close(inner)
+        os.close(up)
+        return answer
+
+    return check
+
+
+def test_deleted_directory_alone(scenario: MakeScenario) -> None:
+    held = sole(scenario().start(hold_deleted_directory))
+    before = held.ask()
+    assert held.cycle().ask() == before
+
+
 def hold_two_mounts(task: Task) -> Check:
     """One filesystem through two mounts, one of them of a subdirectory and read-only."""
     one = os.open(task.path("dir/inner", 0), os.O_RDONLY)

@@ -164,6 +164,9 @@ def test_device_that_is_mounted_again(scenario: MakeScenario, tmp_path: Path, fs
 def hold_followed(task: Task) -> Check:
     """As who follows a log: the file is open, and with it its directory is watched."""
     log = os.open(task.path("dir/inner"), os.O_RDWR | os.O_APPEND)
+    large = os.open(task.path("dir/large"), os.O_CREAT | os.O_WRONLY)
+    os.write(large, bytes(range(256)) * (16 << 10))
+    os.close(large)
     inotify = watch(task.path("dir/inner"), IN_MODIFY)
     watch(task.path("dir"), IN_MODIFY, inotify)
     watch(task.path(), IN_CREATE, inotify)
@@ -193,10 +196,35 @@ def test_directory_that_is_not_held(scenario: MakeScenario, userns: bool) -> Non
 
 @pytest.mark.detached
 def test_directory_that_is_not_held_on_its_own(scenario: MakeScenario) -> None:
-    """The filesystem is mounted nowhere: the very fd of the file leads to the directory."""
+    """The filesystem is mounted nowhere: the very fd of the file leads to the directory.
+
+    Nothing is reached through a watch: what else is in the directory does not go into the images.
+    """
     held = sole(scenario().start(hold_followed)).cycle()
     others, own = held.ask()
     assert (others, sorted(own)) == ([], FOLLOWED)
+    assert (held.images / "criu-detached-data.img").stat().st_size < 1 << 20
+
+
+def hold_watched_first(task: Task) -> Check:
+    """A directory that CRIU meets as a watched one before it meets the task's fd of it."""
+    inotify = watch(task.path("dir"), IN_CREATE)
+    directory = os.open(task.path("dir"), os.O_RDONLY)
+    task.detach()
+
+    def check() -> list[object]:
+        os.close(os.open("new", os.O_CREAT | os.O_EXCL, dir_fd=directory))
+        os.unlink("new", dir_fd=directory)
+        return [inotify_events(inotify), sorted(os.listdir(directory))]
+
+    return check
+
+
+@pytest.mark.detached
+def test_directory_that_is_held_and_watched(scenario: MakeScenario) -> None:
+    held = sole(scenario().start(hold_watched_first))
+    before = held.ask()
+    assert held.cycle().ask() == before
 
 
 def hold_watches_alone(task: Task) -> Check:

@@ -76,14 +76,23 @@ class Ground:
             self.root = os.open(self.point, os.O_RDONLY)
             self.stack.callback(os.close, self.root)
 
-    def save(self, *names: str, restricted: bool = False, socket_in: bytes = b"") -> Records:
+    def save(
+        self,
+        *names: str,
+        restricted: bool = False,
+        socket_in: bytes = b"",
+        watched: bool = False,
+    ) -> Records:
         """Save files of the filesystem as a dump does that meets them in this order."""
         writer = RecordWriter(self.images, Header(format=FORMAT))
         contents = ContentWriter(self.images)
         memory = Memory(1, self.root, self.kind(self.root), writer, contents, restricted)
         for name in names:
             with support.opened(Path(f"/proc/self/fd/{self.root}/{name}"), os.O_RDONLY) as fd:
-                memory.save(fd, File(path=name.encode()), kernel.fstat(fd), WHOLE)
+                facts = kernel.fstat(fd)
+                memory.save(fd, File(path=name.encode()), facts, WHOLE)
+                if stat.S_ISDIR(facts.mode) and not watched:
+                    memory.save_whole(fd, WHOLE)
         if socket_in:
             memory.needs_directory(socket_in)
         memory.finish(MadeAnew())
@@ -159,6 +168,18 @@ def test_files_alone(ground: Ground) -> None:
     assert paths_of(records) == [b"dir/file"]
     new = ground.restore(records)
     assert [path.name for path in new.rglob("*")] == ["dir", "file"]
+
+
+def test_watched_directory(ground: Ground) -> None:
+    """Nothing is reached through a watch, so nothing that is in it is saved."""
+    with ground.detached("tmpfs", "") as top:
+        support.make_files(top)
+        (top / "dir").chmod(0o711)
+    records = ground.save("dir", watched=True)
+    assert paths_of(records) == [b"dir"]
+    new = ground.restore(records)
+    assert [path.name for path in new.rglob("*")] == ["dir"]
+    assert stat.S_IMODE((new / "dir").stat().st_mode) == 0o711
 
 
 def test_each_once(ground: Ground) -> None:

@@ -125,7 +125,7 @@ class Memory:
         return MemoryMount(record, self)
 
     def save(self, fd: int, file: File, facts: FileFacts, mount: Mount) -> None:
-        """Save a file that a task holds; a directory stands for its whole mount.
+        """Save a file that a task holds or watches; of a directory itself alone.
 
         Args:
             fd: the file.
@@ -133,9 +133,7 @@ class Memory:
             facts: of the file.
             mount: its mount.
         """
-        if stat.S_ISDIR(facts.mode):
-            self.save_whole(fd, mount)
-        elif facts.ino not in self._paths:
+        if facts.ino not in self._paths:
             path = paths.join(_root_of(mount), file.path)
             if not stat.S_ISREG(facts.mode) or not kernel.is_readable(fd):
                 self._save_node(fd, facts, path, mount)
