@@ -69,6 +69,7 @@ class SourceFinder:
         self._dumps_namespace = dumps_namespace
         self._mount_known = mount_known
         self._mounts: list[tuple[int, MountInfo, bool]] | None = None
+        self._namespaces: list[list[tuple[int, MountInfo]]] | None = None
         # By device and namespace or not: the one that was yielded last, and so the one that did.
         self._last: dict[tuple[int, bool], tuple[int, MountInfo, bool]] = {}
 
@@ -158,12 +159,16 @@ class SourceFinder:
 
     def _dumped_namespaces(self) -> list[list[tuple[int, MountInfo]]]:
         """The mounts of each dumped namespace. CRIU knows those, and its own."""
-        if not self._dumps_namespace:
-            return []
+        if self._namespaces is None:
+            self._namespaces = list(self._find_namespaces()) if self._dumps_namespace else []
+        return self._namespaces
+
+    def _find_namespaces(self) -> Iterator[list[tuple[int, MountInfo]]]:
         own = os.stat("/proc/self/ns/mnt").st_ino
-        others = [pids for inode, pids in mountinfo.namespaces() if inode != own]
-        found = [mountinfo.mounts_of_namespace(pids) for pids in others]
-        return [mounts for mounts in found if mounts and self._mount_known(mounts[0][1].mnt_id)]
+        for inode, pids in mountinfo.namespaces():
+            mounts = mountinfo.mounts_of_namespace(pids) if inode != own else []
+            if mounts and self._mount_known(mounts[0][1].mnt_id):
+                yield mounts
 
 
 def _open_mount(pid: int, info: MountInfo) -> int:

@@ -43,10 +43,12 @@ class SocketNames:
         """
         self._host = host
         self._records = records.bound_sockets
+        self._on_mount: dict[int, list[BoundSocket]] = {}
         self._roots: dict[bytes, bytes] = {}
         self._kept: dict[int, _Attributes] = {}
         for record in self._records.values():
             _check(record)
+            self._on_mount.setdefault(record.mnt_id, []).append(record)
             self._make_root(record)
             host.socket_name_add(record.id, record.name, bool(record.deleted))
 
@@ -73,19 +75,19 @@ class SocketNames:
         Raises:
             DetachedError: it is not there, or nothing can be made there.
         """
-        for record in self._records.values():
-            if record.mnt_id == mount.mnt_id:
-                start = _start_of(record, tree)
-                try:
-                    if mount.origin == RECREATED:
-                        self._kept[record.id] = _Attributes(record, start)
-                finally:
-                    os.close(start)
-                if kernel.fstatfs(tree).flags & os.ST_RDONLY:
-                    raise DetachedError(
-                        f"the socket {quote(record.name)} cannot be bound on mount"
-                        f" {mount.mnt_id}, whose filesystem is read-only by now"
-                    )
+        records = self._on_mount.get(mount.mnt_id, [])
+        for record in records:
+            start = _start_of(record, tree)
+            try:
+                if mount.origin == RECREATED:
+                    self._kept[record.id] = _Attributes(record, start)
+            finally:
+                os.close(start)
+        if records and kernel.fstatfs(tree).flags & os.ST_RDONLY:
+            raise DetachedError(
+                f"the socket {quote(records[0].name)} cannot be bound on mount"
+                f" {mount.mnt_id}, whose filesystem is read-only by now"
+            )
 
     def lead(self, number: int, tree_fd: Callable[[int], int]) -> None:
         """Make a name lead to its mount, in a task.
