@@ -59,7 +59,7 @@ test-vm: ## integration tests in the VM alone (K=EXPRESSION selects)
 .PHONY: test-matrix
 test-matrix: ## every CRIU through all integration tests natively; other kernels on a core set
 	@CRIU_DETACHED_NO_SKIP=1 .ci/run unit native criu-trixie criu-experimental \
-		criu-vm-trixie+criu-vm-experimental kernel-trixie+kernel-bookworm
+		criu-vm-trixie+criu-vm-experimental kernel-trixie+kernel-bookworm engines-trixie
 
 .PHONY: coverage
 coverage: ## rewrite the README's coverage table from the results of "make test"

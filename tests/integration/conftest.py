@@ -17,7 +17,7 @@ from ..coverage_table import COLUMNS, ITEMS, OUTCOMES, PROPERTY
 from .harness import kernel
 from .harness import scenario as harness
 from .harness.container import Container
-from .harness.criu import has_inet_sockets, has_plugin
+from .harness.criu import has_inet_sockets, has_network_namespaces, has_plugin
 from .harness.engines import Engines, prepared_engines, sets_groups
 from .harness.opened import Opened
 from .harness.placement import SHAPES, Placement, Shape, user_namespace
@@ -182,6 +182,8 @@ def container(
     with ExitStack() as stack:
 
         def make(engine: str, *args: Any, **kwargs: Any) -> Container:
+            if not has_network_namespaces():
+                pytest.skip(f"{THIS_CRIU}(before 4.2) dumps no network namespace on Linux 7.1")
             if sets_groups(engine):
                 pytest.skip(f"{THIS_CRIU}has no settings from crun and sets groups of version 1")
             if pytestconfig.getoption("--attached"):

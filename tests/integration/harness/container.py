@@ -50,6 +50,8 @@ class Container(Held):
         self._names = [self.name]
         self._stack = ExitStack()
         self._stack.enter_context(told_of_answers(self.ground))
+        if userns:
+            self.usr = self._stack.enter_context(_alone(self.usr))
 
     def __enter__(self) -> Self:
         return self
@@ -143,8 +145,7 @@ class Container(Held):
 
     def kill(self) -> None:
         """End the container, under all the names that it had."""
-        for name in self._names:
-            self.engine.remove(name)
+        self.engine.remove(*self._names)
         self._wait_for_end()
         self.pid = 0
 
@@ -168,6 +169,19 @@ def _have_no_child() -> bool:
             pass
         return False
     return True
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[Path]:
+    """Another mount of a directory, without those beneath it.
+
+    In a user namespace these would be locked, and keep CRIU from binding the directory again.
+    """
+    point = Path(tempfile.mkdtemp(prefix="alone-", dir="/tmp"))
+    kernel.bind(directory, point)
+    yield point
+    kernel.umount2(point, kernel.MNT_DETACH)
+    point.rmdir()
 
 
 def _give_away(work: Path, owner: int) -> None:

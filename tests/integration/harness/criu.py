@@ -58,6 +58,20 @@ def has_inet_sockets() -> bool:
     return True
 
 
+def has_network_namespaces() -> bool:
+    """Whether this CRIU can dump a network namespace on this kernel.
+
+    Linux 7.1 has no UDP-Lite any more. Before 4.2 CRIU does not take that for an answer.
+    """
+    if not version().startswith(("4.0", "4.1")):
+        return True
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDPLITE).close()
+    except OSError as error:
+        return error.errno != errno.EPROTONOSUPPORT
+    return True
+
+
 @dataclass(frozen=True)
 class CriuRun:
     """One finished criu process."""
