@@ -146,6 +146,18 @@ HOLDING: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
 }
 
 
+def test_images_on_it(scenario: MakeScenario) -> None:
+    """criu itself is no holder that stays: the images would go with the last process."""
+    held = scenario().start(hold_top)
+    images = held.ground.source / "tree" / "images"
+    images.mkdir()
+    inside = f"/proc/{held.pid}/fd/3/images"
+    sole(held)
+    run = held.dump("--images-dir", inside, "--log-file", str(held.work / "log"))
+    assert run.status and "the image directory is on it" in (held.work / "log").read_text()
+    assert held.ask() == ["dir", "fifo", "file", "images", "link", "null", "other", "zero"]
+
+
 @pytest.mark.parametrize("kind", HOLDING)
 def test_held_elsewhere(scenario: MakeScenario, kind: str) -> None:
     """With two of it the data would part; the refusal says who it is."""

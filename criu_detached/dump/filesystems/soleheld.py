@@ -152,6 +152,11 @@ class SoleHeld:
                 "its filesystem is in memory alone, and this CRIU does not say when a dump ends,"
                 " which it takes to save it"
             )
+        if os.fstat(self._host.image_dir()).st_dev == device:
+            raise DetachedError(
+                "its filesystem is in memory alone, and the image directory is on it: the images"
+                " would be gone with the processes; give another one (--images-dir)"
+            )
         try:
             holder = outside_holder(device)
         except OSError as error:
