@@ -2,7 +2,7 @@
 """The package ``encodings`` inside CRIU, without which Python does not start: UTF-8 alone.
 
 The library's loads ``codecs`` and a table of 400 names, for a twelfth of the time that Python needs
-to start. It is set to UTF-8 (plugin/embed_build.py), and the package uses no other codec but those
+to start. It is set to UTF-8 (plugin/start_python.c), and the package uses no other codec but those
 that are written in C. plugin/freeze.py gives this its name.
 """
 

@@ -3,7 +3,7 @@
 
 The library's take a tenth of the time that Python needs to start, for abstract classes, a copy of
 the environment and tables that nothing here asks for. This is imported before all that imports
-them (plugin/embed_build.py). tests/unit/test_structure.py holds the package to it.
+them (plugin/start_python.c). tests/unit/test_structure.py holds the package to it.
 """
 
 from __future__ import annotations

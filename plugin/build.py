@@ -39,7 +39,7 @@ SHIM = (
     *("dump", "dump_links", "dump_sockets", "dump_threads", "dump_watches"),
     *("restore", "restore_sockets"),
 )
-EMBEDDED = ("known_files", "plain_files")
+EMBEDDED = ("start_python", "known_files", "plain_files")
 # The C files behind kernel.h, for what is opened on need and for the command line tool.
 KERNEL = ("blkid", "kernel_children", "kernel_files", "kernel_mounts", "kernel_visits")
 
@@ -145,12 +145,12 @@ def build_shim(output: Path) -> None:
     cc(output, sources, *WARNINGS, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
 
 
-def build_objects(scratch: Path, names: tuple[str, ...]) -> list[Path]:
+def build_objects(scratch: Path, names: tuple[str, ...], *options: str) -> list[Path]:
     """Compile C files of this directory one by one, and return the object files."""
     objects = []
     for name in names:
         objects.append(scratch / f"{name}.o")
-        cc(objects[-1], [SOURCE / f"{name}.c"], *WARNINGS)
+        cc(objects[-1], [SOURCE / f"{name}.c"], *WARNINGS, *options)
     return objects
 
 
@@ -178,10 +178,11 @@ def build_embedded(output: Path, kernel: list[Path], scratch: Path) -> None:
     source = scratch / "embed.c"
     linked = ["criu_detached._kernel", *modules]
     builder(freeze.c_source(), linked, sys.executable).emit_c_code(str(source))
-    sources = [source, *build_objects(scratch, EMBEDDED), *kernel]
+    include = f"-I{python_headers()}"
+    sources = [source, *build_objects(scratch, EMBEDDED, include), *kernel]
     # CRIU exports all its functions: without -Bsymbolic one of them could take the place of ours.
     options = [*modules.values(), *libpython(), "-Wl,-z,nodelete,-Bsymbolic", "-pthread"]
-    cc(output, sources, f"-I{python_headers()}", *options)
+    cc(output, sources, include, *options)
 
 
 def build_package(target: Path, kernel: list[Path]) -> None:

@@ -84,7 +84,7 @@ def _lines(files: dict[str, Path]) -> Iterator[str]:
         yield f"static const unsigned char {symbol}[] = {{{','.join(map(str, code))}}};"
         is_package = int(path.stem == "__init__")
         entries.append(f'\t{{ "{name}", {symbol}, {len(code)}, .is_package = {is_package} }},')
-    yield "static const struct _frozen frozen_modules[] = {"
+    yield "const struct _frozen frozen_modules[] = {"
     yield from entries
     yield "\t{ 0 },"
     yield "};"

@@ -3,9 +3,8 @@
  * What the shim offers to the embedded Python, and what it asks of it.
  *
  * The shim (criu_detached.so) is loaded by CRIU and links no Python. The embedded
- * module (embed_build.py, built by cffi) is opened by the shim on need. This header is
- * the whole contract between the two; embed_build.py repeats it as cffi
- * declarations, and the C compiler checks those against this file.
+ * module (start_python.c) is opened by the shim on need. This header is the whole contract
+ * between the two; embed_build.py gives its declarations to cffi.
  */
 #ifndef CRIU_DETACHED_HOST_H
 #define CRIU_DETACHED_HOST_H
