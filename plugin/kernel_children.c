@@ -47,25 +47,60 @@ static int await_child(pid_t pid)
 
 #define MAX_VIEW 1024 /* mounts of one tree */
 
+/*
+ * Has a child do some work in the memory of this process, which waits for it, as vfork(2) has it:
+ * to copy the memory of a process with a Python in it would take longer than the work. Signals
+ * wait too, for a handler would run in the child. It may enter no user namespace: who has rights
+ * over processes there would have them over this memory.
+ */
+static int in_own_memory(int (*work)(void *), void *arg)
+{
+	static char stack[64 << 10] __attribute__((aligned(16)));
+	sigset_t all, before;
+	pid_t pid;
+	int result;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, &before);
+	pid = clone(work, stack + sizeof(stack), CLONE_VM | CLONE_VFORK, arg);
+	result = pid < 0 ? -errno : await_child(pid);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	return result;
+}
+
+struct rehearsal {
+	int ns_fd, user_ns_fd, fd;
+	uint64_t set, clear;
+	int userns_fd;
+};
+
+static int rehearse_clone(void *arg)
+{
+	const struct rehearsal *r = arg;
+	int tree;
+
+	if (setns(r->ns_fd, CLONE_NEWNS) ||
+	    (r->user_ns_fd >= 0 && setns(r->user_ns_fd, CLONE_NEWUSER)))
+		return errno;
+	tree = sys_open_tree(r->fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE_);
+	if (tree < 0)
+		return -tree;
+	return r->set | r->clear ? -sys_mount_setattr(tree, r->set, r->clear, 0, r->userns_fd) : 0;
+}
+
 /* Tried in a child: setns(2) would change this process's root, directory and privileges. */
 int sys_rehearse_clone(int ns_fd, int user_ns_fd, int fd, uint64_t set, uint64_t clear,
 		       int userns_fd)
 {
-	pid_t pid = lone_child(0);
-	int tree;
+	struct rehearsal r = { ns_fd, user_ns_fd, fd, set, clear, userns_fd };
+	pid_t pid;
 
-	if (pid < 0)
-		return -errno;
-	if (pid == 0) {
-		if (setns(ns_fd, CLONE_NEWNS) ||
-		    (user_ns_fd >= 0 && setns(user_ns_fd, CLONE_NEWUSER)))
-			_exit(errno);
-		tree = sys_open_tree(fd, "", AT_EMPTY_PATH | OPEN_TREE_CLONE_);
-		if (tree < 0)
-			_exit(-tree);
-		_exit(set | clear ? -sys_mount_setattr(tree, set, clear, 0, userns_fd) : 0);
-	}
-	return await_child(pid);
+	if (user_ns_fd < 0)
+		return in_own_memory(rehearse_clone, &r);
+	pid = lone_child(0);
+	if (pid == 0)
+		_exit(rehearse_clone(&r));
+	return pid < 0 ? -errno : await_child(pid);
 }
 
 /* Anonymous mounts are cloned in the very mount namespace that they were made in. */
@@ -101,12 +136,17 @@ static int attach_privately(int tree)
 		syscall(NR_move_mount, tree, "", base, "tree", 4 /* MOVE_MOUNT_F_EMPTY_PATH */));
 }
 
-/* What is at the start of the memory that is shared with the child. */
+/* What a child is asked, and its answers for the mounts of the tree, one after another. */
 struct view {
+	const int *ns_fds;
+	int ns_count, fd;
+	uint64_t mask;
+	char *buf;
+	size_t size;
 	int err, count;
 };
 
-static int fill_view(int tree, uint64_t mask, struct view *view, char *buf, size_t size)
+static int fill_view(int tree, struct view *view)
 {
 	struct mnt_id_req_ver1 req = { .size = sizeof(req) };
 	static uint64_t ids[MAX_VIEW];
@@ -123,13 +163,24 @@ static int fill_view(int tree, uint64_t mask, struct view *view, char *buf, size
 	if (below == MAX_VIEW - 1)
 		return -E2BIG;
 	for (view->count = 0; view->count <= below; view->count++) {
-		err = sys_statmount_in_ns(ids[view->count], 0, mask, buf, size);
+		err = sys_statmount_in_ns(ids[view->count], 0, view->mask, view->buf, view->size);
 		if (err)
 			return err;
-		memcpy(&used, buf, sizeof(used)); /* the size is the first field */
-		buf += used;
-		size -= used;
+		memcpy(&used, view->buf, sizeof(used)); /* the size is the first field */
+		view->buf += used;
+		view->size -= used;
 	}
+	return 0;
+}
+
+static int view_clone(void *arg)
+{
+	struct view *view = arg;
+	int tree = clone_in_one_of(view->ns_fds, view->ns_count, view->fd, AT_RECURSIVE_);
+
+	view->err = tree < 0 ? tree : attach_privately(tree);
+	if (!view->err)
+		view->err = fill_view(tree, view);
 	return 0;
 }
 
@@ -141,30 +192,12 @@ static int fill_view(int tree, uint64_t mask, struct view *view, char *buf, size
  */
 int sys_view_clone(const int *ns_fds, int count, int fd, uint64_t mask, void *buf, size_t size)
 {
-	size_t room = sizeof(struct view) + size;
-	struct view *view =
-		mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	int result, tree;
-	pid_t pid;
+	struct view view = { ns_fds, count, fd, mask, buf, size, -ECHILD, 0 };
+	int err = in_own_memory(view_clone, &view);
 
-	if (view == MAP_FAILED)
-		return -errno;
-	view->err = -ECHILD;
-	pid = lone_child(0);
-	if (pid == 0) {
-		tree = clone_in_one_of(ns_fds, count, fd, AT_RECURSIVE_);
-		view->err = tree < 0 ? tree : attach_privately(tree);
-		if (!view->err)
-			view->err = fill_view(tree, mask, view, (char *)(view + 1), size);
-		_exit(0);
-	}
-	result = pid < 0 ? -errno : await_child(pid);
-	if (!result)
-		result = view->err ? view->err : view->count;
-	if (result > 0)
-		memcpy(buf, view + 1, size);
-	munmap(view, room);
-	return result;
+	if (!err)
+		err = view.err;
+	return err ? err : view.count;
 }
 
 /* For a child that shares its parent's fds: what it puts in the place of one is the parent's. */

@@ -8,7 +8,6 @@ import fcntl
 import os
 import stat
 import time
-from itertools import chain
 
 from criu_detached import kernel, mountinfo
 from criu_detached.dump import layers, treeview
@@ -92,7 +91,7 @@ def files_of(dev: int) -> Iterator[int]:
     mapped = _mapped(dev)
     for pid in processes():
         maps = "map_files" if mapped in read(f"/proc/{pid}/maps") else ""
-        for fd in chain(_open_links(pid, maps), _bound_files(pid)):
+        for fd in _all_files(pid, maps):
             if kernel.fstat(fd).dev == dev:
                 yield fd
 
@@ -209,6 +208,12 @@ def open_links_of(pid: int, more: str) -> Iterator[tuple[str, int]]:
             os.close(fd)
 
 
+def _all_files(pid: int, more: str = "") -> Iterator[int]:
+    """As _open_links, and the files that its sockets are bound to."""
+    yield from _open_links(pid, more)
+    yield from _bound_files(pid)
+
+
 def _bound_files(pid: int) -> Iterator[int]:
     """Open, for a moment each, the files that the unix sockets of a process are bound to."""
     sockets = [name for name in below(pid, "fd") if _is_socket(f"/proc/{pid}/fd/{name}")]
@@ -276,7 +281,7 @@ class _Filesystem:
 
     def is_held_by(self, pid: int) -> bool:
         """Tell whether a process has a file of it, or one that leads to it."""
-        if any(self._is_held_through(fd) for fd in chain(_open_links(pid), _bound_files(pid))):
+        if any(self._is_held_through(fd) for fd in _all_files(pid)):
             return True
         return _mapped(self._dev) in read(f"/proc/{pid}/maps")
 
