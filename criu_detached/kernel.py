@@ -499,10 +499,16 @@ def fs_uuid(fd: int) -> bytes:
     return bytes(ffi.buffer(data))[:result] if result > 0 else b""
 
 
-def unix_peer_path(fd: int) -> bytes:
-    """Path that the peer of a connected unix socket is bound to; empty for all else."""
-    buf = ffi.new("char[]", 256)
-    return ffi.string(buf) if lib.sys_peer_path(fd, buf, 256) == 0 else b""
+def has_peer(end: bytes) -> bool:
+    """Tell whether a unix socket of this process is connected to one whose name ends so.
+
+    Args:
+        end: of the name that the other socket is bound to.
+
+    Raises:
+        OSError: the fds of this process cannot be listed.
+    """
+    return bool(_checked(lib.sys_has_peer(end), "/proc/self/fd"))
 
 
 def bound_file(pid_fd: int, fd: int) -> int:

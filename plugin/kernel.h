@@ -34,8 +34,8 @@ int sys_pidfd_getfd(int pidfd, int fd);
 int sys_superblock_dev(int fd, uint64_t *dev);
 /* 16 bytes at most; returns how many. */
 int sys_fs_uuid(int fd, unsigned char *uuid);
-/* The name that the other end of a unix socket is bound to. */
-int sys_peer_path(int fd, char *path, size_t size);
+/* 1 when one of this process's unix sockets is connected to a name that ends so, else 0. */
+int sys_has_peer(const char *end);
 /* An O_PATH fd of the file that another process's unix socket is bound to. */
 int sys_bound_file(int pid_fd, int fd);
 

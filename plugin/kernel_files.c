@@ -3,8 +3,11 @@
 #define _GNU_SOURCE
 #include "kernel.h"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
@@ -157,17 +160,30 @@ int sys_fs_uuid(int fd, unsigned char *uuid)
 	return u.len;
 }
 
-int sys_peer_path(int fd, char *path, size_t size)
+static bool has_peer(int fd, const char *end)
 {
 	struct sockaddr_un addr = { 0 };
 	socklen_t len = sizeof(addr);
+	size_t size, wanted = strlen(end);
 
-	if (getpeername(fd, (struct sockaddr *)&addr, &len))
+	if (getpeername(fd, (struct sockaddr *)&addr, &len) || addr.sun_family != AF_UNIX)
+		return false;
+	size = strnlen(addr.sun_path, sizeof(addr.sun_path));
+	return size >= wanted && !memcmp(addr.sun_path + size - wanted, end, wanted);
+}
+
+int sys_has_peer(const char *end)
+{
+	DIR *fds = opendir("/proc/self/fd");
+	const struct dirent *entry;
+	int found = 0;
+
+	if (!fds)
 		return -errno;
-	if (addr.sun_family != AF_UNIX)
-		return -EAFNOSUPPORT;
-	snprintf(path, size, "%.*s", (int)sizeof(addr.sun_path), addr.sun_path);
-	return 0;
+	while (!found && (entry = readdir(fds)))
+		found = entry->d_name[0] != '.' && has_peer(atoi(entry->d_name), end);
+	closedir(fds);
+	return found;
 }
 
 /* An O_PATH fd of the file that another process's unix socket is bound to. */

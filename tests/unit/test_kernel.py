@@ -288,20 +288,17 @@ def test_errors_name_the_call() -> None:
         kernel.fstatfs(-1)
 
 
-def test_unix_peer_path(tmp_path: Path) -> None:
+def test_has_peer(tmp_path: Path) -> None:
     name = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
         server.bind(name)
         server.listen()
+        assert not kernel.has_peer(name.encode())
         client.connect(name)
-        assert kernel.unix_peer_path(client.fileno()) == name.encode()
-        assert kernel.unix_peer_path(server.fileno()) == b""
-
-
-def test_peer_path_of_all_else(directory: int) -> None:
-    assert kernel.unix_peer_path(directory) == b""
-    with socket.socket(socket.AF_INET) as other:
-        assert kernel.unix_peer_path(other.fileno()) == b""
+        assert kernel.has_peer(name.encode())
+        assert kernel.has_peer(b"/socket")
+        assert not kernel.has_peer(b"/sock")
+        assert not kernel.has_peer(b"x" * 200)
 
 
 def test_user_namespace() -> None:
