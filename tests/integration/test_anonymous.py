@@ -39,6 +39,9 @@ from .test_watches import NOTHING, OTHERS, OWN, change_through_source, hold_watc
 
 pytestmark = pytest.mark.detached
 
+# What is lost where an anonymous mount is taken for a detached one.
+NEEDS_CLONES = pytest.mark.usefixtures("anonymous_mounts")
+
 TREE = sorted(["file", "other", "dir", "link", "fifo", "null", "zero"])
 
 
@@ -100,7 +103,7 @@ def close_tree(held: Scenario) -> int:
     return int(file)
 
 
-@pytest.mark.usefixtures("anonymous_mounts")
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", "o_path", column="anonymous")
 def test_tree_fd(scenario: MakeScenario, every_placement: Placement) -> None:
     """It is the fd of a tree again, however often: what it leads to can be attached."""
@@ -119,6 +122,7 @@ def test_each_kernel(scenario: MakeScenario, placement: Placement) -> None:
     assert content == CONTENT and look.is_detached(held.pid, tree)
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", column="anonymous")
 def test_dissolved(scenario: MakeScenario, placement: Placement) -> None:
     """The mount is anonymous for as long as its fd is open."""
@@ -130,6 +134,7 @@ def test_dissolved(scenario: MakeScenario, placement: Placement) -> None:
     assert look.is_detached(held.pid, file) and not look.is_anonymous(held.pid, file)
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("file", column="anonymous")
 def test_tree_fd_elsewhere(scenario: MakeScenario, placement: Placement) -> None:
     """A process that is not dumped has the fd of the tree: to the others the mount is detached."""
@@ -159,6 +164,7 @@ def hold_tree_of_file(task: Task) -> Check:
     return check
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", column="anonymous")
 def test_tree_of_one_file(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement, [Bind(SINGLE_FILE)]).start(hold_tree_of_file).cycle().cycle()
@@ -324,6 +330,7 @@ def test_attributes(scenario: MakeScenario, placement: Placement) -> None:
     assert held.ask() == answer
 
 
+@NEEDS_CLONES
 @pytest.mark.parametrize("flags", [0, kernel.MS_NODEV])
 def test_flags_in_a_user_namespace(scenario: MakeScenario, flags: int) -> None:
     """Who has the fd of a tree may change its flags; a tree from the host must not give that."""
@@ -347,6 +354,7 @@ def hold_propagation(task: Task) -> Check:
     return lambda: [attached(task, tree) for tree in trees]
 
 
+@NEEDS_CLONES
 def test_propagation(scenario: MakeScenario) -> None:
     def mount_shared(source: Path) -> None:
         kernel.mount("source", source, "tmpfs")
@@ -392,7 +400,7 @@ def with_deeper(source: Path) -> None:
 BRANCHES = [CONTENT, "inner\n", CONTENT]
 
 
-@pytest.mark.usefixtures("anonymous_mounts")
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", "directory", column="anonymous")
 def test_branches(scenario: MakeScenario, every_placement: Placement) -> None:
     """Each mount is where it was in the tree, and the files are on them, not on others."""
@@ -417,6 +425,7 @@ def hold_branches_below(task: Task) -> Check:
     return task.fork(child)
 
 
+@NEEDS_CLONES
 def test_branches_in_nested_namespace(scenario: MakeScenario) -> None:
     """The tree is put together in the namespace of its bind sources, not in that of its holder."""
     held = scenario(Placement.NAMESPACE, [Bind(), Bind(), Bind()], populate=with_deeper)
@@ -424,6 +433,7 @@ def test_branches_in_nested_namespace(scenario: MakeScenario) -> None:
     assert held.ask()[1:] == [BRANCHES, TREE, []]
 
 
+@NEEDS_CLONES
 def test_branches_without_tree_fd(scenario: MakeScenario, placement: Placement) -> None:
     """Nothing would keep the mounts of the tree together when criu restore ends."""
     held = scenario(placement, [Bind(), Bind(), Bind()], populate=with_deeper)
@@ -447,6 +457,7 @@ def hold_stacked(task: Task) -> Check:
     return lambda: sorted(os.listdir(f"/proc/self/fd/{tree}/dir"))
 
 
+@NEEDS_CLONES
 def test_stacked(scenario: MakeScenario, placement: Placement) -> None:
     """The lower one is out of reach, and the kernel does not tell what it is."""
     refused(scenario(placement, [Bind(), Bind()]).start(hold_stacked), "two mounts at one place")
@@ -463,6 +474,7 @@ def hold_covered(task: Task) -> Check:
     return lambda: os.pread(file, 100, 0).decode()
 
 
+@NEEDS_CLONES
 def test_covered(scenario: MakeScenario, placement: Placement) -> None:
     """It could not be opened again, for nothing is opened beneath another mount."""
     refused(scenario(placement, [Bind(), Bind()]).start(hold_covered), "covers it")
@@ -532,6 +544,7 @@ def given(held: Scenario, ids: tuple[int, int]) -> int:
     return int(tree)
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", column="anonymous")
 def test_made_elsewhere(scenario: MakeScenario, placement: Placement) -> None:
     """In a namespace that is neither dumped nor that of criu."""

@@ -17,7 +17,7 @@ from .harness.kernel import umount2
 from .harness.placement import Placement
 from .harness.program import Program
 from .harness.scenario import Scenario
-from .test_anonymous import attached
+from .test_anonymous import NEEDS_CLONES, attached
 from .test_pseudo import FILES
 from .test_refused_dump import refused
 
@@ -61,6 +61,7 @@ def assert_kept(held: Scenario) -> None:
 OWN = ["cgroup2", "devpts", "mqueue", "proc", "sysfs", "tracefs"]
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", "directory", column="anonymous")
 @pytest.mark.parametrize("fs_type", OWN)
 def test_filesystem_of_the_kernel(scenario: MakeScenario, fs_type: str) -> None:
@@ -88,6 +89,7 @@ def hold_disk(task: Task, fs_type: str, device: str) -> Check:
     return check
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", "cwd", "deleted_file", column="anonymous")
 @pytest.mark.covers("tree_fd", column="sole-held")
 @pytest.mark.parametrize("fs_type", ["btrfs", "ext4"])
@@ -138,6 +140,7 @@ def hold_overlay(task: Task, options: dict[str, str]) -> Check:
     return check
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", "directory", column="anonymous")
 def test_overlay(scenario: MakeScenario, tmp_path: Path) -> None:
     """Its layers are told before Linux 7.0 as well."""

@@ -22,6 +22,7 @@ from .harness.scenario import Scenario
 from .soleheld import sole
 from .test_anonymous import (
     BRANCHES,
+    NEEDS_CLONES,
     TREE,
     attached,
     close_tree,
@@ -90,6 +91,7 @@ def hold_new(task: Task, options: dict[str, str], fill: bool) -> Check:
     return check
 
 
+@NEEDS_CLONES
 @pytest.mark.covers(
     "tree_fd",
     "file",
@@ -117,6 +119,7 @@ def test_new_filesystem(scenario: MakeScenario, placement: Placement) -> None:
     assert held.ask()[1] == [True, "dir", "file", False]
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("file", "directory", "shared_mapping", column="sole-held")
 @PLACES
 def test_dissolved(scenario: MakeScenario, placement: Placement) -> None:
@@ -130,6 +133,7 @@ def test_dissolved(scenario: MakeScenario, placement: Placement) -> None:
         assert opened.read() == "0123456789"
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", column=COLUMN)
 @pytest.mark.parametrize("options", [{}, {"size": "1m", "huge": "always", "nr_inodes": "0"}])
 def test_empty_filesystem(scenario: MakeScenario, options: dict[str, str]) -> None:
@@ -196,6 +200,7 @@ def hold_deleted_root(task: Task) -> Check:
     return lambda: [os.fstat(tree).st_nlink, os.pread(file, 100, 0).decode()]
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "deleted_directory", "deleted_file", column=COLUMN)
 @PLACES
 def test_deleted_root(scenario: MakeScenario, placement: Placement) -> None:
@@ -325,6 +330,7 @@ def assert_mixed(held: Scenario, answer: list[object]) -> None:
     (held.ground.base / "attach").rmdir()
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", "directory", column=COLUMN)
 @pytest.mark.parametrize("new", [True, False], ids=["new-root", "new-child"])
 def test_mixed_tree(scenario: MakeScenario, every_placement: Placement, new: bool) -> None:
@@ -336,6 +342,7 @@ def test_mixed_tree(scenario: MakeScenario, every_placement: Placement, new: boo
     assert_mixed(held, answer)
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", "directory", column="sole-held")
 @pytest.mark.parametrize("new", [True, False], ids=["new-root", "new-child"])
 def test_mixed_tree_of_sole_held(scenario: MakeScenario, new: bool) -> None:
@@ -346,6 +353,7 @@ def test_mixed_tree_of_sole_held(scenario: MakeScenario, new: bool) -> None:
     assert_mixed(held, answer)
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", "directory", column="sole-held")
 @PLACES
 def test_branches(scenario: MakeScenario, placement: Placement) -> None:
@@ -383,6 +391,7 @@ def hold_several(task: Task) -> Check:
     ]
 
 
+@NEEDS_CLONES
 @pytest.mark.covers("tree_fd", "file", column="sole-held")
 @pytest.mark.covers("tree_fd", "file", column=COLUMN)
 @PLACES
@@ -416,6 +425,7 @@ def tree_elsewhere(path: Path) -> Iterator[int]:
         process.communicate()
 
 
+@NEEDS_CLONES
 def test_held_through_a_tree(scenario: MakeScenario, tmp_path: Path) -> None:
     """Nothing that the process holds is on the filesystem, but it is mounted below."""
     held = scenario().start(hold_child_of_tree)
