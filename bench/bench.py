@@ -394,7 +394,7 @@ CASES = (
         DETACHED,
         40,
         dump=LITTLE,
-        restore=MUCH,
+        restore=Bound(ratio=1.75),
         both=LITTLE,
     ),
     large("deleted file of 1 GiB, and cp", GIB, Bound(ratio=1.43)),  # 0.7 of its speed
