@@ -10,13 +10,10 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, log
-from criu_detached.contents import ContentWriter
 from criu_detached.dump.files import Files, check_owner
 from criu_detached.dump.mounts import Mounts
-from criu_detached.dump.sockets import SocketAnswer, Sockets
 from criu_detached.dump.sources import SourceFinder
 from criu_detached.dump.terminals import is_left_to_shell_job
-from criu_detached.dump.watched import WatchedFiles
 from criu_detached.dump.writing import Recording
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts
@@ -25,6 +22,9 @@ from criu_detached.records import ExtFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from criu_detached.contents import ContentWriter
+    from criu_detached.dump.sockets import SocketAnswer, Sockets
+    from criu_detached.dump.watched import WatchedFiles
     from criu_detached.host import Host
 
 
@@ -34,13 +34,16 @@ class Dump:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._settings: Options | None = None
-        finder = SourceFinder(host.dumps_mount_namespace(), host.mount_known)
-        contents = ContentWriter(host.image_dir())
+        self._finder = SourceFinder(host.dumps_mount_namespace(), host.mount_known)
         self._recording = Recording(host)
-        self._mounts = Mounts(host, finder, self._recording, self._options, contents)
-        self._files = Files(host, self._mounts, self._recording, self._options, contents)
-        self._sockets = Sockets(host, finder)
-        self._watched = WatchedFiles(host, finder, self._record_watched)
+        self._mounts = Mounts(
+            host, self._finder, self._recording, self._options, self._the_contents
+        )
+        self._files = Files(host, self._mounts, self._recording, self._options, self._the_contents)
+        # Few dumps need these, and they take long to load.
+        self._contents: ContentWriter | None = None
+        self._sockets: Sockets | None = None
+        self._watched: WatchedFiles | None = None
 
     def link_read(self, fd: int, link: bytes, facts: FileFacts) -> bool:
         """Take note of a file that CRIU is about to dump as a regular file.
@@ -120,7 +123,7 @@ class Dump:
         if mount is None:
             return None
         file = mount.name_of(fd, self._mounts.link_in(mount, link), facts)
-        answer, new = self._sockets.note(name, file, facts.nlink, mount)
+        answer, new = self._the_sockets().note(name, file, facts.nlink, mount)
         if new is not None:
             if not new.deleted and mount.root >= 0:
                 check_owner(mount, file.path, facts)
@@ -133,7 +136,7 @@ class Dump:
         Raises:
             DetachedError: one cannot be restored faithfully.
         """
-        self._watched.find()
+        self._the_watched().find()
 
     def is_watched_ghost(self, fd: int) -> bool:
         """Tell whether a deleted file that is watched will be made anew on a detached mount.
@@ -141,7 +144,7 @@ class Dump:
         Args:
             fd: the file, opened on a mount that CRIU knows.
         """
-        return self._watched.claim(fd)
+        return self._the_watched().claim(fd)
 
     def _record_watched(self, fd: int) -> tuple[int, int] | None:
         """Record a file that is watched; its mount id and inode, or None: not detached."""
@@ -164,8 +167,30 @@ class Dump:
         """
         if self._recording.begun():
             self._mounts.finish(self._files.made_anew)
-            self._files.made_anew.check(self._watched.named)
+            self._files.made_anew.check(self._watched.named if self._watched else set())
             self._recording.finish()
+
+    def _the_contents(self) -> ContentWriter:
+        """The data file."""
+        if self._contents is None:
+            from criu_detached.contents import ContentWriter
+
+            self._contents = ContentWriter(self._host.image_dir())
+        return self._contents
+
+    def _the_sockets(self) -> Sockets:
+        if self._sockets is None:
+            from criu_detached.dump.sockets import Sockets
+
+            self._sockets = Sockets(self._host, self._finder)
+        return self._sockets
+
+    def _the_watched(self) -> WatchedFiles:
+        if self._watched is None:
+            from criu_detached.dump.watched import WatchedFiles
+
+            self._watched = WatchedFiles(self._host, self._finder, self._record_watched)
+        return self._watched
 
     def _options(self) -> Options:
         """The settings, read when the first is asked for."""

@@ -8,8 +8,8 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.dump.describe import DetachedMount
-from criu_detached.dump.ghosts import GhostDescriber, handle_of
 from criu_detached.dump.made_anew import MadeAnew
+from criu_detached.dump.roots import handle_of
 from criu_detached.dump.terminals import refuse_terminal
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from criu_detached.contents import ContentWriter
     from criu_detached.dump.filesystems.memory import Memory
+    from criu_detached.dump.ghosts import GhostDescriber
     from criu_detached.dump.mounts import Mounts
     from criu_detached.dump.writing import Recording
     from criu_detached.host import Host
@@ -38,7 +39,7 @@ class Files:
         mounts: Mounts,
         recording: Recording,
         options: Callable[[], Options],
-        contents: ContentWriter,
+        contents: Callable[[], ContentWriter],
     ) -> None:
         """Begin with none.
 
@@ -47,16 +48,16 @@ class Files:
             mounts: those that they are on.
             recording: where they are recorded.
             options: gives the settings.
-            contents: takes what is in deleted files.
+            contents: gives the data file, which takes what is in deleted files.
         """
         self._host = host
         self._mounts = mounts
         self._recording = recording
         self._files: dict[tuple[int, int], File] = {}
         self._ghosts: set[tuple[int, int]] = set()
-        self._describer = GhostDescriber(
-            contents, options, host.userns_ids, host.dumps_user_namespace()
-        )
+        self._options = options
+        self._contents = contents
+        self._describer: GhostDescriber | None = None
         self.made_anew = MadeAnew()  # their inodes will be others
 
     def record(
@@ -142,10 +143,23 @@ class Files:
 
     def _record_ghost(self, fd: int, record: File, facts: FileFacts, mount: DetachedMount) -> None:
         """Describe a deleted file, and write its record."""
-        ghost = self._describer.describe(fd, record, facts, mount)
+        ghost = self._the_describer().describe(fd, record, facts, mount)
         if ghost.inode:
             self.made_anew.add(record)
         self._recording.writer().ghost(ghost)
+
+    def _the_describer(self) -> GhostDescriber:
+        """What describes deleted files."""
+        if self._describer is None:
+            from criu_detached.dump.ghosts import GhostDescriber  # few dumps need it
+
+            self._describer = GhostDescriber(
+                self._contents(),
+                self._options,
+                self._host.userns_ids,
+                self._host.dumps_user_namespace(),
+            )
+        return self._describer
 
     def _refuse_nameless(self, fd: int, file: File, ghost: bool) -> None:
         """Refuse O_NOFOLLOW where the file can be opened again by its handle alone.

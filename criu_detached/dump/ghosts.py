@@ -13,7 +13,7 @@ from criu_detached.dump import roots
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts
 from criu_detached.options import GHOST_LIMIT, Options
-from criu_detached.records import File, Ghost, Handle, Inode, Time, Xattr
+from criu_detached.records import File, Ghost, Inode, Time, Xattr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class GhostDescriber:
                 " which the restore needs; use chattr -ia on it, or close it"
             )
         self._check_directory(file.path, mount)
-        file.handle = handle_of(fd)
+        file.handle = roots.handle_of(fd)
         ghost = Ghost(file=file, unnamed=int(_is_unnamed(file)))
         # Some filesystems keep the link count of a deleted directory; it has no other name.
         if facts.nlink and not stat.S_ISDIR(facts.mode):
@@ -230,15 +230,6 @@ def _xattrs(file: int | bytes) -> list[Xattr]:
         if error.errno == errno.EOPNOTSUPP:
             return []
         raise
-
-
-def handle_of(fd: int) -> Handle | None:
-    """The file handle of an open file, where its filesystem has such."""
-    try:
-        kind, data = kernel.name_to_handle(fd)
-    except OSError:
-        return None
-    return Handle(type=kind, bytes=data)
 
 
 def _find_alias(fd: int, facts: FileFacts, mount: DetachedMount) -> bytes:

@@ -7,7 +7,6 @@ import os
 
 from criu_detached import kernel, log, paths
 from criu_detached.dump import classify, external
-from criu_detached.dump.anonymous import AnonymousMounts
 from criu_detached.dump.classify import Classifier, Kind
 from criu_detached.dump.describe import DetachedMount, describe_mount
 from criu_detached.dump.external import ExternalMount
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from criu_detached.contents import ContentWriter
+    from criu_detached.dump.anonymous import AnonymousMounts
     from criu_detached.dump.filesystems.soleheld import SoleHeld
     from criu_detached.dump.made_anew import MadeAnew
     from criu_detached.dump.sources import SourceFinder
@@ -45,7 +45,7 @@ class Mounts:
         finder: SourceFinder,
         recording: Recording,
         options: Callable[[], Options],
-        contents: ContentWriter,
+        contents: Callable[[], ContentWriter],
     ) -> None:
         """Begin with none.
 
@@ -54,7 +54,7 @@ class Mounts:
             finder: finds bind sources.
             recording: where they are recorded.
             options: gives the settings.
-            contents: takes what is in filesystems in memory.
+            contents: gives the data file, which takes what is in filesystems in memory.
         """
         self._host = host
         self._finder = finder
@@ -63,7 +63,7 @@ class Mounts:
         self._contents = contents
         self._classifier = Classifier()
         self._mounts: dict[int, DetachedMount | None] = {}
-        self._anonymous = AnonymousMounts(self._describe_or_leave)
+        self._anonymous: AnonymousMounts | None = None
         self._sole_held: SoleHeld | None = None
 
     def is_detached(self, fd: int, facts: FileFacts) -> bool:
@@ -103,7 +103,7 @@ class Mounts:
             link: its /proc/self/fd link.
         """
         record = mount.record
-        return self._anonymous.relative(link, record.mnt_id) if record.anonymous else link
+        return self._the_anonymous().relative(link, record.mnt_id) if record.anonymous else link
 
     def note_file(self, mount: DetachedMount, fd: int, facts: FileFacts) -> None:
         """Take note of an open file that is recorded: it may be the fd of an anonymous tree.
@@ -112,7 +112,7 @@ class Mounts:
             DetachedError: the tree would not come back with it.
         """
         if mount.record.anonymous:
-            self._anonymous.note(fd, facts)
+            self._the_anonymous().note(fd, facts)
 
     def finish(self, made_anew: MadeAnew) -> None:
         """Save what only the end shows to be needed.
@@ -129,7 +129,7 @@ class Mounts:
     def _new_mount(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
         kind = self._classifier.classify(fd, facts.mnt_id)
         if kind.name == classify.ANONYMOUS:
-            mounts = self._anonymous.describe(fd, link, facts)
+            mounts = self._the_anonymous().describe(fd, link, facts)
             for mount in mounts:
                 self._record_mount(mount, kind, has_plain_files=len(mounts) == 1)
             return self._mounts[facts.mnt_id]
@@ -190,6 +190,14 @@ class Mounts:
                         return self._describe_mount(other, other_link, other_facts, kind)
             return self._the_sole_held().describe(fd, link, facts, kind, error)
 
+    def _the_anonymous(self) -> AnonymousMounts:
+        """What describes anonymous mounts."""
+        if self._anonymous is None:
+            from criu_detached.dump.anonymous import AnonymousMounts  # few dumps need it
+
+            self._anonymous = AnonymousMounts(self._describe_or_leave)
+        return self._anonymous
+
     def _the_sole_held(self) -> SoleHeld:
         """What describes mounts that have no bind source."""
         if self._sole_held is None:
@@ -197,7 +205,7 @@ class Mounts:
                 SoleHeld,  # few dumps need it, and it takes long
             )
 
-            self._sole_held = SoleHeld(self._host, self._recording.writer, self._contents)
+            self._sole_held = SoleHeld(self._host, self._recording.writer, self._contents())
         return self._sole_held
 
 

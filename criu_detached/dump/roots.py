@@ -15,6 +15,7 @@ from criu_detached import kernel, paths
 from criu_detached.dump.sources import Source
 from criu_detached.kernel import FileFacts
 from criu_detached.paths import Name
+from criu_detached.records import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -175,3 +176,12 @@ def _directories(root: int) -> Iterator[bytes]:
                     queue.append(path)
             except OSError:
                 continue
+
+
+def handle_of(fd: int) -> Handle | None:
+    """The file handle of an open file, where its filesystem has such."""
+    try:
+        kind, data = kernel.name_to_handle(fd)
+    except OSError:
+        return None
+    return Handle(type=kind, bytes=data)

@@ -40,7 +40,12 @@ class Outside:
     """The part of a restore that the tasks find done."""
 
     def __init__(
-        self, host: Host, records: Records, plan: Plan, socket_names: SocketNames, same_boot: bool
+        self,
+        host: Host,
+        records: Records,
+        plan: Plan,
+        socket_names: SocketNames | None,
+        same_boot: bool,
     ) -> None:
         """Find what the user supplies; nothing is realised yet.
 
@@ -48,7 +53,7 @@ class Outside:
             host: CRIU.
             records: all of the dump.
             plan: what is realised where; it is told what has become of it.
-            socket_names: look at the directories that they start from.
+            socket_names: look at the directories that they start from; None: there are none.
             same_boot: the dump was made on this very boot of the system.
 
         Raises:
@@ -167,7 +172,8 @@ class Outside:
         if mount.anonymous:
             self._anonymous[mount.mnt_id] = os.dup(found.tree)
         self._plan.keeps_inodes[mount.mnt_id] = found.keeps_inodes
-        self._socket_names.check_directories(mount, found.tree)
+        if self._socket_names is not None:
+            self._socket_names.check_directories(mount, found.tree)
         self._host.inherit_fd_add(found.tree, mount_key(mount))
         for ghost, fd in found.ghosts:
             assert ghost.file is not None  # recordfile

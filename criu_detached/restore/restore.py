@@ -22,7 +22,6 @@ from criu_detached.restore.files import Opener
 from criu_detached.restore.inside import Trees
 from criu_detached.restore.outside import Outside
 from criu_detached.restore.plan import Plan, mount_key
-from criu_detached.restore.sockets import SocketNames
 from criu_detached.restore.supplied import has_userns
 from criu_detached.superblock import boot_id
 from criu_detached.terminals import other_end
@@ -31,6 +30,7 @@ from criu_detached.wire import WireError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.host import Host
+    from criu_detached.restore.sockets import SocketNames
 
 
 class Restore:
@@ -49,7 +49,11 @@ class Restore:
         self._records = read_records(host.image_dir())
         for mount in self._records.mounts.values():
             check_mount(mount)
-        self._socket_names = SocketNames(host, self._records)
+        self._socket_names: SocketNames | None = None
+        if self._records.bound_sockets:
+            from criu_detached.restore.sockets import SocketNames  # few restores need it
+
+            self._socket_names = SocketNames(host, self._records)
         check_filesystems(self._records)
         self._plan = Plan(self._records)
         same_boot = self._records.header.boot_id == boot_id()
@@ -129,6 +133,8 @@ class Restore:
         Raises:
             DetachedError: there is no such record, or no such directory any more.
         """
+        if self._socket_names is None:
+            raise DetachedError(f"no record of socket {number}: are the images complete?")
         self._socket_names.lead(number, self._trees.tree_fd)
 
     def socket_bound(self, number: int) -> None:
@@ -137,6 +143,7 @@ class Restore:
         Args:
             number: id of the record.
         """
+        assert self._socket_names is not None  # it was led
         self._socket_names.bound(number)
 
 

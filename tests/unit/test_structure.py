@@ -69,7 +69,13 @@ LATE = {
     ("entry", "_the_dump"),
     ("entry", "pre_dump_watches"),
     ("entry", "restore_init"),
+    ("dump.dump", "_the_contents"),
+    ("dump.dump", "_the_sockets"),
+    ("dump.dump", "_the_watched"),
+    ("dump.files", "_the_describer"),
+    ("dump.mounts", "_the_anonymous"),
     ("dump.mounts", "_the_sole_held"),
+    ("restore.restore", "__init__"),
     ("restore.outside", "_realise_filesystems"),
 }
 

@@ -14,7 +14,7 @@ import pytest
 
 from criu_detached import contents, kernel
 from criu_detached.contents import ContentReader, ContentWriter
-from criu_detached.dump import ghosts, roots
+from criu_detached.dump import roots
 from criu_detached.dump.describe import DetachedMount
 from criu_detached.dump.ghosts import GhostDescriber
 from criu_detached.errors import DetachedError
@@ -346,5 +346,5 @@ def test_full_filesystem(ground: Ground, tmpfs: Path) -> None:
 
 
 def test_handle_of(ground: Ground, way: str) -> None:
-    handle = ghosts.handle_of(ground.directory)
+    handle = roots.handle_of(ground.directory)
     assert (handle is None) == (way == "search")
