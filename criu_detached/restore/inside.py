@@ -149,6 +149,7 @@ class Trees:
                 ContentReader(data) if data >= 0 else None,
             )
             means.in_userns = self._in_userns
+            means.with_ghosts = self._plan.with_ghosts
             return realise(mount, ghosts, means)
         finally:
             for fd in opened:

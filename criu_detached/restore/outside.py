@@ -73,14 +73,22 @@ class Outside:
         Raises:
             DetachedError: the records are bad, or a bind source is.
         """
+        self._load()
         proc = _open_proc()
-        data = self._open_data()
-        self._realise_all(proc, ContentReader(data) if data >= 0 else None)
+        data, reader = self._open_data()
+        self._realise_all(proc, reader)
         self._host.inherit_fd_add(proc, PROC_KEY)
         if data >= 0:
             self._host.inherit_fd_add(data, DATA_KEY)
 
-    def _open_data(self) -> int:
+    def _load(self) -> None:
+        """Import what this restore needs, and few do; tasks can import nothing."""
+        if self._plan.has_ghosts():
+            from criu_detached.restore.with_ghosts import realise_with_ghosts
+
+            self._plan.with_ghosts = realise_with_ghosts
+
+    def _open_data(self) -> tuple[int, ContentReader | None]:
         """The data file, if there is something in it, and all of it checked; else -1."""
         ghosts = self._records.ghosts.values()
         data, reader = -1, None
@@ -90,11 +98,12 @@ class Outside:
             reader = ContentReader(data)
         for ghost in ghosts:
             check_ghost(ghost, reader)
-        return data
+        return data, reader
 
     def _realise_all(self, proc: int, reader: ContentReader | None) -> None:
         root = os.open("/", kernel.O_PATH)
         means = Means(root, self._same_boot, proc=proc, reader=reader)
+        means.with_ghosts = self._plan.with_ghosts
         try:
             for mnt_id, supply in self._supplies.items():
                 means.supplied[mnt_id] = supply.open(self._plan.mounts[mnt_id])

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.recordfile import Records
     from criu_detached.records import File
+    from criu_detached.restore.realise import WithGhosts
 
 # Keys of CRIU's inherited fds
 PROC_KEY = b"criu-detached-proc"
@@ -63,8 +64,13 @@ class Plan:
             if key[0] in self.in_tasks:
                 number = len(self.in_tasks) + len(self.ghosts_in_tasks)
                 self.ghosts_in_tasks[key] = number
+        self.with_ghosts: WithGhosts | None = None  # what realises a mount with ghosts
         self.keeps_inodes: dict[int, bool] = {}  # the superblock of a mount is the dumped one
         self.not_realised: dict[int, str] = {}  # and why
+
+    def has_ghosts(self) -> bool:
+        """Tell whether anything deleted is to be made: a file, or the root of a mount."""
+        return bool(self.ghosts) or any(mount.root_deleted for mount in self.mounts.values())
 
     def shared_count(self) -> int:
         """How many numbers the tasks share."""

@@ -6,17 +6,18 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, paths
-from criu_detached.attributes import mount_attributes, needs_id_map
-from criu_detached.contents import ContentReader
+from criu_detached.attributes import mount_attributes
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
-from criu_detached.restore.ghosts import Workshop, depth
-from criu_detached.restore.inodes import give_attributes, give_owners
 from criu_detached.restore.source import check_id_map, check_superblock, check_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from criu_detached.contents import ContentReader
+
+    WithGhosts = Callable[[Mount, list[Ghost], int, str, "Means"], "Realised"]
 
 
 class Realised:
@@ -44,6 +45,7 @@ class Means:
         "supplied",
         "tops",
         "userns_fd",
+        "with_ghosts",
     )
 
     def __init__(
@@ -71,6 +73,7 @@ class Means:
         self.clone = clone
         self.proc = proc
         self.reader = reader
+        self.with_ghosts: WithGhosts | None = None  # of with_ghosts.py, if there is a ghost
         self.in_userns = False  # this task has another user namespace than criu
         self.supplied: dict[int, int] = {}  # root that the user has supplied, by mount id
         self.tops: dict[int, int] = {}  # root of a filesystem that is mounted or made, by its id
@@ -101,17 +104,18 @@ def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
     top = _open_top(mount, where, means)
     try:
         if ghosts or mount.root_deleted:
-            return _realise_with_ghosts(mount, ghosts, top, where, means)
-        root = _open_root(top, source.path, where)
+            assert means.with_ghosts is not None
+            return means.with_ghosts(mount, ghosts, top, where, means)
+        root = open_root(top, source.path, where)
         try:
             check_type(mount, root, where)
             same = check_superblock(mount, root, where, means)
             check_id_map(mount, root, where, means)
-            realised = Realised(_clone(root, where, means), same)
+            realised = Realised(clone(root, where, means), same)
         finally:
             os.close(root)
         try:
-            _set_attributes(mount, realised.tree, where, means.userns_fd)
+            set_attributes(mount, realised.tree, where, means.userns_fd)
         except DetachedError:
             let_go(realised)
             raise
@@ -132,48 +136,6 @@ def _open_top(mount: Mount, where: str, means: Means) -> int:
         return paths.open_mountpoint(means.namespace_root, source.mountpoint)
     except OSError as error:
         raise _cannot_open(where, error) from error
-
-
-def _realise_with_ghosts(
-    mount: Mount, ghosts: list[Ghost], top: int, where: str, means: Means
-) -> Realised:
-    """As realise: the mount is given its attributes when its files are made."""
-    source = mount.bind_source
-    assert source is not None
-    same = check_superblock(mount, top, where, means)
-    check_id_map(mount, top, where, means)
-    workshop = Workshop(_writable_clone(top, where, means), means.proc, means.reader, same)
-    realised = Realised(-1, same)
-    try:
-        try:
-            path = source.path
-            if mount.root_deleted:
-                held = [ghost for ghost in ghosts if ghost.file and ghost.file.path == paths.ROOT]
-                path = workshop.make_root(path, mount.root_type, held[0] if held else None)
-            root = _open_root(top, path, where)
-            try:
-                check_type(mount, root, where)
-                realised.tree = _clone(root, where, means)
-            finally:
-                os.close(root)
-            _setattr(realised.tree, 0, kernel.MOUNT_ATTR_RDONLY, where)
-            for ghost in sorted(ghosts, key=depth):
-                realised.ghosts.append((ghost, workshop.make(ghost, realised.tree, path)))
-        finally:
-            workshop.close()
-        if needs_id_map(mount):
-            # Only now: whoever makes a file needs a place in the id-map of its mount.
-            give_owners(realised.ghosts, means.proc, mount.uid_map, mount.gid_map)
-            _setattr(realised.tree, kernel.MOUNT_ATTR_IDMAP, 0, where, means.userns_fd)
-        give_attributes(realised.ghosts, means.proc)
-        _set_attributes(mount, realised.tree, where)
-        return realised
-    except OSError as error:
-        let_go(realised)
-        raise DetachedError(f"can't make the deleted files of {where} again: {error}") from error
-    except DetachedError:
-        let_go(realised)
-        raise
 
 
 def let_go(realised: Realised) -> None:
@@ -216,43 +178,75 @@ def _cannot_open(where: str, error: OSError) -> DetachedError:
     )
 
 
-def _open_root(top: int, path: bytes, where: str) -> int:
+def open_root(top: int, path: bytes, where: str) -> int:
+    """Open a mount's root beneath that of its source.
+
+    Args:
+        top: the source's root.
+        path: beneath it.
+        where: the source, for messages.
+
+    Raises:
+        DetachedError: it is not there.
+    """
     try:
         return paths.open_at(top, path)
     except OSError as error:
         raise _cannot_open(where, error) from error
 
 
-def _clone(root: int, where: str, means: Means) -> int:
+def clone(root: int, where: str, means: Means) -> int:
+    """Clone a mount; the tree fd is the caller's.
+
+    Args:
+        root: fd of what is to be the new mount's root.
+        where: the source, for messages.
+        means: says how.
+
+    Raises:
+        DetachedError: the kernel refuses it.
+    """
     try:
         return means.clone(root)
     except OSError as error:
         raise DetachedError(f"can't clone the bind source {where}: {error}") from error
 
 
-def _writable_clone(top: int, where: str, means: Means) -> int:
-    """A clone of the whole bind source to work in."""
-    tree = _clone(top, where, means)
-    try:
-        _setattr(tree, 0, kernel.MOUNT_ATTR_RDONLY, where)
-    except DetachedError:
-        os.close(tree)
-        raise
-    return tree
+def set_attributes(mount: Mount, tree: int, where: str, userns_fd: int = -1) -> None:
+    """Give a new mount its attributes; without a user namespace it has its id-map.
 
+    Args:
+        mount: its record.
+        tree: its tree fd.
+        where: the source, for messages.
+        userns_fd: with its id-maps, or -1.
 
-def _set_attributes(mount: Mount, tree: int, where: str, userns_fd: int = -1) -> None:
-    """Give a new mount its attributes; without a user namespace it has its id-map."""
+    Raises:
+        DetachedError: the kernel refuses them.
+    """
     attr_set, attr_clr = mount_attributes(mount)
     if userns_fd < 0:
         attr_set &= ~kernel.MOUNT_ATTR_IDMAP
     propagation = kernel.MS_PRIVATE if mount.private else 0
-    _setattr(tree, attr_set, attr_clr, where, userns_fd, propagation)
+    set_flags(tree, attr_set, attr_clr, where, userns_fd, propagation)
 
 
-def _setattr(
+def set_flags(
     tree: int, attr_set: int, attr_clr: int, where: str, userns_fd: int = -1, propagation: int = 0
 ) -> None:
+    """Call mount_setattr(2) on a clone.
+
+    Args:
+        tree: its tree fd.
+        attr_set: MOUNT_ATTR_*.
+        attr_clr: likewise.
+        where: the source, for messages.
+        userns_fd: for MOUNT_ATTR_IDMAP.
+        propagation: MS_*; 0 leaves it.
+
+    Raises:
+        DetachedError: the kernel refuses it.
+    """
     try:
         kernel.mount_setattr(tree, attr_set, attr_clr, userns_fd, propagation)
     except OSError as error:

@@ -76,6 +76,7 @@ LATE = {
     ("dump.mounts", "_the_anonymous"),
     ("dump.mounts", "_the_sole_held"),
     ("restore.restore", "__init__"),
+    ("restore.outside", "_load"),
     ("restore.outside", "_realise_filesystems"),
 }
 
@@ -148,7 +149,7 @@ def test_import_has_no_side_effect(lib: Path, module: str) -> None:
 BEFORE = """
 import os, stat
 from criu_detached import contents, host, kernel, log, paths, recordfile, superblock
-from criu_detached.restore import checks, ghosts, inodes, realise, restore, sockets
+from criu_detached.restore import checks, ghosts, inodes, realise, restore, sockets, with_ghosts
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import *
 
@@ -280,7 +281,9 @@ def realised(*ghosts):
         bind_source=source,
         root_deleted=1,
     )
-    realise.realise(mount, list(ghosts), realise.Means(tree, True, proc=proc, reader=reader))
+    means = realise.Means(tree, True, proc=proc, reader=reader)
+    means.with_ghosts = with_ghosts.realise_with_ghosts
+    realise.realise(mount, list(ghosts), means)
 
 counts = []
 works = [

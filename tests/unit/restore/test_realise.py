@@ -20,6 +20,7 @@ from criu_detached.records import (
     Superblock,
 )
 from criu_detached.restore import realise
+from criu_detached.restore.with_ghosts import realise_with_ghosts
 
 from .. import support
 from ..support import good_mount
@@ -196,7 +197,9 @@ def realise_ghosts(
 ) -> tuple[realise.Realised, list[str]]:
     """Realise a mount with deleted files; also the links of these."""
     with support.opened(ground.path, os.O_PATH) as root, support.opened(Path("/proc")) as proc:
-        found = realise.realise(mount, list(ghosts), realise.Means(root, True, proc=proc))
+        means = realise.Means(root, True, proc=proc)
+        means.with_ghosts = realise_with_ghosts
+        found = realise.realise(mount, list(ghosts), means)
     return found, [os.readlink(f"/proc/self/fd/{fd}") for _, fd in found.ghosts]
 
 
@@ -287,6 +290,7 @@ def test_deleted_file_on_an_id_mapped_mount(ground: Ground) -> None:
     userns = attributes.user_namespace(mapped)
     with support.opened(ground.path, os.O_PATH) as root, support.opened(Path("/proc")) as proc:
         means = realise.Means(root, True, userns, proc=proc)
+        means.with_ghosts = realise_with_ghosts
         found = realise.realise(mapped, records, means)
     os.close(userns)
     assert [(os.fstat(fd).st_uid, os.fstat(fd).st_gid) for _, fd in found.ghosts] == [
