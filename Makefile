@@ -12,10 +12,11 @@ PYTHON ?= python3
 # A pytest expression that selects tests: make test-native K='fifo and not exe'
 K ?=
 export K
+MACHINES = machines-forky-trixie+machines-trixie-forky
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: plugin
 plugin: ## build the plugin into plugins/ (PLUGINS=DIR: elsewhere)
@@ -59,7 +60,12 @@ test-vm: ## integration tests in the VM alone (K=EXPRESSION selects)
 .PHONY: test-matrix
 test-matrix: ## every CRIU through all integration tests natively; other kernels on a core set
 	@CRIU_DETACHED_NO_SKIP=1 .ci/run unit native criu-trixie criu-experimental \
-		criu-vm-trixie+criu-vm-experimental kernel-trixie+kernel-bookworm engines-trixie
+		criu-vm-trixie+criu-vm-experimental kernel-trixie+kernel-bookworm engines-trixie \
+		$(MACHINES)
+
+.PHONY: test-machines
+test-machines: ## from one VM to another one: a newer kernel, and an older one
+	@CRIU_DETACHED_NO_SKIP=1 .ci/run $(MACHINES)
 
 .PHONY: coverage
 coverage: ## rewrite the README's coverage table from the results of "make test"

@@ -6,12 +6,14 @@
 #   kernel/<suite>/lib/modules/<version>   the kernel and its modules
 #   vng/                                   a virtual environment with virtme-ng
 #   <suite>/root, <suite>/root.img         the root filesystem, as a directory and as an ext4 image
+#   <suite>/root-<machine>.img             the root filesystem of another machine, made in the same way
 #   <suite>/plugins                        the plugin, built in that root (see the Makefile)
 set -euo pipefail
 
 readonly DEFAULT_SUITE=forky
 SUITE=${SUITE:-$DEFAULT_SUITE}
 KERNEL_SUITE=${KERNEL_SUITE:-$DEFAULT_SUITE}
+MACHINE=${MACHINE:-}
 VM_MEMORY=${CRIU_DETACHED_VM_MEMORY:-2G}
 VM_TIMEOUT=${CRIU_DETACHED_VM_TIMEOUT:-3600}
 
@@ -48,7 +50,7 @@ readonly KERNEL_DIR=$CACHE/kernel/$KERNEL_SUITE
 readonly VNG_DIR=$CACHE/vng
 readonly SUITE_DIR=$CACHE/$SUITE
 readonly ROOT_DIR=$SUITE_DIR/root
-readonly ROOT_IMAGE=$SUITE_DIR/root.img
+readonly ROOT_IMAGE=$SUITE_DIR/root${MACHINE:+-$MACHINE}.img
 
 # Debian keeps qemu, mke2fs and modprobe's like in sbin, which a plain user's PATH lacks.
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -75,6 +77,7 @@ Environment:
                            experimental: sid with the CRIU from experimental
   KERNEL_SUITE             Debian suite of the kernel: forky (default, 7.0 or newer), trixie (6.12),
                            bookworm (6.1), ...
+  MACHINE                  a name: the VM is another machine, with a root filesystem of its own
   CRIU_DETACHED_MIRROR     Debian mirror; default: the one in this machine's apt configuration
   CRIU_DETACHED_VM_MEMORY  memory of the VM (2G)
   CRIU_DETACHED_VM_TIMEOUT seconds after which the VM counts as lost (3600)
@@ -223,7 +226,11 @@ fill_root() {
         mkdir -p "$new/root/$directory"
     done
     rm -rf "$new"/root/var/cache/apt/archives/*.deb
-    mke2fs -q -t ext4 -d "$new/root" "$new/root.img" 3G >/dev/null
+    make_image "$new/root" "$new/root.img"
+}
+
+make_image() { # make_image DIRECTORY IMAGE
+    mke2fs -q -t ext4 -d "$1" "$2" 3G >/dev/null
 }
 
 # The scripts of one checkout may be started side by side: one builds, the others wait.
@@ -242,6 +249,14 @@ prepare_root() {
     build "$SUITE_DIR" "$recipe" fill_root
 }
 
+prepare_machine() {
+    [[ ! -e $ROOT_IMAGE ]] || return 0
+    install_packages
+    say "building ${ROOT_IMAGE#"$SOURCE_DIR/"}"
+    make_image "$ROOT_DIR" "$ROOT_IMAGE.new"
+    mv "$ROOT_IMAGE.new" "$ROOT_IMAGE"
+}
+
 prepare_vm() {
     if ! is_current "$KERNEL_DIR" "1 $KERNEL_SUITE" || ! is_current "$VNG_DIR" 1; then
         install_packages
@@ -249,6 +264,7 @@ prepare_vm() {
     mkdir -p "$CACHE/kernel"
     build "$KERNEL_DIR" "1 $KERNEL_SUITE" fill_kernel
     build_vng 1
+    prepare_machine
 }
 
 prepare() {

@@ -56,6 +56,18 @@ class Disk:
                 raise
             pytest.skip(f"this kernel mounts no {self.fs_type}: {error}")
 
+    def carry(self, place: Path) -> None:
+        """Copy what is on it, when the kernel has unmounted it: that follows a dump."""
+        while True:
+            try:
+                os.close(os.open(self.device, os.O_RDONLY | os.O_EXCL))
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+            os.sched_yield()
+        shutil.copy(self.image, place)
+
     def detach(self) -> None:
         """Let the device go: at once, or when its filesystem is unmounted."""
         detach(self.image)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,9 +14,16 @@ from .criu import CriuRun, default_plugins
 from .engines import Engine, Spec, Volume, plugins_in_place
 from .placement import INSIDE, Bind, Ground, Placement
 from .program import Program
-from .scenario import Held, difference, reap, told_of_answers, wait_until
+from .scenario import (
+    NOBODY,
+    Held,
+    difference,
+    reap,
+    told_of_answers,
+    wait_until,
+    work_directory,
+)
 
-NOBODY = 2**22 + 1  # a process id that no process can have
 LEAVES_RUNNING = {"--leave-running", "--pre-dump", "--pre-checkpoint"}  # options of a checkpoint
 ID_MAP = (200000, 65536)  # of a user namespace: first id outside, how many
 
@@ -35,10 +41,11 @@ class Container(Held):
         read_only: bool = False,
         userns: bool = False,
         options: Sequence[str] = (),
+        work: Path | None = None,
     ) -> None:
         assert placement.own_namespace
         self.engine = engine
-        self.work = Path(tempfile.mkdtemp(prefix="container-", dir="/tmp"))
+        self.work = work_directory("container-", work)
         self.work.chmod(0o755)
         self.images = self.work / "images"
         self.name = self.work.name.replace("_", "-")

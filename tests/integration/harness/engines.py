@@ -252,13 +252,21 @@ class Podman(Engine):
             archive = shutil.make_archive(f"{directory}/root", "tar", f"{directory}/root")
             self.call("import", archive, IMAGE)
 
+    def save_image(self, archive: Path) -> None:
+        """Write the image that containers are made from, for another machine or storage."""
+        self.call("save", "--output", str(archive), IMAGE)
+
+    def load_image(self, archive: Path) -> None:
+        """Have the very image that containers of another machine or storage were made from."""
+        self.call("load", "--input", str(archive))
+
     def renew(self) -> None:
         """Go on with a storage that has the image alone, as another machine has it."""
         self.call("rm", "--all", "--force", "--time=0")
         archive = self.directory / "image.tar"
-        self.call("save", "--output", str(archive), IMAGE)
+        self.save_image(archive)
         self._podman.storage = Path(tempfile.mkdtemp(prefix="storage-", dir=self.directory))
-        self.call("load", "--input", str(archive))
+        self.load_image(archive)
         archive.unlink()
 
     def run(self, spec: Spec) -> None:
@@ -276,8 +284,11 @@ class Podman(Engine):
         self._ids[spec.name] = self.call(*words, IMAGE, *spec.command).split()[-1]
 
     def _pid_file(self, name: str) -> Path:
-        """Read instead of asking podman, which takes seconds under emulation."""
-        return self.directory / f"{name}.pid"
+        """Read instead of asking podman, which takes seconds under emulation.
+
+        On another machine the directory has to be there, too.
+        """
+        return Path(f"/run/{name}.pid")
 
     def pid(self, name: str) -> int:
         file = self._pid_file(name)
@@ -315,6 +326,8 @@ class Podman(Engine):
     def remove(self, *names: str) -> None:
         # At once: each podman takes a second to start under emulation.
         call(*self._podman.command("rm", "--force", "--time=0", "--ignore", *names))
+        for name in names:
+            self._pid_file(name).unlink(missing_ok=True)
 
 
 ENGINES: dict[str, type[Engine]] = {

@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,7 @@ from .criu import CriuRun, criu, default_plugins
 from .placement import Bind, Ground, Placement, mount_tmpfs, populate_tree
 from .program import Program, shipped
 
+NOBODY = 2**22 + 1  # a process id that no process can have
 DEADLINE = 120.0  # seconds; a hang fails the test, a slow machine does not
 
 
@@ -82,7 +83,7 @@ class Held:
 
 @contextmanager
 def told_of_answers(ground: Ground) -> Iterator[None]:
-    """A process in a PID namespace can't signal the runner: let the kernel do it."""
+    """A process of another namespace or machine can't signal the runner: let the kernel do it."""
     base = os.open(ground.base, os.O_RDONLY)
     fcntl.fcntl(base, fcntl.F_SETSIG, signal.SIGUSR1)
     fcntl.fcntl(base, fcntl.F_NOTIFY, fcntl.DN_RENAME | fcntl.DN_MULTISHOT)
@@ -105,22 +106,26 @@ class Scenario(Held):
         userns: bool = False,
         mount_source: Callable[[Path], None] = mount_tmpfs,
         populate: Callable[[Path], None] = populate_tree,
+        work: Path | None = None,
+        travels: bool = False,
     ) -> None:
-        self.work = Path(tempfile.mkdtemp(prefix="criu-detached-", dir="/tmp"))
+        self.work = work_directory("criu-detached-", work)
         self.images = self.work / "images"
         self.pid = 0
         self._known: list[int] = []
         self._in_trees = in_trees  # the files are on anonymous clones of the binds
         self.ground = Ground(self.work, placement, binds, attached, mount_source, populate, userns)
-        self._watched = self._watch_answers() if userns else -1
+        self._stack = ExitStack()
+        self._runner = NOBODY if userns or travels else os.getpid()
+        if self._runner == NOBODY:
+            self._stack.enter_context(told_of_answers(self.ground))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        if self._watched >= 0:
-            os.close(self._watched)
+        self._stack.close()
         self.ground.clear()
         table = Path("/proc/self/mountinfo").read_text()
         assert str(self.work) not in table, "a mount is left over; its files are not deleted"
@@ -129,7 +134,7 @@ class Scenario(Held):
     def start(self, program: Program, **arguments: Any) -> Self:
         """Start a fresh process that runs the program and wait until it holds its files."""
         self.ground.make_source()
-        command = self._agent(program, arguments, runner=os.getpid(), in_trees=self._in_trees)
+        command = self._agent(program, arguments, runner=self._runner, in_trees=self._in_trees)
         self.pid = _spawn(self.ground.enter, command)
         self._known = [self.pid]
         self._answer()
@@ -237,13 +242,6 @@ class Scenario(Held):
         reap(alive)
         self.pid = 0
 
-    def _watch_answers(self) -> int:
-        """From a user namespace no signal reaches the runner: have the kernel send it."""
-        base = os.open(self.ground.base, os.O_RDONLY)
-        fcntl.fcntl(base, fcntl.F_SETSIG, signal.SIGUSR1)
-        fcntl.fcntl(base, fcntl.F_NOTIFY, fcntl.DN_RENAME | fcntl.DN_MULTISHOT)
-        return base
-
     @contextmanager
     def _root(self) -> Iterator[None]:
         """The mount that criu --root needs, for as long as criu runs."""
@@ -255,6 +253,14 @@ class Scenario(Held):
             yield
         finally:
             kernel.umount2(self.ground.root, kernel.MNT_DETACH)
+
+
+def work_directory(prefix: str, path: Path | None = None) -> Path:
+    """A new directory: by default of a name of its own, else where another machine had it."""
+    if path is None:
+        return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    path.mkdir(mode=0o700)
+    return path
 
 
 def difference(before: look.Seen, after: look.Seen) -> str:

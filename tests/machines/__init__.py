@@ -1,0 +1,1 @@
+"""Processes and containers that leave one machine and arrive on another: .ci/run machines."""
