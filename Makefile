@@ -81,7 +81,7 @@ format: ## apply the formatters
 
 .PHONY: clean
 clean: ## remove what was built, but keep the test ground
-	rm -rf plugins build *.egg-info .cache/*/plugins .cache/results .cache/hypothesis .cache/lint
+	rm -rf plugins build *.egg-info .cache/*/plugins .cache/results .cache/hypothesis .cache/lint .cache/machines-*
 	find . -path ./.cache -prune -o -name __pycache__ -type d -print | xargs -r rm -rf
 
 .PHONY: distclean
