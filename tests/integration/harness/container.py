@@ -184,7 +184,7 @@ def _alone(directory: Path) -> Iterator[Path]:
 
     In a user namespace these would be locked, and keep CRIU from binding the directory again.
     """
-    point = Path(tempfile.mkdtemp(prefix="alone-", dir="/tmp"))
+    point = work_directory("alone-")
     kernel.bind(directory, point)
     yield point
     kernel.umount2(point, kernel.MNT_DETACH)
