@@ -10,8 +10,7 @@ import stat
 import struct
 from pathlib import Path
 
-from .harness import kernel
-from .test_served import open_fuse
+from .test_served import mount_fuse
 
 FIRST_INODE = (1 << 64) - 1000
 
@@ -112,14 +111,4 @@ class Files:
 
 def mount_files(source: Path) -> None:
     """Mount it, served by a process of its own."""
-    fuse = open_fuse()
-    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other"
-    kernel.mount("served", source, "fuse", 0, options)
-    if not os.fork():
-        try:
-            os.closerange(0, fuse)
-            os.closerange(fuse + 1, 65536)
-            Files().serve(fuse)
-        finally:
-            os._exit(0)
-    os.close(fuse)
+    mount_fuse(source, Files().serve)

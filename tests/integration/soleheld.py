@@ -12,6 +12,8 @@ from .harness.scenario import Scenario
 
 # On the host; and in a namespace of the process, where the host alone, both, or that alone had it.
 SOLE = pytest.mark.parametrize("placement", list(Placement), ids=lambda placement: placement.value)
+# In the namespace of criu, and in one that is dumped and has no other mount of the filesystem.
+PLACES = pytest.mark.parametrize("placement", [Placement.HOST, Placement.NAMESPACE_TMPFS], ids=str)
 
 
 def sole(held: Scenario) -> Scenario:

@@ -19,7 +19,7 @@ from .harness.agent import CALLS, Check, Task, calls
 from .harness.placement import CONTENT, Bind, Placement
 from .harness.program import Program
 from .harness.scenario import Scenario
-from .soleheld import sole
+from .soleheld import PLACES, sole
 from .test_anonymous import (
     BRANCHES,
     NEEDS_CLONES,
@@ -36,13 +36,11 @@ from .test_in_flight import hold_in_flight
 from .test_locks import cycle_with_locks, hold_leases, hold_locks, hold_ofd_locks
 from .test_processes import hold_family
 from .test_refused_dump import refused
-from .test_tmpfs import ITEMS, hold_life, without_unnamed
+from .test_tmpfs import ITEMS, hold_life, lives_on
 
 pytestmark = pytest.mark.detached
 
 COLUMN = "anonymous"
-# In the namespace of criu, and in one that is dumped and has no other mount of the filesystem.
-PLACES = pytest.mark.parametrize("placement", [Placement.HOST, Placement.NAMESPACE_TMPFS], ids=str)
 
 
 # --- what fsmount gave ---
@@ -169,17 +167,7 @@ def options_of(held: Scenario) -> list[str]:
 @pytest.mark.covers(*ITEMS, column=COLUMN)
 @PLACES
 def test_life(scenario: MakeScenario, placement: Placement) -> None:
-    held = sole(scenario(placement, in_trees=True).start(hold_life))
-    expected = held.ask()
-    assert expected["file"] == CONTENT
-    for _ in range(2):
-        before = look.seen(held.pid)
-        held.dump().succeeded()
-        held.restore().succeeded()
-        assert without_unnamed(look.seen(held.pid)) == without_unnamed(before)
-        found = held.ask()
-        found.pop("up"), expected.pop("up", None)
-        assert found == expected
+    lives_on(sole(scenario(placement, in_trees=True).start(hold_life)))
 
 
 @pytest.mark.covers("deleted_directory", "cwd", column=COLUMN)

@@ -132,15 +132,19 @@ def populate_with_python(source: Path) -> None:
     )
 
 
-@pytest.mark.covers("exe", "root", "cwd", "private_mapping")
-def test_python(scenario: MakeScenario, placement: Placement) -> None:
-    """An interpreter that was installed on the mount, its root, imports modules from there."""
-    held = scenario(placement, populate=populate_with_python)
-    held.start(
+def start_python(held: Scenario) -> Scenario:
+    """An interpreter whose root is the mount, and which imports a module when it is asked."""
+    return held.start(
         hold_program,
         command=["chroot", "{mount}", PYTHON, "-I", "-S", "-c", IMPORTER],
         questions=["json", "_queue", "textwrap"],
     )
+
+
+@pytest.mark.covers("exe", "root", "cwd", "private_mapping")
+def test_python(scenario: MakeScenario, placement: Placement) -> None:
+    """An interpreter that was installed on the mount, its root, imports modules from there."""
+    held = start_python(scenario(placement, populate=populate_with_python))
     before = image_of(program_of(held))
     modules = sysconfig.get_path("stdlib")
     held.cycle()

@@ -60,7 +60,7 @@ def open_fuse() -> int:
         pytest.skip(f"this kernel has no FUSE: {error}")
 
 
-def mount_fuse(source: Path) -> None:
+def mount_fuse(source: Path, serve: Callable[[int], None] = serve) -> None:
     """A FUSE filesystem that a process of its own serves."""
     fuse = open_fuse()
     options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other"

@@ -14,6 +14,7 @@ from .conftest import MakeScenario
 from .harness import kernel, look
 from .harness.agent import Check, Task
 from .harness.placement import CONTENT, SUBDIRECTORY, Bind, Placement
+from .harness.scenario import Scenario
 from .soleheld import SOLE, sole
 
 pytestmark = pytest.mark.detached
@@ -97,16 +98,19 @@ ITEMS = [
 @pytest.mark.covers(*ITEMS, column="sole-held")
 @SOLE
 def test_life(scenario: MakeScenario, placement: Placement) -> None:
-    held = sole(scenario(placement).start(hold_life))
+    lives_on(sole(scenario(placement).start(hold_life)))
+
+
+def lives_on(held: Scenario) -> None:
+    """What hold_life holds is the same after each of two cycles."""
     expected = held.ask()
     assert expected["file"] == CONTENT
     for _ in range(2):
         before = look.seen(held.pid)
         held.dump().succeeded()
         held.restore().succeeded()
-        after = look.seen(held.pid)
         # O_TMPFILE's link has the inode's number in it.
-        assert without_unnamed(after) == without_unnamed(before)
+        assert without_unnamed(look.seen(held.pid)) == without_unnamed(before)
         found = held.ask()
         found.pop("up"), expected.pop("up", None)
         assert found == expected

@@ -19,7 +19,7 @@ from .harness.agent import Check, Task
 from .harness.placement import CONTENT, SINGLE_FILE, SUBDIRECTORY, Bind, Placement, populate_tree
 from .harness.program import Program
 from .harness.programs import hold_position
-from .soleheld import sole
+from .soleheld import PLACES, sole
 from .test_deleted import hold_directories, hold_locked, hold_open, hold_unnamed
 from .test_flags import hold_flags, states
 from .test_in_flight import hold_each_kind, hold_in_flight
@@ -31,12 +31,10 @@ from .test_locks import (
     hold_ofd_locks,
 )
 from .test_programs import (
-    IMPORTER,
-    PYTHON,
-    hold_program,
     image_of,
     populate_with_python,
     program_of,
+    start_python,
 )
 from .test_signals import hold_owned
 from .test_watches import NOTHING, OWN, hold_watches
@@ -44,14 +42,13 @@ from .test_watches import NOTHING, OWN, hold_watches
 pytestmark = pytest.mark.detached
 
 COLUMN = "sole-held"
-SOLE = pytest.mark.parametrize("placement", [Placement.HOST, Placement.NAMESPACE_TMPFS], ids=str)
 
 
 @pytest.mark.covers(
     "file", "directory", "o_path", "o_path_symlink", "fifo", "character_device", column=COLUMN
 )
 @pytest.mark.parametrize("bind", [Bind(), Bind(SUBDIRECTORY)], ids=["directory", "subdirectory"])
-@SOLE
+@PLACES
 def test_each_kind(scenario: MakeScenario, placement: Placement, bind: Bind) -> None:
     held = sole(scenario(placement, [bind]).start(test_fds.hold_each_kind))
     held.cycle()
@@ -61,7 +58,7 @@ def test_each_kind(scenario: MakeScenario, placement: Placement, bind: Bind) -> 
 
 
 @pytest.mark.covers("file", column=COLUMN)
-@SOLE
+@PLACES
 def test_single_file(scenario: MakeScenario, placement: Placement) -> None:
     """The root of its mount is no directory."""
     held = sole(scenario(placement, [Bind(SINGLE_FILE)]).start(hold_position)).cycle()
@@ -71,7 +68,7 @@ def test_single_file(scenario: MakeScenario, placement: Placement) -> None:
 
 
 @pytest.mark.covers("o_path", "o_nofollow", "o_append", "o_direct", "fowner", column=COLUMN)
-@SOLE
+@PLACES
 def test_flags(scenario: MakeScenario, placement: Placement) -> None:
     held = sole(scenario(placement).start(hold_flags))
     before = states(held.pid)
@@ -81,7 +78,7 @@ def test_flags(scenario: MakeScenario, placement: Placement) -> None:
 
 
 @pytest.mark.covers("deleted_directory", "cwd", column=COLUMN)
-@SOLE
+@PLACES
 def test_deleted_directories(scenario: MakeScenario, placement: Placement) -> None:
     held = sole(scenario(placement).start(hold_directories))
     expected = held.ask()
@@ -91,7 +88,7 @@ def test_deleted_directories(scenario: MakeScenario, placement: Placement) -> No
 
 
 @pytest.mark.covers("deleted_directory", column=COLUMN)
-@SOLE
+@PLACES
 def test_deleted_root(scenario: MakeScenario, placement: Placement) -> None:
     """The directory that was bound is deleted with all that was in it."""
     held = scenario(placement, [Bind(SUBDIRECTORY)]).start(hold_open, names=["", "dir/inner"])
@@ -106,7 +103,7 @@ def test_deleted_root(scenario: MakeScenario, placement: Placement) -> None:
 
 
 @pytest.mark.covers("o_tmpfile", column=COLUMN)
-@SOLE
+@PLACES
 def test_unnamed(scenario: MakeScenario, placement: Placement) -> None:
     """What was made with O_TMPFILE can still be given a name."""
     held = sole(scenario(placement).start(hold_unnamed))
@@ -129,7 +126,7 @@ LOCKS = {
 
 @pytest.mark.covers("flock", "posix_lock", "ofd_lock", "lease", column=COLUMN)
 @pytest.mark.parametrize("program", LOCKS, ids=lambda program: program.__name__)
-@SOLE
+@PLACES
 def test_locks(scenario: MakeScenario, placement: Placement, program: Program) -> None:
     held = sole(scenario(placement).start(program))
     cycle_with_locks(held)
@@ -145,7 +142,7 @@ def test_lock_of_a_deleted_file(scenario: MakeScenario) -> None:
 
 
 @pytest.mark.covers("scm_rights", column=COLUMN)
-@SOLE
+@PLACES
 def test_in_flight(scenario: MakeScenario, placement: Placement) -> None:
     """Nothing but sockets leads to the filesystem, and to two mounts of it."""
     held = scenario(placement, [Bind(), Bind()]).start(hold_in_flight, kind=1)
@@ -161,22 +158,17 @@ def test_each_kind_in_flight(scenario: MakeScenario) -> None:
 
 
 @pytest.mark.covers("fowner", column=COLUMN)
-@SOLE
+@PLACES
 def test_owners(scenario: MakeScenario, placement: Placement) -> None:
     held = sole(scenario(placement).start(hold_owned, armed=False)).cycle()
     assert held.ask() == {"owners": [True] * 3, "signals": [True] * 3, "told": True}
 
 
 @pytest.mark.covers("exe", "root", "cwd", "private_mapping", column=COLUMN)
-@SOLE
+@PLACES
 def test_program(scenario: MakeScenario, placement: Placement) -> None:
     """An interpreter with its modules and libraries, chrooted into the filesystem."""
-    held = scenario(placement, populate=populate_with_python)
-    held.start(
-        hold_program,
-        command=["chroot", "{mount}", PYTHON, "-I", "-S", "-c", IMPORTER],
-        questions=["json", "_queue", "textwrap"],
-    )
+    held = start_python(scenario(placement, populate=populate_with_python))
     before = image_of(program_of(held))
     sole(held).cycle()
     assert image_of(program_of(held)) == before
@@ -186,7 +178,7 @@ def test_program(scenario: MakeScenario, placement: Placement) -> None:
 
 
 @pytest.mark.covers("file", "cwd", column=COLUMN)
-@SOLE
+@PLACES
 def test_family(scenario: MakeScenario, placement: Placement) -> None:
     """Several processes hold parts of it."""
     held = sole(scenario(placement).start(test_processes.hold_family))
@@ -216,7 +208,7 @@ def test_block_device(scenario: MakeScenario, placement: Placement, tmp_path: Pa
 
 
 @pytest.mark.covers("character_device", column=COLUMN)
-@SOLE
+@PLACES
 def test_memory_devices(scenario: MakeScenario, placement: Placement) -> None:
     held = scenario(placement, populate=test_devices.populate_devices)
     before = held.start(test_devices.hold_devices).ask()
@@ -225,7 +217,7 @@ def test_memory_devices(scenario: MakeScenario, placement: Placement) -> None:
 
 
 @pytest.mark.covers("inotify", "fanotify", column=COLUMN)
-@SOLE
+@PLACES
 def test_watches(scenario: MakeScenario, placement: Placement) -> None:
     held = sole(scenario(placement).start(hold_watches))
     for _ in range(2):

@@ -20,7 +20,7 @@ import pytest
 from criu_detached import kernel, mountinfo
 from criu_detached.errors import DetachedError
 from criu_detached.host import Host
-from criu_detached.records import BIND_SOURCE, BindSource, File, Mount, Superblock
+from criu_detached.records import BIND_SOURCE, BindSource, File, Filesystem, Mount, Superblock
 
 
 def compile_schema(source: Path, output: Path) -> ModuleType:
@@ -317,6 +317,16 @@ class StandInHost(Host):
 
     def shared_set(self, index: int, value: int) -> None:
         self.numbers[index] = value
+
+
+def memory_record(number: int, fs_type: str = "tmpfs", options: str = "") -> Filesystem:
+    """The record of a filesystem in memory, with options as mount(8) takes them."""
+    return Filesystem(
+        id=number,
+        superblock=Superblock(fs_type=fs_type.encode()),
+        source=b"source",
+        options=[option.encode() for option in options.split(",") if option],
+    )
 
 
 def good_mount(**changes: object) -> Mount:

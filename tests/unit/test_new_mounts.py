@@ -17,7 +17,6 @@ from criu_detached.records import (
     RECREATED,
     BindSource,
     BoundSocket,
-    Filesystem,
     Header,
     Inode,
     Mount,
@@ -28,6 +27,7 @@ from criu_detached.restore.filesystems.make import make_filesystems, settle_file
 from criu_detached.restore.realise import Means
 
 from . import support
+from .support import memory_record
 
 
 @pytest.fixture(autouse=True)
@@ -99,15 +99,10 @@ def test_private_namespace_that_is_left_by_an_error() -> None:
         raise DetachedError("in the midst of it")
 
 
-def records(
-    directory: int, *more: Mount | Node | BoundSocket, options: list[bytes] | None = None
-) -> Records:
+def records(directory: int, *more: Mount | Node | BoundSocket, options: str = "") -> Records:
     """Records of one filesystem, and others."""
     writer = RecordWriter(directory, Header(format=FORMAT))
-    superblock = Superblock(fs_type=b"tmpfs")
-    writer.filesystem(
-        Filesystem(id=7, superblock=superblock, source=b"source", options=options or [])
-    )
+    writer.filesystem(memory_record(7, options=options))
     for record in more:
         if isinstance(record, Mount):
             writer.mount(record)
@@ -146,7 +141,7 @@ def test_make_filesystems(directory: int) -> None:
         node,
         BoundSocket(id=1, mnt_id=1, name=b"of/socket", directory=b"d"),
         BoundSocket(id=2, mnt_id=3, name=b"/absolute/socket", directory=b"nowhere"),
-        options=[b"size=1m"],
+        options="size=1m",
     )
     with support.opened(Path("/proc"), os.O_PATH) as proc:
         means = Means(-1, True, proc=proc)

@@ -29,21 +29,13 @@ from criu_detached.records import (
     Inode,
     Mount,
     Node,
-    Superblock,
 )
 from criu_detached.restore.filesystems import memory
 from criu_detached.restore.filesystems.memory import fill, make_memory, set_limits
 from criu_detached.restore.realise import Means
 
 from . import support
-
-
-def memory_of(fs_type: str = "tmpfs", **fields: object) -> Filesystem:
-    """The record of a filesystem."""
-    options = [option.encode() for option in str(fields.pop("options", "")).split(",") if option]
-    superblock = Superblock(fs_type=fs_type.encode())
-    return Filesystem(id=1, superblock=superblock, source=b"source", options=options)
-
+from .support import memory_record
 
 WHOLE = Mount(bind_source=BindSource(path=b"."))  # a mount of all of it
 
@@ -276,14 +268,14 @@ def test_limits_reached_exactly(ground: Ground) -> None:
 def test_read_only(ground: Ground) -> None:
     """It is filled first."""
     node = Node(filesystem=1, path=b"file", mode=stat.S_IFREG | 0o644, inode=Inode(size=3))
-    new = ground.make(memory_of(options="ro"), [node])
+    new = ground.make(memory_record(1, options="ro"), [node])
     assert (new / "file").read_bytes() == bytes(3)
     with pytest.raises(OSError, match="Read-only"):
         (new / "other").touch()
 
 
 def test_directories_that_have_to_be_there(ground: Ground) -> None:
-    new = ground.make(memory_of(), [], (b"a/b", b"c", b"."))
+    new = ground.make(memory_record(1), [], (b"a/b", b"c", b"."))
     assert sorted(str(path.relative_to(new)) for path in new.rglob("*")) == ["a", "a/b", "c"]
 
 
@@ -293,13 +285,13 @@ def test_more_directories_than_are_kept_open(ground: Ground) -> None:
     nodes += [
         Node(path=path + b"/file", mode=stat.S_IFREG | 0o600, inode=Inode()) for path in paths
     ]
-    new = ground.make(memory_of(), nodes)
+    new = ground.make(memory_record(1), nodes)
     assert len(list(new.glob("*/*/file"))) == len(paths)
 
 
 def test_unknown_option(ground: Ground) -> None:
     with pytest.raises(DetachedError, match=r"can.t make a tmpfs .*: .*nonsense"):
-        make_memory(memory_of(options="nonsense=1"))
+        make_memory(memory_record(1, options="nonsense=1"))
 
 
 REGULAR = stat.S_IFREG | 0o644
@@ -326,7 +318,7 @@ REGULAR = stat.S_IFREG | 0o644
 )
 def test_records_that_no_dump_writes(ground: Ground, node: Node, why: str) -> None:
     with pytest.raises(DetachedError, match=why):
-        ground.make(memory_of(), [node])
+        ground.make(memory_record(1), [node])
 
 
 def test_symlinks_are_not_followed(ground: Ground) -> None:
@@ -339,7 +331,7 @@ def test_symlinks_are_not_followed(ground: Ground) -> None:
     link = Node(path=b"evil", mode=REGULAR, same_as=b"way/file")
     for evil in (below, link):
         with pytest.raises(DetachedError, match="can't fill"):
-            ground.make(memory_of(), [way, evil])
+            ground.make(memory_record(1), [way, evil])
     assert [path.name for path in outside.iterdir()] == ["file"]
     assert (outside / "file").stat().st_nlink == 1
 
