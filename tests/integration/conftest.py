@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,6 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "covers(*items, outcome='restored', column=None): cells of the coverage table"
     )
+    # Runs side by side have a /tmp each, with the same names in it, and share the loop devices:
+    # losetup knows a file that is gone by its name alone.
+    if config.option.basetemp is None:
+        config.option.basetemp = Path(tempfile.gettempdir(), f"tests-{os.getpid()}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -38,6 +38,9 @@ def service(held: Scenario, log: str) -> Any:
     import pycriu
 
     criu = pycriu.criu()
+    # By its path: where pycriu does not look for it (CRIU 4.1), the child that could not start it
+    # would go on as this process.
+    criu.use_binary(shutil.which("criu"))
     held.images.mkdir(exist_ok=True)
     criu.opts.images_dir_fd = os.open(held.images, os.O_RDONLY)
     criu.opts.log_file = log
