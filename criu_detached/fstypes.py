@@ -80,3 +80,11 @@ SERVED = {
     0x00C36400: "Ceph",
     0x6B414653: "AFS",
 }
+
+
+def is_hidden(path: bytes) -> bool:
+    """Tell the name that a client or server gives to a deleted file until it is closed.
+
+    Those of libfuse (hidden_name, lib/fuse.c), NFS (nfs_sillyrename, fs/nfs/dir.c) and CIFS.
+    """
+    return path.rpartition(b"/")[2].startswith((b".fuse_hidden", b".nfs0", b".__smb"))

@@ -12,6 +12,7 @@ from criu_detached.dump.made_anew import MadeAnew
 from criu_detached.dump.roots import handle_of
 from criu_detached.dump.terminals import refuse_terminal
 from criu_detached.errors import DetachedError, quote
+from criu_detached.fstypes import SERVED, is_hidden
 from criu_detached.kernel import FileFacts
 from criu_detached.paths import Name
 from criu_detached.records import SUPPLIED, File, Mount
@@ -257,6 +258,11 @@ def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
     assert superblock is not None
     if is_terminal(facts):
         refuse_terminal(path, facts, superblock)
+    if superblock.magic in SERVED and is_hidden(path):
+        raise DetachedError(
+            "it is deleted, and its filesystem keeps it under this name only until it is closed:"
+            " close it"
+        )
     if superblock.magic == kernel.PROC_SUPER_MAGIC:
         first = paths.join(paths.from_link(mount.record.root), path).split(b"/")[0]
         if first.isdigit():

@@ -11,6 +11,7 @@ from criu_detached import kernel, paths
 from criu_detached.contents import ContentWriter, has_data
 from criu_detached.dump import roots
 from criu_detached.errors import DetachedError, quote
+from criu_detached.fstypes import SERVED, is_hidden
 from criu_detached.kernel import FileFacts
 from criu_detached.options import GHOST_LIMIT, Options
 from criu_detached.records import File, Ghost, Inode, Time, Xattr
@@ -76,13 +77,18 @@ class GhostDescriber:
         ghost = Ghost(file=file, unnamed=int(_is_unnamed(file)))
         # Some filesystems keep the link count of a deleted directory; it has no other name.
         if facts.nlink and not stat.S_ISDIR(facts.mode):
-            ghost.alias = _find_alias(fd, facts, mount)
-            if not ghost.alias and file.handle is None:
+            alias = _find_alias(fd, facts, mount)
+            superblock = mount.record.superblock
+            assert superblock is not None
+            served = superblock.magic in SERVED
+            if not alias and (served or file.handle is None):
                 raise DetachedError(
                     "its name is deleted, and the other one that it still has is not to be found"
                     " in the bind source: give it a name there, or close the file"
                 )
-            return ghost
+            if not (served and is_hidden(alias)):
+                ghost.alias = alias
+                return ghost
         if stat.S_ISREG(facts.mode):
             self._check_limit(fd)
         ghost.inode = inode_of(fd, facts, self._contents)

@@ -12,6 +12,7 @@ from criu_detached.dump.describe import DetachedMount, describe_mount
 from criu_detached.dump.external import ExternalMount
 from criu_detached.dump.holders import held_files
 from criu_detached.errors import DetachedError, quote
+from criu_detached.fstypes import SERVED
 from criu_detached.kernel import FileFacts
 from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Mount, is_in_namespace
 
@@ -154,7 +155,10 @@ class Mounts:
                 _refuse_unlocked(record)
         self._recording.writer().mount(record)
         self._mounts[record.mnt_id] = mount
-        if self._host.flushes() and mount.root >= 0 and has_plain_files and not mount.twins:
+        superblock = record.superblock
+        assert superblock is not None
+        plain = has_plain_files and not mount.twins and superblock.magic not in SERVED
+        if self._host.flushes() and mount.root >= 0 and plain:
             compare_owner = not mount.maps_known
             self._host.plain_mount_add(record.mnt_id, mount.root, source.mnt_id, compare_owner)
         log.info(

@@ -26,6 +26,7 @@ TAKEN = b".cr_link"
 
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS}
 _TRIES = 100
+_NAME_MAX = 255  # bytes, linux/limits.h
 
 
 class Workshop:
@@ -333,7 +334,8 @@ def depth(ghost: Ghost) -> tuple[int, bytes]:
 def _first_free(name: bytes, make: Callable[[bytes], None]) -> bytes:
     """Make something under a name, or the first free one that begins so; return that."""
     for number in range(_TRIES):
-        free = name if number == 0 else name + TAKEN + (b"%d" % number if number > 1 else b"")
+        suffix = TAKEN + (b"%d" % number if number > 1 else b"") if number else b""
+        free = name[: _NAME_MAX - len(suffix)] + suffix
         try:
             make(free)
         except FileExistsError:

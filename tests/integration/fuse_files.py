@@ -19,6 +19,7 @@ LOOKUP, FORGET, GETATTR, SETATTR, UNLINK, LINK, OPEN, READ, WRITE = 1, 2, 3, 4, 
 STATFS, RELEASE, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, CREATE = 17, 18, 25, 26, 27, 28, 29, 35
 BATCH_FORGET = 42
 ENOENT, ENOSYS = 2, 38
+HIDDEN = b".fuse_hidden"
 ROOT = 1  # the root's node
 HEADER = 40  # bytes of a request's header
 
@@ -26,10 +27,35 @@ HEADER = 40  # bytes of a request's header
 class Files:
     """The files, by node, and their names."""
 
-    def __init__(self) -> None:
+    def __init__(self, hides: bool) -> None:
+        self.hides = hides
         self.modes = {ROOT: stat.S_IFDIR | 0o755}
         self.contents: dict[int, bytearray] = {}
         self.names: dict[bytes, int] = {}
+        self.opened: dict[int, int] = {}  # how often
+
+    def unlink(self, name: bytes) -> None:
+        """Libfuse keeps an open file, under another name, until it is closed."""
+        node = self.names.pop(name)
+        if self.hides and self.opened.get(node):
+            self.names[HIDDEN + b"%016x" % node] = node
+
+    def close(self, node: int) -> None:
+        """Forget an open file."""
+        self.opened[node] -= 1
+        if not self.opened[node]:
+            for name in [each for each in self.names if each.startswith(HIDDEN)]:
+                if self.names[name] == node:
+                    del self.names[name]
+
+    def entries(self, offset: int) -> bytes:
+        """struct fuse_dirent of what comes after an offset."""
+        found = b""
+        for number, (name, node) in enumerate(self.names.items(), 1):
+            if number > offset:
+                entry = struct.pack("=2Q2I", FIRST_INODE + node, number, len(name), 8) + name
+                found += entry + bytes(-len(entry) % 8)
+        return found
 
     def attributes(self, node: int) -> bytes:
         """struct fuse_attr; blocks are zero."""
@@ -51,13 +77,14 @@ class Files:
         if opcode == LOOKUP:
             return self.entry(self.names[name])
         if opcode == UNLINK:
-            del self.names[name]
+            self.unlink(name)
             return b""
         if opcode == LINK:
             self.names[name] = struct.unpack_from("=Q", body)[0]
             return self.entry(self.names[name])
         if opcode == CREATE:
             new = self.names[name] = len(self.modes) + 1
+            self.opened[new] = 1
             self.modes[new], self.contents[new] = struct.unpack_from("=4xI", body)[0], bytearray()
             return self.entry(new) + bytes(16)
         return self.answer_plain(opcode, node, body)
@@ -80,6 +107,12 @@ class Files:
                 content = self.contents[node]
                 del content[size:]
                 content.extend(bytes(size - len(content)))
+        if opcode == READDIR:
+            return self.entries(struct.unpack_from("=Q", body, 8)[0])
+        if opcode == OPEN:
+            self.opened[node] = self.opened.get(node, 0) + 1
+        if opcode == RELEASE:
+            self.close(node)
         if opcode in (GETATTR, SETATTR):
             return struct.pack("=QII", 0, 0, 0) + self.attributes(node)
         plain = {
@@ -87,7 +120,6 @@ class Files:
             INIT: struct.pack("=6I", 7, 22, 0, 0, 0, 1 << 16),
             OPEN: bytes(16),
             OPENDIR: bytes(16),
-            READDIR: b"",
             RELEASE: b"",
             RELEASEDIR: b"",
             FLUSH: b"",
@@ -109,6 +141,11 @@ class Files:
             os.write(fuse, struct.pack("=IiQ", 16 + len(body), error, unique) + body)
 
 
-def mount_files(source: Path) -> None:
-    """Mount it, served by a process of its own."""
-    mount_fuse(source, Files().serve)
+def mount_files(source: Path, hides: bool = False) -> None:
+    """Mount it, served by a process of its own.
+
+    Args:
+        source: where.
+        hides: as most servers, a deleted file that is open gets a name that nobody gave it.
+    """
+    mount_fuse(source, Files(hides).serve)

@@ -316,6 +316,24 @@ def test_taken_name(scenario: MakeScenario, placement: Placement, attached: bool
     assert (tree_of(held) / "file").read_text() == "another\n"
 
 
+@pytest.mark.detached
+def test_taken_long_name(scenario: MakeScenario) -> None:
+    """With the suffix it would be too long: it is cut."""
+
+    def hold_long(task: Task, name: str) -> Check:
+        fd = os.open(task.path(name), os.O_RDWR | os.O_CREAT)
+        os.write(fd, b"deleted")
+        os.unlink(task.path(name))
+        task.detach()
+        return lambda: [os.pread(fd, 10, 0).decode(), os.readlink(f"/proc/self/fd/{fd}")]
+
+    held = scenario().start(hold_long, name="x" * 255)
+    (tree_of(held) / ("x" * 255)).touch()
+    held.dump().succeeded()
+    held.restore().succeeded()
+    assert held.ask() == ["deleted", f"/tree/{'x' * 247}.cr_link (deleted)"]
+
+
 def test_read_only_mount(scenario: MakeScenario, placement: Placement) -> None:
     """The mounts are read-only, the filesystem is not."""
     held = scenario(placement, [Bind(flags=kernel.MS_RDONLY)]).start(hold_open, names=["file"])

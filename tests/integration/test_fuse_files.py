@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,35 @@ def test_files(scenario: MakeScenario, deleted: bool) -> None:
     after = held.ask()
     assert [each[:2] for each in after] == [each[:2] for each in before]
     assert deleted or after == before
+
+
+def test_hidden(scenario: MakeScenario) -> None:
+    """The name that a server gives to a deleted file is gone when the process is."""
+    hiding = partial(mount_files, hides=True)
+    held = scenario(binds=WHOLE, mount_source=hiding, populate=populate)
+    held.start(hold_files, names=["other", "file"], deleted=True)
+    names = os.listdir(held.ground.source)
+    assert len(names) == 2 and all(name.startswith(".fuse_hidden") for name in names)
+    before = held.ask()
+    held.cycle()
+    assert [each[:2] for each in held.ask()] == [each[:2] for each in before]
+    assert os.listdir(held.ground.source) == []
+
+
+def hold_hidden(task: Task) -> Check:
+    """Two files, one of which gets another name when it is deleted, and is opened by that."""
+    fds = [os.open(task.path(name), os.O_RDWR) for name in ("other", "file")]
+    os.unlink(task.path("file"))
+    [name] = [name for name in os.listdir(task.path()) if name != "other"]
+    fds.append(os.open(task.path(name), os.O_RDWR))
+    os.close(fds.pop(1))
+    task.detach()
+    return lambda: [os.pread(fd, 100, 0).decode() for fd in fds]
+
+
+def test_opened_by_hidden_name(scenario: MakeScenario) -> None:
+    """NFS shows all deleted files so: nothing says that they are, but the name."""
+    hiding = partial(mount_files, hides=True)
+    held = scenario(binds=WHOLE, mount_source=hiding, populate=populate).start(hold_hidden)
+    held.dump().failed("criu-detached: .*it is deleted, and its filesystem keeps it .*: close it")
+    assert held.ask() == ["content of other", "content of file"]

@@ -19,7 +19,7 @@ from criu_detached.dump.describe import DetachedMount
 from criu_detached.dump.ghosts import GhostDescriber
 from criu_detached.errors import DetachedError
 from criu_detached.options import Options
-from criu_detached.records import BindSource, File, Ghost, Inode, Mount, Time, Xattr
+from criu_detached.records import BindSource, File, Ghost, Inode, Mount, Superblock, Time, Xattr
 
 from .. import support
 
@@ -38,6 +38,7 @@ class Ground:
         self.in_namespace = False
         self.restricted = False
         self.read_only = False
+        self.magic = 0
         self.writer = ContentWriter(self.directory)
 
     def open(self, name: str, flags: int = os.O_RDWR | os.O_CREAT, mode: int = 0o600) -> int:
@@ -62,7 +63,8 @@ class Ground:
         )
         source = BindSource(in_namespace=int(self.in_namespace))
         with support.opened(self.source, os.O_PATH) as root:
-            mount = DetachedMount(Mount(bind_source=source), -1, root, self.read_only)
+            record = Mount(bind_source=source, superblock=Superblock(magic=self.magic))
+            mount = DetachedMount(record, -1, root, self.read_only)
             before = set(support.open_fds().values())
             try:
                 return describer.describe(fd, file, facts, mount)
@@ -236,6 +238,20 @@ def test_other_name(ground: Ground, way: str) -> None:
     assert ghost.file is not None
     assert (ghost.file.handle is None) == (way == "search")
     assert os.listdir(ground.images) == []
+
+
+@pytest.mark.parametrize("name", [".fuse_hidden0000000300000001", ".nfs000000000012a0d900000001"])
+def test_name_of_a_server(ground: Ground, name: str) -> None:
+    """It is gone with the last fd where a server gave it; elsewhere it is one as any other."""
+    fd = ground.open("file")
+    os.write(fd, b"content")
+    os.link(ground.source / "file", ground.source / name)
+    os.unlink(ground.source / "file")
+    assert ground.describe(fd, "file").alias == name.encode()
+    ground.magic = 0x65735546  # FUSE
+    assert inode_of(ground.describe(fd, "file")).data_size
+    os.rename(ground.source / name, ground.source.parent / "elsewhere")
+    ground.refused(fd, "the other one that it still has is not to be found")
 
 
 def test_other_name_that_is_found_by_a_search_alone(
