@@ -20,7 +20,11 @@ KNOWN = (
 
 
 def mount_attributes(mount: Mount) -> tuple[int, int]:
-    """What mount_setattr(2) is to set and to clear on a clone of the source."""
+    """What mount_setattr(2) is to set and to clear on a clone of the source, MOUNT_ATTR_*.
+
+    Args:
+        mount: its record.
+    """
     attr_set = mount.attr
     if needs_id_map(mount):
         attr_set |= kernel.MOUNT_ATTR_IDMAP
@@ -37,6 +41,9 @@ def needs_id_map(mount: Mount) -> bool:
 def user_namespace(mount: Mount) -> int:
     """Make the user namespace for a mount's id-map; it takes a fork, so not in a task.
 
+    Args:
+        mount: its record.
+
     Returns:
         An fd, the caller's; -1 when the mount needs none.
 
@@ -51,6 +58,9 @@ def user_namespace(mount: Mount) -> int:
 
 def id_map_text(lines: list[bytes]) -> bytes:
     """Turn a record's id-map into what /proc/PID/uid_map takes.
+
+    Args:
+        lines: each of first id, id outside, how many.
 
     Raises:
         DetachedError: it is none.

@@ -133,7 +133,14 @@ def _open_number(path: bytes, dev: int) -> int:
 
 
 def is_claimed(path: bytes) -> bool:
-    """Tell whether a mounted filesystem, or something else, has a device for itself (open(2))."""
+    """Tell whether a mounted filesystem, or something else, has a device for itself (open(2)).
+
+    Args:
+        path: its node.
+
+    Raises:
+        DetachedError: it cannot be opened.
+    """
     try:
         os.close(os.open(path, _OPEN | os.O_EXCL))
     except OSError as error:

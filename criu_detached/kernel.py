@@ -139,6 +139,14 @@ def fstat(fd: int) -> FileFacts:
 def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileFacts:
     """Facts of a path that stays beneath a directory; the last component is not followed.
 
+    Args:
+        dirfd: the directory.
+        path: beneath it.
+        resolve: RESOLVE_*.
+
+    Raises:
+        OSError: it is not there, or leaves the directory (EXDEV) or leads through a link (ELOOP).
+
     Source: openat2(2), Linux 5.6.
     """
     _checked(lib.sys_stat_beneath(dirfd, path, resolve, _facts), "openat2")
@@ -146,7 +154,19 @@ def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileFa
 
 
 def open_beneath(dirfd: int, path: bytes, flags: int) -> tuple[int, FileFacts]:
-    """Open a path that stays beneath a directory; return the fd, which is the caller's."""
+    """Open a path that stays beneath a directory.
+
+    Args:
+        dirfd: the directory.
+        path: beneath it.
+        flags: of open(2).
+
+    Returns:
+        The fd, which is the caller's, and facts of the file.
+
+    Raises:
+        OSError: as stat_beneath.
+    """
     fd = _checked(lib.sys_open_beneath(dirfd, path, flags, STAY_BENEATH, _facts), "openat2")
     return fd, FileFacts(_facts)
 
@@ -180,7 +200,17 @@ def open_tree(dirfd: int, path: bytes, flags: int) -> int:
 
 
 def clone_mount(fd: int) -> int:
-    """Clone the mount at an open file or directory, that file or directory its root."""
+    """Clone a mount: open_tree(2) with OPEN_TREE_CLONE, without what is mounted below.
+
+    Args:
+        fd: a file or directory on it, which is the root of the clone.
+
+    Returns:
+        A tree fd, the caller's.
+
+    Raises:
+        OSError: EINVAL where the mount is in another namespace, or unbindable.
+    """
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH
     return open_tree(fd, b"", flags)
 
@@ -188,7 +218,18 @@ def clone_mount(fd: int) -> int:
 def mount_setattr(
     fd: int, attr_set: int, attr_clr: int, userns_fd: int = -1, propagation: int = 0
 ) -> None:
-    """mount_setattr(2) on the mount of a tree fd, Linux 5.12."""
+    """mount_setattr(2) on the mount of a tree fd, Linux 5.12.
+
+    Args:
+        fd: the tree fd.
+        attr_set: MOUNT_ATTR_*.
+        attr_clr: likewise.
+        userns_fd: a user namespace with the id-maps, for MOUNT_ATTR_IDMAP.
+        propagation: MS_*; 0 leaves it.
+
+    Raises:
+        OSError: the kernel refuses them.
+    """
     result = lib.sys_mount_setattr(fd, attr_set, attr_clr, propagation, userns_fd)
     _checked(result, "mount_setattr")
 
@@ -457,6 +498,10 @@ def attach_visiting(ns_fd: int, own_ns_fd: int, tree: int, target: int) -> int:
 def name_to_handle(fd: int, flags: int = 0) -> tuple[int, bytes]:
     """name_to_handle_at(2) of an open file: handle type and bytes.
 
+    Args:
+        fd: the file.
+        flags: AT_HANDLE_FID for a handle that only tells files apart, Linux 6.5.
+
     Raises:
         OSError: ENOTSUP where the filesystem has no handles.
     """
@@ -466,7 +511,19 @@ def name_to_handle(fd: int, flags: int = 0) -> tuple[int, bytes]:
 
 
 def open_by_handle(mount_fd: int, handle: tuple[int, bytes], flags: int) -> int:
-    """open_by_handle_at(2): open a file on the mount of another fd; the fd is the caller's."""
+    """open_by_handle_at(2): open a file on the mount of another fd.
+
+    Args:
+        mount_fd: a file on the mount, no O_PATH fd.
+        handle: its type and bytes.
+        flags: of open(2).
+
+    Returns:
+        The fd, the caller's.
+
+    Raises:
+        OSError: ESTALE where there is no such file; EPERM without CAP_DAC_READ_SEARCH.
+    """
     kind, data = handle
     return _checked(
         lib.sys_open_by_handle(mount_fd, kind, data, len(data), flags), "open_by_handle_at"
@@ -474,7 +531,15 @@ def open_by_handle(mount_fd: int, handle: tuple[int, bytes], flags: int) -> int:
 
 
 def fd_of_process(pid: int, number: int) -> int:
-    """pidfd_getfd(2), Linux 5.6: a duplicate of an fd of another process; it is the caller's."""
+    """pidfd_getfd(2), Linux 5.6: a duplicate of an fd of another process; it is the caller's.
+
+    Args:
+        pid: the process.
+        number: its fd.
+
+    Raises:
+        OSError: it has ended or has no such fd, or may not be looked into.
+    """
     process = os.pidfd_open(pid)
     try:
         return _checked(lib.sys_pidfd_getfd(process, number), "pidfd_getfd")

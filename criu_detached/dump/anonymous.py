@@ -87,6 +87,10 @@ class AnonymousMounts:
     def relative(self, link: bytes, mnt_id: int) -> bytes:
         """Turn the link of a file into one from the root of its mount.
 
+        Args:
+            link: from the root of the tree.
+            mnt_id: the mount that the file is on.
+
         Raises:
             DetachedError: the mount is another one than the link says, or another one of the
                 tree is in the way.
@@ -109,6 +113,10 @@ class AnonymousMounts:
 
     def note(self, fd: int, facts: FileFacts) -> None:
         """Take note of a file on an anonymous mount.
+
+        Args:
+            fd: the file.
+            facts: of it.
 
         Raises:
             DetachedError: it shows that the tree is larger than its record.

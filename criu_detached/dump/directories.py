@@ -16,6 +16,9 @@ def climb(directory: int) -> int:
     The kernel does not go above a detached mount's root (follow_dotdot, fs/namei.c), unless the
     mount is in an anonymous tree or locked to the one that it was on.
 
+    Args:
+        directory: an fd of it.
+
     Raises:
         OSError: the directory is not beneath that root.
     """

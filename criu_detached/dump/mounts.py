@@ -109,6 +109,11 @@ class Mounts:
     def note_file(self, mount: DetachedMount, fd: int, facts: FileFacts) -> None:
         """Take note of an open file that is recorded: it may be the fd of an anonymous tree.
 
+        Args:
+            mount: that it is on.
+            fd: the file.
+            facts: of it.
+
         Raises:
             DetachedError: the tree would not come back with it.
         """

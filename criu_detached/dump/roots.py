@@ -52,7 +52,13 @@ def find_root(fd: int, name: Name, facts: FileFacts, source: Source) -> bytes | 
 
 
 def is_at(root: int, path: bytes, facts: FileFacts) -> bool:
-    """Tell whether a path beneath a root reaches the very file."""
+    """Tell whether a path beneath a root reaches the very file.
+
+    Args:
+        root: fd of the root.
+        path: beneath it.
+        facts: of the file.
+    """
     try:
         found = paths.facts_at(root, path)
     except OSError:

@@ -128,6 +128,10 @@ def check_directory(record: BoundSocket, mount: DetachedMount) -> None:
 
     Of a mount that the user will supply nothing is known yet.
 
+    Args:
+        record: of the socket.
+        mount: that its file is on.
+
     Raises:
         DetachedError: it will not be, or nothing can be made in it.
     """
@@ -158,6 +162,11 @@ def stand_in(mount: DetachedMount, host: Host, finder: SourceFinder) -> int:
     """An fd of something on a mount that CRIU knows in the dumped namespaces; -1: no need.
 
     At restore CRIU enters the namespace of that mount before it binds the socket.
+
+    Args:
+        mount: that the socket's file is on.
+        host: CRIU.
+        finder: gives the processes of the dumped namespaces.
 
     Raises:
         DetachedError: there is none.

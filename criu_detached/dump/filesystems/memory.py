@@ -146,17 +146,31 @@ class Memory:
                 os.lseek(fd, position, os.SEEK_SET)
 
     def save_whole(self, directory: int, mount: Mount) -> None:
-        """Save all of a mount at the end; the directory is one of it, or of a clone."""
+        """Save all of a mount at the end.
+
+        Args:
+            directory: fd of one of it, or of a clone; it stays the caller's.
+            mount: its record.
+        """
         if _root_of(mount) not in self._trees:
             kept = os.open(b"/proc/self/fd/%d" % directory, kernel.O_PATH)
             self._trees[_root_of(mount)] = _Tree(kept, mount)
 
     def save_later(self, fd: int, file: File) -> None:
-        """Save a file whose name is gone, and which has others; which, the trees may tell."""
+        """Save a file whose name is gone, and which has others; which, the trees may tell.
+
+        Args:
+            fd: the file; it stays the caller's.
+            file: its record.
+        """
         self._ghosts.append((os.open(b"/proc/self/fd/%d" % fd, kernel.O_PATH), file))
 
     def needs_directory(self, path: bytes) -> None:
-        """Note a directory that a socket is bound in; whether it is there, the trees may tell."""
+        """Note a directory that a socket is bound in; whether it is there, the trees may tell.
+
+        Args:
+            path: in the filesystem.
+        """
         self._of_sockets.add(path)
 
     def finish(self, made_anew: MadeAnew) -> None:
