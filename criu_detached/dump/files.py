@@ -87,6 +87,8 @@ class Files:
             known.dev != facts.dev
         ):
             _refuse_other_file(fd, link, known, facts, mount, key in self._ghosts)
+            if mount.memory is not None:
+                self._save_link(fd, link, facts, mount, mount.memory)
         if stat.S_ISCHR(facts.mode) or stat.S_ISBLK(facts.mode):
             _refuse_device(fd, mount.record)
         if known.path == paths.ROOT or key in self._ghosts:
@@ -141,6 +143,15 @@ class Files:
             memory.save_later(fd, record)
         else:
             self._record_ghost(fd, record, facts, mount)
+
+    @staticmethod
+    def _save_link(
+        fd: int, link: bytes, facts: FileFacts, mount: DetachedMount, memory: Memory
+    ) -> None:
+        """Save a file in memory by a second name, if the first one is deleted."""
+        name = mount.name_of(fd, link, facts)
+        if not name.deleted:
+            memory.save(fd, _file_record(fd, name.path, facts), facts, mount.record)
 
     def _record_ghost(self, fd: int, record: File, facts: FileFacts, mount: DetachedMount) -> None:
         """Describe a deleted file, and write its record."""
@@ -231,6 +242,8 @@ def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
     """Tell whether an open file is one that is known by another path."""
     superblock = mount.record.superblock
     assert superblock is not None
+    if mount.memory is not None:
+        return True  # numbers are not repeated there, and Memory knows files by them
     found = handle_of(fd)
     if found is None or mount.record.origin == SUPPLIED:
         # Then the inode number must be good for something.

@@ -258,3 +258,38 @@ def test_held_elsewhere(scenario: MakeScenario) -> None:
         assert held.ask() == [CONTENT, "inner\n"]
     held.cycle()
     assert held.ask() == [CONTENT, "inner\n"]
+
+
+def hold_links(task: Task, names: list[str], directory: bool) -> Check:
+    """One file by two names, of which one is deleted by now."""
+    os.link(task.path("file"), task.path("dir/second"))
+    fds = [os.open(task.path(name), os.O_RDWR) for name in names]
+    if directory:
+        os.chdir(task.path("dir"))
+    os.unlink(task.path("file"))
+    task.detach()
+
+    def check() -> list[Any]:
+        os.pwrite(fds[0], b"links", 0)
+        facts = [os.fstat(fd) for fd in fds]
+        names = sorted(os.listdir(".")) if directory else []
+        return [
+            os.pread(fds[1], 5, 0).decode(),
+            len({f.st_ino for f in facts}),
+            facts[0].st_nlink,
+            names,
+        ]
+
+    return check
+
+
+@pytest.mark.parametrize("names", [["file", "dir/second"], ["dir/second", "file"]])
+@pytest.mark.parametrize("directory", [False, True])
+def test_two_names(scenario: MakeScenario, names: list[str], directory: bool) -> None:
+    """They are one file again, and the name that is left is there."""
+    held = sole(scenario().start(hold_links, names=names, directory=directory))
+    found = ["inner", "second"] * directory
+    assert held.ask() == ["links", 1, 1, found]
+    held.dump().succeeded()
+    held.restore().succeeded()
+    assert held.ask() == ["links", 1, 1, found]
