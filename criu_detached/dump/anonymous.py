@@ -16,7 +16,7 @@ from criu_detached import kernel, mountinfo, paths
 from criu_detached.dump import treeview
 from criu_detached.dump.classify import ANONYMOUS, Kind
 from criu_detached.dump.describe import DetachedMount
-from criu_detached.dump.holders import held_directories, held_files, is_tree_held
+from criu_detached.dump.processes import held_directories, held_files, is_tree_held
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts, StatMount
 from criu_detached.records import BIND_SOURCE, SUPPLIED, is_in_namespace

@@ -7,7 +7,7 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.dump.holders import held_files
+from criu_detached.dump.processes import held_files
 
 
 def climb(directory: int) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from criu_detached import kernel
-from criu_detached.dump.holders import dumped_tasks, open_links_of
+from criu_detached.dump.processes import dumped_tasks, open_links_of
 from criu_detached.dump.watches import watches_of_tasks
 from criu_detached.errors import DetachedError, quote
 

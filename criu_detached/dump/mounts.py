@@ -10,7 +10,7 @@ from criu_detached.dump import classify, external
 from criu_detached.dump.classify import Classifier, Kind
 from criu_detached.dump.describe import DetachedMount, describe_mount
 from criu_detached.dump.external import ExternalMount
-from criu_detached.dump.holders import held_files
+from criu_detached.dump.processes import held_files
 from criu_detached.errors import DetachedError, quote
 from criu_detached.fstypes import SERVED
 from criu_detached.kernel import FileFacts

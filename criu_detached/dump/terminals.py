@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, paths
-from criu_detached.dump.holders import dumped_fds, fdinfo
+from criu_detached.dump.processes import dumped_fds, fdinfo
 from criu_detached.errors import DetachedError
 from criu_detached.terminals import is_master, is_slave
 

@@ -14,7 +14,7 @@ import stat
 from criu_detached import kernel, log, paths
 from criu_detached.dump import roots
 from criu_detached.dump.directories import climb
-from criu_detached.dump.holders import files_of_tasks
+from criu_detached.dump.processes import files_of_tasks
 from criu_detached.dump.watches import all_watches, watches_of
 from criu_detached.errors import DetachedError, quote
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from criu_detached.dump.holders import below, dumped_tasks, fdinfo, processes
+from criu_detached.dump.processes import below, dumped_tasks, fdinfo, process_ids
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,5 +49,5 @@ def watches_of_tasks() -> Iterator[tuple[int, Watch]]:
 
 def all_watches() -> Iterator[Watch]:
     """Yield the watches of all processes but this one."""
-    for pid in processes():
+    for pid in process_ids():
         yield from watches_of(pid)

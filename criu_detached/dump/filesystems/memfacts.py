@@ -13,7 +13,7 @@ import stat
 from criu_detached import kernel, log, paths
 from criu_detached.dump import treeview
 from criu_detached.dump.filesystems.layout import Layout
-from criu_detached.dump.holders import files_of, held_files
+from criu_detached.dump.processes import files_of, held_files
 from criu_detached.dump.roots import handle_of
 from criu_detached.errors import DetachedError
 from criu_detached.paths import Name

@@ -14,7 +14,7 @@ from criu_detached import kernel, paths
 from criu_detached.dump.directories import names_in, root_by_held
 from criu_detached.dump.filesystems.trial import mount_for_trial, superblock_flags
 from criu_detached.dump.filesystems.twins import LayerTwins
-from criu_detached.dump.holders import held_files
+from criu_detached.dump.processes import held_files
 from criu_detached.dump.roots import SEARCH_LIMIT
 from criu_detached.errors import DetachedError, quote
 from criu_detached.overlay_layers import DATA, LOWER, UPPER, WORK, Layers, is_in_use

@@ -14,7 +14,7 @@ from criu_detached import kernel
 from criu_detached.dump.directories import names_in, root_by_held
 from criu_detached.dump.filesystems.trial import mount_for_trial, superblock_flags
 from criu_detached.dump.filesystems.twins import NamedTwins
-from criu_detached.dump.holders import holding_processes
+from criu_detached.dump.processes import holding_processes
 from criu_detached.errors import DetachedError, quote
 from criu_detached.fstypes import BINFMT_MAGIC, BPF_MAGIC, FRESH, KEYED
 from criu_detached.records import Filesystem

@@ -12,15 +12,9 @@ from pathlib import Path
 import pytest
 
 from criu_detached import kernel
-from criu_detached.dump import holders, treeview
-from criu_detached.dump.holders import (
-    attached_mount,
-    files_of,
-    held_directories,
-    held_files,
-    is_tree_held,
-    outside_holder,
-)
+from criu_detached.dump import processes, treeview
+from criu_detached.dump.holders import attached_mount, outside_holder
+from criu_detached.dump.processes import files_of, held_directories, held_files, is_tree_held
 
 from .. import support
 
@@ -107,12 +101,12 @@ def test_tree_fd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         other = f"os.chdir('{path}'); os.open('{path}', 0); os.open('{path}/dir', os.O_PATH)"
         other += f"; os.open('{path}/.', os.O_PATH | os.O_DIRECTORY)"
         with process(other) as pid:
-            monkeypatch.setattr(holders, "_is_traced", lambda process: process == pid)
+            monkeypatch.setattr(processes, "is_traced", lambda process: process == pid)
             assert not is_tree_held(mnt_id)
         with process(f"os.open('{path}/.', os.O_PATH)") as pid:
-            monkeypatch.setattr(holders, "_is_traced", lambda process: process == pid)
+            monkeypatch.setattr(processes, "is_traced", lambda process: process == pid)
             assert is_tree_held(mnt_id)
-            monkeypatch.setattr(holders, "_is_traced", lambda process: False)
+            monkeypatch.setattr(processes, "is_traced", lambda process: False)
             assert not is_tree_held(mnt_id)
 
 

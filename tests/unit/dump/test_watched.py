@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from criu_detached import kernel, mountinfo
-from criu_detached.dump import holders
+from criu_detached.dump import processes
 from criu_detached.dump.sources import SourceFinder
 from criu_detached.dump.watched import WatchedFiles, pass_by_watches
 from criu_detached.errors import DetachedError
@@ -89,7 +89,7 @@ def task(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
     def start(code: str) -> None:
         pid = ground.stack.enter_context(process(code))
-        monkeypatch.setattr(holders, "_is_traced", lambda process: process == pid)
+        monkeypatch.setattr(processes, "is_traced", lambda process: process == pid)
 
     return start
 
