@@ -77,16 +77,8 @@ class GhostDescriber:
         ghost = Ghost(file=file, unnamed=int(_is_unnamed(file)))
         # Some filesystems keep the link count of a deleted directory; it has no other name.
         if facts.nlink and not stat.S_ISDIR(facts.mode):
-            alias = _find_alias(fd, facts, mount)
-            superblock = mount.record.superblock
-            assert superblock is not None
-            served = superblock.magic in SERVED
-            if not alias and (served or file.handle is None):
-                raise DetachedError(
-                    "its name is deleted, and the other one that it still has is not to be found"
-                    " in the bind source: give it a name there, or close the file"
-                )
-            if not (served and is_hidden(alias)):
+            alias = _lasting_alias(fd, file, facts, mount)
+            if alias is not None:
                 ghost.alias = alias
                 return ghost
         if stat.S_ISREG(facts.mode):
@@ -236,6 +228,20 @@ def _xattrs(file: int | bytes) -> list[Xattr]:
         if error.errno == errno.EOPNOTSUPP:
             return []
         raise
+
+
+def _lasting_alias(fd: int, file: File, facts: FileFacts, mount: DetachedMount) -> bytes | None:
+    """Another name of a file, or nothing where its handle will do; None: no name outlives it."""
+    alias = _find_alias(fd, facts, mount)
+    superblock = mount.record.superblock
+    assert superblock is not None
+    served = superblock.magic in SERVED
+    if not alias and (served or file.handle is None):
+        raise DetachedError(
+            "its name is deleted, and the other one that it still has is not to be found"
+            " in the bind source: give it a name there, or close the file"
+        )
+    return None if served and is_hidden(alias) else alias
 
 
 def _find_alias(fd: int, facts: FileFacts, mount: DetachedMount) -> bytes:
