@@ -414,6 +414,8 @@ port() {
 }
 exec <"\$(port stdin)" >"\$(port stdout)" 2>"\$(port stderr)" 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+# virtme-ng leaves it without write permission for others, as whom a user namespace opens it.
+chmod 666 /dev/null
 # File systems are loaded when they are mounted; what is behind a device file is not.
 modprobe loop
 mount -t tmpfs -o mode=755 tmpfs /mnt

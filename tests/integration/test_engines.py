@@ -271,7 +271,6 @@ def let_through(held: Container) -> None:
             directory.chmod(mode | 0o111)
 
 
-@pytest.mark.native_only("in the VM a user namespace may not open the host's /dev/null")
 @pytest.mark.parametrize("engine", ["runc", "crun", "podman-runc", "podman-crun"])
 @pytest.mark.usefixtures("engines", "in_settings")
 def test_user_namespace(container: MakeContainer, engine: str) -> None:
