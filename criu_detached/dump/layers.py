@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from criu_detached.mountinfo import MountInfo
 
 
+_FIRST_INO = 2  # that an overlay gives, to its root: ovl_next_ino and ovl_fill_super
+
+
 def overlay_on(dev: int) -> str | None:
     """Name an overlay with a layer on a filesystem in memory, for a message; None: there is none.
 
@@ -57,10 +60,11 @@ def _find(pid: int, layer: bytes) -> os.stat_result | None:
 def _is_of_one_filesystem(pid: int, mount: MountInfo) -> bool:
     """Tell whether all layers of an overlay are where its upper directory is.
 
-    Then its root has the inode number of that directory, else one of its own: ovl_map_ino,
-    fs/overlayfs/inode.c. With "xino" it has it in any case; "xino=auto" is off where a layer is
-    in memory (ovl_lower_dir, fs/overlayfs/super.c). podman needs this: where it maps ids, the
-    lower layers are mounts that are gone once the overlay is there.
+    Then its root has the inode number of that directory, else the first that overlays give:
+    ovl_map_ino, fs/overlayfs/inode.c. A directory may have that number, too (the first that is
+    made in a tmpfs), and then nothing is told. With "xino" it has it in any case; "xino=auto" is
+    off where a layer is in memory (ovl_lower_dir, fs/overlayfs/super.c). podman needs this:
+    where it maps ids, the lower layers are mounts that are gone once the overlay is there.
     """
     upper = [_find(pid, layer) for layer in _layers(mount, (b"upperdir",))]
     if not upper or upper[0] is None or mount.root != b"/" or b"xino=on" in mount.super_options:
@@ -77,7 +81,8 @@ def _is_of_one_filesystem(pid: int, mount: MountInfo) -> bool:
         os.close(root)
     try:
         facts = kernel.fstat(top)
-        return (facts.mnt_id, facts.ino) == (mount.mnt_id, upper[0].st_ino)
+        same = (facts.mnt_id, facts.ino) == (mount.mnt_id, upper[0].st_ino)
+        return same and facts.ino != _FIRST_INO
     finally:
         os.close(top)
 

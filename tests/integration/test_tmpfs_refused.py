@@ -94,11 +94,27 @@ def overlay(directory: Path, layer: str) -> Iterator[str]:
 
 
 @contextmanager
+def overlay_of_two(directory: Path) -> Iterator[str]:
+    """One over it, with the first directory of another tmpfs as upper directory.
+
+    That has the inode number which the root of an overlay of several filesystems has as well.
+    """
+    other = directory.parent.parent / "layer"
+    other.mkdir()
+    kernel.mount("other", other, "tmpfs")
+    try:
+        with overlay(directory, "lower") as who:
+            yield who
+    finally:
+        kernel.umount2(other)
+
+
+@contextmanager
 def mounted_overlay(layer: Path, options: str) -> Iterator[Path]:
     """An overlay, with directories that are made for it and may be layers."""
     point = layer.with_name("overlay")
     for directory in (point, layer, layer / "upper", layer / "work"):
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
     try:
         kernel.mount("overlay", point, "overlay", 0, options)
     except OSError as error:
@@ -125,6 +141,7 @@ HOLDING: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
     "loop": loop,
     "overlay of it": lambda path: overlay(path, "lower"),
     "overlay on it": lambda path: overlay(path, "upper"),
+    "overlay of it and another": overlay_of_two,
     "namespace": other_namespace,
 }
 
