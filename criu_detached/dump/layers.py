@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 _FIRST_INO = 2  # that an overlay gives, to its root: ovl_next_ino and ovl_fill_super
+_TRIES = 3  # somebody may make files in an overlay while it is looked at
 
 
 def overlay_on(dev: int) -> str | None:
@@ -35,9 +36,9 @@ def overlay_on(dev: int) -> str | None:
             if mount.fs_type != b"overlay":
                 continue
             found = [_find(pid, layer) for layer in _layers(mount)]
-            if any(layer and layer.st_dev == dev for layer in found):
+            if any(place.st_dev == dev for places in found for place in places):
                 return f"the overlay at {quote(mount.mountpoint)} as a layer"
-            if None not in found or _is_of_one_filesystem(pid, mount):
+            if _is_told(pid, mount, all(found)):
                 looked_at.add(mount.dev)
             elif mount.mountpoint != b"/":
                 others.setdefault(mount.dev, mount.mountpoint)
@@ -47,17 +48,59 @@ def overlay_on(dev: int) -> str | None:
     return None
 
 
-def _find(pid: int, layer: bytes) -> os.stat_result | None:
-    """A layer as a process sees it, or else this one; None: neither does."""
-    for path in (b"/proc/%d/root/%s" % (pid, layer), layer):
+def _find(pid: int, layer: bytes) -> list[os.stat_result]:
+    """What is at the path of a layer, as a process sees it and as this one does."""
+    if not layer.startswith(b"/"):
+        return []  # where it starts is not known
+    found = []
+    for root in (f"/proc/{pid}/root", "/"):
         try:
-            return os.stat(path)
+            fd = _open_in(root, layer)
         except OSError:
             continue
-    return None
+        found.append(os.fstat(fd))
+        os.close(fd)
+    return found
 
 
-def _is_of_one_filesystem(pid: int, mount: MountInfo) -> bool:
+def _open_in(root: str, path: bytes) -> int:
+    """An O_PATH fd of a path below a root, which symlinks do not leave; raises OSError."""
+    top = os.open(root, kernel.O_PATH)
+    try:
+        return kernel.openat2(top, path, kernel.O_PATH, kernel.RESOLVE_IN_ROOT)
+    finally:
+        os.close(top)
+
+
+def _is_told(pid: int, mount: MountInfo, complete: bool) -> bool:
+    """Tell whether it is known where all layers of an overlay are.
+
+    Args:
+        pid: a process that sees it.
+        mount: of it.
+        complete: something is at the path of each layer.
+    """
+    uppers = list(_layers(mount, (b"upperdir",)))
+    uppermost = next(iter(uppers or _layers(mount)), b"")
+    for _ in range(_TRIES):
+        root = _root_of(mount, pid)
+        if root is None:
+            return complete
+        layers = [layer for layer in _find(pid, uppermost) if _times(layer) == _times(root)]
+        if layers:
+            return complete or (bool(uppers) and _is_of_one_filesystem(mount, root, layers[0]))
+    return False  # something else is at that path now
+
+
+def _times(directory: os.stat_result) -> tuple[int, int]:
+    """What the root of an overlay has of its uppermost layer: ovl_getattr, fs/overlayfs/inode.c.
+
+    No two directories have the same by chance.
+    """
+    return directory.st_ctime_ns, directory.st_mtime_ns
+
+
+def _is_of_one_filesystem(mount: MountInfo, root: os.stat_result, upper: os.stat_result) -> bool:
     """Tell whether all layers of an overlay are where its upper directory is.
 
     Then its root has the inode number of that directory, else the first that overlays give:
@@ -66,23 +109,27 @@ def _is_of_one_filesystem(pid: int, mount: MountInfo) -> bool:
     off where a layer is in memory (ovl_lower_dir, fs/overlayfs/super.c). podman needs this:
     where it maps ids, the lower layers are mounts that are gone once the overlay is there.
     """
-    upper = [_find(pid, layer) for layer in _layers(mount, (b"upperdir",))]
-    if not upper or upper[0] is None or mount.root != b"/" or b"xino=on" in mount.super_options:
+    if b"xino=on" in mount.super_options:
         return False
+    return root.st_ino == upper.st_ino != _FIRST_INO
+
+
+def _root_of(mount: MountInfo, pid: int) -> os.stat_result | None:
+    """The root of an overlay, as a process sees it; None: it is out of reach."""
+    if mount.root != b"/":
+        return None
     try:
         root = os.open(f"/proc/{pid}/root", kernel.O_PATH)
     except OSError:
-        return False  # the process ended
+        return None  # the process ended
     try:
         top = paths.open_mountpoint(root, mount.mountpoint)
     except OSError:
-        return False
+        return None
     finally:
         os.close(root)
     try:
-        facts = kernel.fstat(top)
-        same = (facts.mnt_id, facts.ino) == (mount.mnt_id, upper[0].st_ino)
-        return same and facts.ino != _FIRST_INO
+        return os.fstat(top) if kernel.fstat(top).mnt_id == mount.mnt_id else None
     finally:
         os.close(top)
 

@@ -190,6 +190,21 @@ def test_overlay_of_a_lost_layer(scenario: MakeScenario, tmp_path: Path) -> None
     assert held.ask() == answer
 
 
+def test_overlay_of_covered_layers(scenario: MakeScenario) -> None:
+    """Where the layers of an overlay were other directories are by now."""
+    held = scenario().start(hold_deleted)
+    answer = held.ask()
+    tree = held.ground.source / "tree"
+    with overlay(tree, "upper") as who:
+        sole(held)
+        for name in ("dir", "work"):
+            (tree / name).mkdir(parents=True)
+        held.dump().failed(f"criu-detached: .*{who}")
+        assert held.ask() == answer
+    held.cycle()
+    assert held.ask() == answer
+
+
 # --- Faults at dump ---------------------------------------------------------------------------
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import mountinfo
+from criu_detached import kernel, mountinfo
+from criu_detached.dump import layers
 from criu_detached.dump.layers import overlay_on
+
+from .. import support
 
 
 @pytest.mark.parametrize(
@@ -19,12 +22,17 @@ from criu_detached.dump.layers import overlay_on
         (["/gone /m"], "the overlay at /m as a layer, or perhaps so"),
         (["{here}:/gone /m", "/gone:{here} /m"], "the overlay at /m as a layer, or perhaps so"),
         (["/gone /"], None),
+        (["proc /m"], "the overlay at /m as a layer, or perhaps so"),
     ],
 )
 def test_overlays_in_several_namespaces(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, views: list[str], wanted: str | None
 ) -> None:
-    """Each of the namespaces shows the one overlay, and one of them all of its layers, or none."""
+    """Each of the namespaces shows the one overlay, and one of them all of its layers, or none.
+
+    A relative path leads to a layer nowhere, though something may be there.
+    """
+    monkeypatch.chdir("/")
     lines = []
     for view in views:
         layers, point = view.format(here=tmp_path).split()
@@ -41,3 +49,18 @@ def test_overlays_in_several_namespaces(
     device = os.stat(tmp_path).st_dev
     shown = any(str(tmp_path) in line.decode() for line in lines)
     assert bool(overlay_on(device)) is (shown or wanted is not None)
+
+
+def test_symlinks_stay_in_the_root_of_the_process(tmp_path: Path) -> None:
+    """A layer of a container may lead to what is outside only by its path from there."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "outside")
+    before = support.open_fds()
+    with pytest.raises(FileNotFoundError):
+        layers._open_in(str(tmp_path), b"/link")
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("/outside")
+    fd = layers._open_in(str(tmp_path), b"/link")
+    assert kernel.fstat(fd).ino == (tmp_path / "outside").stat().st_ino
+    os.close(fd)
+    assert support.open_fds() == before
