@@ -117,6 +117,8 @@ class Trees:
 
     def _take_realised(self, mount: Mount) -> Realised:
         """A mount of a tree that was realised outside of the tasks."""
+        if mount.mnt_id in self._plan.not_realised:
+            raise DetachedError(self._plan.not_realised[mount.mnt_id])
         found = Realised(
             self._host.inherit_fd_get(mount_key(mount)), self._plan.keeps_inodes[mount.mnt_id]
         )

@@ -25,7 +25,6 @@ from criu_detached.restore.plan import (
     userns_key,
 )
 from criu_detached.restore.realise import Means, attach, realise
-from criu_detached.restore.supplied import find_supplies
 from criu_detached.terminals import is_slave
 from criu_detached.wire import WireError
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from criu_detached.host import Host
     from criu_detached.recordfile import Records
     from criu_detached.restore.sockets import SocketNames
+    from criu_detached.restore.supplied import Supply
 
 
 class Outside:
@@ -44,27 +44,26 @@ class Outside:
         host: Host,
         records: Records,
         plan: Plan,
+        supplies: dict[int, Supply],
         socket_names: SocketNames | None,
         same_boot: bool,
     ) -> None:
-        """Find what the user supplies; nothing is realised yet.
+        """Nothing is realised yet.
 
         Args:
             host: CRIU.
             records: all of the dump.
             plan: what is realised where; it is told what has become of it.
+            supplies: what the user supplies, by mount id.
             socket_names: look at the directories that they start from; None: there are none.
             same_boot: the dump was made on this very boot of the system.
-
-        Raises:
-            DetachedError: a setting is bad.
         """
         self._host = host
         self._records = records
         self._plan = plan
         self._socket_names = socket_names
         self._same_boot = same_boot
-        self._supplies = find_supplies(records, host)
+        self._supplies = supplies
         self._anonymous: dict[int, int] = {}  # tree fds of anonymous mounts
 
     def realise(self) -> None:

@@ -6,6 +6,7 @@ All that the tasks need to know is found out before there is one; each has its o
 
 from __future__ import annotations
 
+from criu_detached.errors import DetachedError
 from criu_detached.records import Ghost, Mount, Node, is_in_namespace
 
 TYPE_CHECKING = False
@@ -46,7 +47,10 @@ class Plan:
         """Sort them.
 
         Args:
-            records: all of the dump, its mounts checked.
+            records: all of the dump, its mounts checked, and those replaced that are supplied.
+
+        Raises:
+            DetachedError: a tree cannot be put together in one place.
         """
         self.mounts = records.mounts
         self.trees: dict[int, list[Mount]] = {}  # by the mount at the root, which comes first
@@ -54,6 +58,8 @@ class Plan:
             self.trees.setdefault(self.root_of(mount.mnt_id), []).append(mount)
         # A tree that has a mount of the restored namespace is put together by a task.
         trees = [tree for tree in self.trees.values() if any(map(is_in_namespace, tree))]
+        for tree in trees:
+            _refuse_parted(tree)
         inside = [mount.mnt_id for tree in trees for mount in tree]
         # Number in the shared memory of what a task realises: of mounts, then of ghosts.
         self.in_tasks = {mnt_id: index for index, mnt_id in enumerate(inside)}
@@ -81,3 +87,15 @@ class Plan:
         while parent := self.mounts[mnt_id].parent:
             mnt_id = parent
         return mnt_id
+
+
+def _refuse_parted(tree: list[Mount]) -> None:
+    """No dump writes that, but the root may be supplied by now."""
+    root, *others = tree
+    if is_in_namespace(root):
+        return
+    mount = next(filter(is_in_namespace, others))
+    raise DetachedError(
+        f"mount {mount.mnt_id} is of one tree with mount {root.mnt_id}, which is supplied from"
+        ' outside of its namespace: give a "source" for both, or for none'
+    )

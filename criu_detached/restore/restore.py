@@ -22,7 +22,7 @@ from criu_detached.restore.files import Opener
 from criu_detached.restore.inside import Trees
 from criu_detached.restore.outside import Outside
 from criu_detached.restore.plan import Plan, mount_key
-from criu_detached.restore.supplied import has_userns
+from criu_detached.restore.supplied import find_supplies, has_userns
 from criu_detached.superblock import boot_id
 from criu_detached.terminals import other_end
 from criu_detached.wire import WireError
@@ -55,9 +55,10 @@ class Restore:
 
             self._socket_names = SocketNames(host, self._records)
         check_filesystems(self._records)
+        supplies = find_supplies(self._records, host)  # changes the mounts: before the plan
         self._plan = Plan(self._records)
         same_boot = self._records.header.boot_id == boot_id()
-        outside = Outside(host, self._records, self._plan, self._socket_names, same_boot)
+        outside = Outside(host, self._records, self._plan, supplies, self._socket_names, same_boot)
         self._trees = Trees(host, self._plan, same_boot, has_userns(host))
         self._opener = Opener(host, self._plan, self._trees)
         host.shared_alloc(self._plan.shared_count())

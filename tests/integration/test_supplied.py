@@ -19,6 +19,7 @@ from .harness.placement import CONTENT, SHAPES, Bind, Placement, Shape
 from .harness.programs import hold_file, hold_position
 from .harness.scenario import Scenario
 from .settings import NAME, WAYS, Way, beside_images, settings
+from .test_anonymous import NEEDS_CLONES, hold_branches, with_deeper
 from .test_bound_sockets import SOCKET_NAME, hold_datagrams
 
 pytestmark = pytest.mark.detached
@@ -152,6 +153,32 @@ def test_source(
     held.assert_detached([FILE])
     assert look.mount_flags(held.pid, FILE) == flags
     assert held.ask() == [FILE, CONTENT.upper()[10:]]
+
+
+@NEEDS_CLONES
+@pytest.mark.parametrize("placement", [*Placement], ids=str)
+def test_source_of_tree(scenario: MakeScenario, placement: Placement, elsewhere: Path) -> None:
+    """All mounts of an anonymous tree; its root alone cannot be, where a task puts it together."""
+    held = scenario(placement, [Bind(), Bind(), Bind()], populate=with_deeper)
+    held.start(hold_branches)
+    with_deeper(elsewhere)
+    tree, *_ = held.ask()
+    roots = {"/file": "tree", "/dir/inner": "tree/dir", "/dir/deeper": "tree/file"}
+    sources = [
+        f"source {file.mnt_id} {written(elsewhere / roots[file.link])}"
+        for _, file in sorted(look.open_files(held.pid).items())
+        if file.link in roots
+    ]
+    held.dump().succeeded()
+    (elsewhere / "tree" / "file").write_text(CONTENT.upper())
+    if placement in (Placement.NAMESPACE, Placement.NAMESPACE_TMPFS):
+        settings(held, sources[0])
+        held.restore().failed("criu-detached: .*is of one tree with mount .*, which is supplied")
+        held.assert_gone()
+    settings(held, *sources)
+    held.restore().succeeded()
+    assert held.ask()[:2] == [tree, [CONTENT.upper(), "inner\n", CONTENT.upper()]]
+    assert look.is_anonymous(held.pid, tree)
 
 
 def test_source_of_saved_filesystem(scenario: MakeScenario, elsewhere: Path) -> None:
