@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 
 from criu_detached._kernel import ffi, lib
 
@@ -254,7 +255,7 @@ class StatMount:
         self.mnt_root = self._strings(104, 1)[0]
 
     def _number(self, offset: int, size: int) -> int:
-        return int.from_bytes(self._raw[offset : offset + size], "little")
+        return int.from_bytes(self._raw[offset : offset + size], sys.byteorder)
 
     def _strings(self, offset: int, count: int) -> list[bytes]:
         start = 512 + self._number(offset, 4)  # sizeof(struct statmount)
@@ -632,7 +633,7 @@ def view_clone(ns_fds: list[int], fd: int, mask: int) -> list[StatMount]:
         size *= 4
     raw, found = bytes(ffi.buffer(buf)), []
     for _ in range(_checked(result, "clone and attach an anonymous mount")):
-        length = int.from_bytes(raw[:4], "little")
+        length = int.from_bytes(raw[:4], sys.byteorder)
         found.append(StatMount(raw[:length]))
         raw = raw[length:]
     return found

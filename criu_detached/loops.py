@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, quote, reason
@@ -98,7 +99,7 @@ def _identity(file: bytes) -> tuple[int, int]:
 
 
 def _number(info: bytearray, offset: int, size: int = 8) -> int:
-    return int.from_bytes(info[offset : offset + size], "little")
+    return int.from_bytes(info[offset : offset + size], sys.byteorder)
 
 
 def loops_over(file: bytes) -> Iterator[bytes]:
@@ -201,4 +202,4 @@ def _configure(control: int, config: bytearray, loop: Loop) -> tuple[int, bytes]
 
 
 def _put(config: bytearray, offset: int, number: int, size: int) -> None:
-    config[offset : offset + size] = number.to_bytes(size, "little")
+    config[offset : offset + size] = number.to_bytes(size, sys.byteorder)
