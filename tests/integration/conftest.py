@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -51,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the markers."""
+    """Name the markers, and part this run from others."""
     config.addinivalue_line("markers", "detached: has no counterpart with attached mounts")
     config.addinivalue_line("markers", "plain: runs CRIU without the plugin only")
     config.addinivalue_line(
@@ -61,6 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # losetup knows a file that is gone by its name alone.
     if config.option.basetemp is None:
         config.option.basetemp = Path(tempfile.gettempdir(), f"tests-{os.getpid()}")
+    # nohup(1) has it ignored: what is started on a terminal would not end with that.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
