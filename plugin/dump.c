@@ -104,7 +104,9 @@ int dump_init(const char *missing)
 		return 0;
 	}
 	host.flushes = !STEER(flush_steering);
-	dump_threads_init();
+	if (dump_threads_init())
+		pr_warn("%s: what a thread alone has on a detached mount is lost",
+			why_not_steered("getpriority"));
 	dump_sockets_init();
 	dump_watches_init(false);
 	ready = true;

@@ -38,8 +38,10 @@ static int dump_thread_file(int fd, pid_t tid, const char *what)
 	if (len <= 0 || *link != '/' || facts_of(fd, &facts))
 		return 0;
 	link[len] = '\0';
-	if (mount_known(facts.mnt_id) || on_kernel_shmem(&facts) || start_python())
+	if (mount_known(facts.mnt_id) || on_kernel_shmem(&facts))
 		return 0;
+	if (start_python())
+		return -1; /* CRIU looks at none of a thread's own files */
 	snprintf(whose, sizeof(whose), "%s of thread %d of process %d", what, tid, leader);
 	return python.dump_thread_file(fd, link, &facts, whose);
 }

@@ -11,6 +11,7 @@
 
 #include "criu.h"
 #include "embedded.h"
+#include "log.h"
 #include "steer.h"
 #include "watch_names.h"
 
@@ -33,13 +34,16 @@ static int steered_fstatat(int dirfd, const char *path, struct stat *st, int fla
 	return watch_name_stat(path, st) ? 0 : fstatat(dirfd, path, st, flags);
 }
 
-/* A deleted file that is watched, as its handle led to it on a mount that CRIU knows. */
+/*
+ * A deleted file that is watched, as its handle led to it on a mount that CRIU knows. Where it
+ * is unsure (-1) CRIU has to search, and the dump fails unless it finds the file.
+ */
 static bool is_our_ghost(int fd)
 {
 	struct file_facts facts;
 
 	return !facts_of(fd, &facts) && !facts.nlink && !start_python() &&
-	       python.dump_deleted_watched(fd) > 0;
+	       python.dump_deleted_watched(fd);
 }
 
 /*
@@ -81,7 +85,8 @@ int dump_watches_init(bool in_pre_dump)
 	if (!criu.irmap_scan_path_add || STEER(search_steering))
 		return -1;
 	criu.irmap_scan_path_add(path);
-	if (!in_pre_dump)
-		STEER(handle_steering);
+	if (!in_pre_dump && STEER(handle_steering))
+		pr_warn("%s: watches of deleted files on detached mounts may be lost",
+			why_not_steered("syscall"));
 	return 0;
 }

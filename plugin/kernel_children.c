@@ -11,7 +11,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -33,7 +32,7 @@ static pid_t lone_child(unsigned long flags)
 #endif
 }
 
-/* Its exit status as -errno; CRIU's alarm at a timeout may come in between. */
+/* Its exit status as -errno; a signal that CRIU handles may come in between. */
 static int await_child(pid_t pid)
 {
 	pid_t ended;
@@ -98,8 +97,10 @@ int sys_rehearse_clone(int ns_fd, int user_ns_fd, int fd, uint64_t set, uint64_t
 	if (user_ns_fd < 0)
 		return in_own_memory(rehearse_clone, &r);
 	pid = lone_child(0);
-	if (pid == 0)
+	if (pid == 0) {
+		prctl(PR_SET_DUMPABLE, 0); /* it has a copy of CRIU's memory, and of its fds */
 		_exit(rehearse_clone(&r));
+	}
 	return pid < 0 ? -errno : await_child(pid);
 }
 
@@ -285,14 +286,16 @@ static int write_file(pid_t pid, const char *name, const char *text)
 int sys_userns(const char *uid_map, const char *gid_map)
 {
 	char path[64];
-	pid_t pid;
+	pid_t pid, parent = getpid();
 	int fd = -1, err;
 
 	pid = lone_child(CLONE_NEWUSER);
 	if (pid < 0)
 		return -errno;
 	if (pid == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL); /* criu may be killed meanwhile */
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* criu may be killed meanwhile, */
+		if (getppid() != parent)	  /* or has been before that */
+			_exit(1);
 		for (;;)
 			pause();
 	}

@@ -83,7 +83,8 @@ int sys_enter_private_ns(int *place)
 	}
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL)) {
 		err = -errno;
-		sys_leave_private_ns(place);
+		if (sys_leave_private_ns(place))
+			_exit(1); /* CRIU must not go on anywhere else */
 	}
 	return err;
 }

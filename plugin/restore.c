@@ -61,7 +61,7 @@ static const struct steering file_steering[] = {
 };
 
 /*
- * restore_fs (criu/cr-restore.c) opens the task's root and working directory, its very
+ * restore_fs (criu/files.c) opens the task's root and working directory, its very
  * last files, and changes to each: after that no tree fd is needed.
  */
 static int steered_fchdir(int fd)

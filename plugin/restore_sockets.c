@@ -25,6 +25,7 @@ static struct {
 	} state;
 	uint32_t id;
 	int root;   /* to come back to, while INSIDE */
+	int place;  /* on the mount, or -1 */
 	bool bound; /* something was, while INSIDE */
 } view;
 
@@ -36,8 +37,11 @@ void restore_sockets_reset(void)
 
 void socket_view_leave(void)
 {
-	if (view.state == INSIDE && view.bound)
+	/* By now CRIU may have gone back to another mount namespace, and so to its root. */
+	if (view.state == INSIDE && view.bound && !fchdir(view.place))
 		python.restore_bound(view.id);
+	if (view.state == INSIDE && view.place >= 0)
+		close(view.place);
 	/* A task must not go on anywhere else. The directory CRIU sets by itself. */
 	if (view.state == INSIDE && (fchdir(view.root) || chroot(".") || close(view.root)))
 		_exit(1);
@@ -52,7 +56,10 @@ static int enter(uint32_t id)
 	view.state = INSIDE;
 	view.id = id;
 	view.bound = false;
-	if (python.restore_lead(id)) {
+	view.place = -1;
+	if (!python.restore_lead(id))
+		view.place = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (view.place < 0) {
 		socket_view_leave();
 		errno = EIO;
 		return -1;
@@ -196,8 +203,10 @@ static const struct steering socket_steering[] = {
 	{ "unlinkat", steered_unlinkat },
 };
 
-int restore_sockets_init(const char *why)
+int restore_sockets_init(const char *unsettled)
 {
+	const char *why = unsettled;
+
 	if (!nr_socket_names)
 		return 0;
 	for (size_t i = 0; !why && i < sizeof(socket_steering) / sizeof(socket_steering[0]); i++)

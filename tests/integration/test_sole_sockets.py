@@ -212,9 +212,10 @@ def hold_dressed(task: Task) -> Check:
 
 
 @RESTORED
-def test_times(scenario: MakeScenario) -> None:
+@SOLE
+def test_times(scenario: MakeScenario, placement: Placement) -> None:
     """The files are others, but on a filesystem that is made anew nobody can tell."""
-    held = sole(scenario().start(hold_dressed))
+    held = sole(scenario(placement).start(hold_dressed))
     expected = held.ask()
     held.cycle().cycle()
     assert held.ask() == expected
