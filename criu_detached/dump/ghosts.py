@@ -72,6 +72,7 @@ class GhostDescriber:
                 "it is deleted, and immutable or append-only: it could not be given a name again,"
                 " which the restore needs; use chattr -ia on it, or close it"
             )
+        _check_kept(facts, mount)
         self._check_directory(file.path, mount)
         file.handle = roots.handle_of(fd)
         ghost = Ghost(file=file, unnamed=int(_is_unnamed(file)))
@@ -125,6 +126,21 @@ class GhostDescriber:
                 f"it is deleted and has {size} bytes on disk, over the limit of {limit}: raise"
                 f" the setting {quote(GHOST_LIMIT)} of criu-detached"
             )
+
+
+def _check_kept(facts: FileFacts, mount: DetachedMount) -> None:
+    """Refuse what a server would delete for good before a task has it again.
+
+    It is told of regular files alone that they are open, and of directories too late.
+    """
+    superblock = mount.record.superblock
+    assert superblock is not None
+    server = SERVED.get(superblock.magic)
+    if server and not stat.S_ISREG(facts.mode):
+        raise DetachedError(
+            f"it is deleted, and no regular file: the server of its filesystem ({server}) keeps"
+            " those alone while they have no name; close it"
+        )
 
 
 def _nearest_directory(base: int, path: bytes) -> tuple[bytes, FileFacts]:

@@ -2,8 +2,10 @@
 """From the record of a deleted file to an fd of it, whose name is gone again.
 
 A ghost gets its name for a moment, is opened, and loses the name; that fd is kept, and
-every fd that the tasks had is opened through it. Content is written before there is a
-name, where the filesystem can (O_TMPFILE), so what is interrupted leaves nothing behind.
+every fd that the tasks had is opened through it. On the filesystem of a server it is no O_PATH
+fd: of such the server knows nothing, and would delete the file for good with the name. Content is
+written before there is a name, where the filesystem can (O_TMPFILE), so what is interrupted
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.contents import ContentReader
 from criu_detached.errors import DetachedError, quote
+from criu_detached.fstypes import SERVED
 from criu_detached.records import File, Ghost, Inode
 
 TYPE_CHECKING = False
@@ -106,7 +109,7 @@ class Workshop:
             root: path of its root beneath the bind source's root.
 
         Returns:
-            An O_PATH fd of it, the caller's.
+            An fd of it, the caller's; an O_PATH one, unless a server has to know of it.
 
         Raises:
             DetachedError: its record does not say what to make, or another file is there.
@@ -115,7 +118,7 @@ class Workshop:
         file = ghost.file
         assert file is not None  # recordfile
         if file.path == paths.ROOT:
-            return paths.open_at(tree, paths.ROOT)
+            return self._known_to_server(paths.open_at(tree, paths.ROOT))
         directory, name = paths.split(file.path)
         parent, directory = self._parent(tree, directory)
         if ghost.unnamed and ghost.inode:
@@ -128,9 +131,24 @@ class Workshop:
             self._names.append((parent, name, True))
             return self._keep_directory(tree, file.path, parent, paths.join(directory, name))
         try:
-            return _open_made(file, parent, name, ino)
+            return self._known_to_server(_open_made(file, parent, name, ino))
         finally:
             os.unlink(name, dir_fd=parent)
+
+    def _known_to_server(self, fd: int) -> int:
+        """Keep what a server serves open, for it to keep the file when its name goes.
+
+        Libfuse does so (hide_node, lib/fuse.c).
+
+        Args:
+            fd: an O_PATH fd, which is closed if another one is returned.
+        """
+        if not stat.S_ISREG(kernel.fstat(fd).mode) or kernel.fstatfs(fd).magic not in SERVED:
+            return fd
+        try:
+            return os.open(b"self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+        finally:
+            os.close(fd)
 
     def _keep_directory(self, tree: int, path: bytes, parent: int, actual: bytes) -> int:
         """What was in a deleted directory is made in it, so it is a parent from here on."""

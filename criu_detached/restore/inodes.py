@@ -20,7 +20,7 @@ def give_attributes(ghosts: list[tuple[Ghost, int]], proc: int) -> None:
     """Give new files what their inodes had besides their contents.
 
     Args:
-        ghosts: their records, each with an O_PATH fd of the file.
+        ghosts: their records, each with an fd of the file, O_PATH or not.
         proc: fd of a procfs that shows this task its fds.
 
     Raises:

@@ -28,7 +28,7 @@ class Realised:
     def __init__(self, tree: int, keeps_inodes: bool) -> None:
         self.tree = tree  # a tree fd, the caller's
         self.keeps_inodes = keeps_inodes  # the superblock is the dumped one
-        self.ghosts: list[tuple[Ghost, int]] = []  # with an O_PATH fd each, the caller's
+        self.ghosts: list[tuple[Ghost, int]] = []  # with an fd each, the caller's
 
 
 class Means:

@@ -15,7 +15,8 @@ from .test_served import mount_fuse
 FIRST_INODE = (1 << 64) - 1000
 
 # linux/fuse.h
-LOOKUP, FORGET, GETATTR, SETATTR, UNLINK, LINK, OPEN, READ, WRITE = 1, 2, 3, 4, 10, 13, 14, 15, 16
+LOOKUP, FORGET, GETATTR, SETATTR, MKNOD, UNLINK, LINK = 1, 2, 3, 4, 8, 10, 13
+OPEN, READ, WRITE = 14, 15, 16
 STATFS, RELEASE, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, CREATE = 17, 18, 25, 26, 27, 28, 29, 35
 BATCH_FORGET = 42
 ENOENT, ENOSYS = 2, 38
@@ -24,13 +25,21 @@ ROOT = 1  # the root's node
 HEADER = 40  # bytes of a request's header
 
 
+class File:
+    """A file, which may have several names."""
+
+    def __init__(self, number: int, mode: int) -> None:
+        self.number = number
+        self.mode = mode
+        self.content = bytearray()
+
+
 class Files:
     """The files, by node, and their names."""
 
     def __init__(self, hides: bool) -> None:
         self.hides = hides
-        self.modes = {ROOT: stat.S_IFDIR | 0o755}
-        self.contents: dict[int, bytearray] = {}
+        self.nodes = {ROOT: File(ROOT, stat.S_IFDIR | 0o755)}
         self.names: dict[bytes, int] = {}
         self.opened: dict[int, int] = {}  # how often
 
@@ -38,7 +47,7 @@ class Files:
         """Libfuse keeps an open file, under another name, until it is closed."""
         node = self.names.pop(name)
         if self.hides and self.opened.get(node):
-            self.names[HIDDEN + b"%016x" % node] = node
+            self.names = {HIDDEN + b"%016x" % node: node, **self.names}
 
     def close(self, node: int) -> None:
         """Forget an open file."""
@@ -48,22 +57,34 @@ class Files:
                 if self.names[name] == node:
                     del self.names[name]
 
+    def link(self, node: int, name: bytes) -> bytes:
+        """To libfuse a node is a name, and not a file."""
+        self.names[name] = len(self.nodes) + 1 if self.hides else node
+        self.nodes[self.names[name]] = self.nodes[node]
+        return self.entry(self.names[name])
+
+    def is_lost(self, node: int) -> bool:
+        """Libfuse reaches what is not open by its name (try_get_path, lib/fuse.c)."""
+        return self.hides and node != ROOT and node not in self.names.values()
+
     def entries(self, offset: int) -> bytes:
         """struct fuse_dirent of what comes after an offset."""
         found = b""
         for number, (name, node) in enumerate(self.names.items(), 1):
             if number > offset:
-                entry = struct.pack("=2Q2I", FIRST_INODE + node, number, len(name), 8) + name
+                ino = FIRST_INODE + self.nodes[node].number
+                entry = struct.pack("=2Q2I", ino, number, len(name), 8) + name
                 found += entry + bytes(-len(entry) % 8)
         return found
 
     def attributes(self, node: int) -> bytes:
         """struct fuse_attr; blocks are zero."""
-        size = len(self.contents.get(node, b""))
-        links = sum(one == node for one in self.names.values()) if node != ROOT else 2
+        file = self.nodes[node]
+        links = sum(self.nodes[one] is file for one in self.names.values()) if node != ROOT else 2
         times = (0,) * 6
-        numbers = (self.modes[node], links, 0, 0, 0, 4096, 0)
-        return struct.pack("=3Q3Q3I7I", FIRST_INODE + node, size, 0, *times, *numbers)
+        numbers = (file.mode, links, 0, 0, 0, 4096, 0)
+        ino = FIRST_INODE + file.number
+        return struct.pack("=3Q3Q3I7I", ino, len(file.content), 0, *times, *numbers)
 
     def entry(self, node: int) -> bytes:
         """struct fuse_entry_out."""
@@ -71,7 +92,7 @@ class Files:
 
     def answer(self, opcode: int, node: int, body: bytes) -> bytes | int:
         """What a request is answered with; an int is an error."""
-        name = body[{CREATE: 16, LINK: 8}.get(opcode, 0) :].partition(b"\0")[0]
+        name = body[{CREATE: 16, LINK: 8, MKNOD: 16}.get(opcode, 0) :].partition(b"\0")[0]
         if opcode in (LOOKUP, UNLINK) and name not in self.names:
             return ENOENT
         if opcode == LOOKUP:
@@ -80,31 +101,35 @@ class Files:
             self.unlink(name)
             return b""
         if opcode == LINK:
-            self.names[name] = struct.unpack_from("=Q", body)[0]
-            return self.entry(self.names[name])
-        if opcode == CREATE:
-            new = self.names[name] = len(self.modes) + 1
+            [linked] = struct.unpack_from("=Q", body)
+            return ENOENT if self.is_lost(linked) else self.link(linked, name)
+        if opcode in (CREATE, MKNOD):
+            new = self.names[name] = len(self.nodes) + 1
+            [mode] = struct.unpack_from("=4xI" if opcode == CREATE else "=I", body)
+            self.nodes[new] = File(new, mode)
+            if opcode == MKNOD:
+                return self.entry(new)
             self.opened[new] = 1
-            self.modes[new], self.contents[new] = struct.unpack_from("=4xI", body)[0], bytearray()
             return self.entry(new) + bytes(16)
         return self.answer_plain(opcode, node, body)
 
     def answer_plain(self, opcode: int, node: int, body: bytes) -> bytes | int:
         """Likewise, of requests without a name."""
+        if opcode in (OPEN, GETATTR, SETATTR) and self.is_lost(node):
+            return ENOENT
+        content = self.nodes[node or ROOT].content
         if opcode in (READ, WRITE):
             at, size = struct.unpack_from("=QI", body, 8)
             if opcode == READ:
-                return bytes(self.contents[node][at : at + size])
-            content = self.contents[node]
+                return bytes(content[at : at + size])
             content.extend(bytes(max(0, at + size - len(content))))
             content[at : at + size] = body[40:]
             return struct.pack("=II", size, 0)
         if opcode == SETATTR:
             valid, size, mode = struct.unpack_from("=I12xQ44xI", body)
             if valid & 1:
-                self.modes[node] = mode
+                self.nodes[node].mode = mode
             if valid & 8:
-                content = self.contents[node]
                 del content[size:]
                 content.extend(bytes(size - len(content)))
         if opcode == READDIR:
@@ -146,6 +171,7 @@ def mount_files(source: Path, hides: bool = False) -> None:
 
     Args:
         source: where.
-        hides: as most servers, a deleted file that is open gets a name that nobody gave it.
+        hides: as most servers, those of libfuse's high-level API: a deleted file that is open gets
+            a name that nobody gave it, and one that is not is gone, whoever knows its node.
     """
     mount_fuse(source, Files(hides).serve)

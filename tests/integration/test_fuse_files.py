@@ -13,6 +13,8 @@ from .fuse_files import FIRST_INODE, mount_files
 from .harness.agent import Check, Task
 from .test_served import WHOLE
 
+HIDDEN = ".fuse_hidden"
+
 
 def populate(source: Path) -> None:
     """Two files; there are no directories."""
@@ -48,16 +50,41 @@ def test_files(scenario: MakeScenario, deleted: bool) -> None:
 
 
 def test_hidden(scenario: MakeScenario) -> None:
-    """The name that a server gives to a deleted file is gone when the process is."""
+    """The name that a server gives to a deleted file is gone when the process is.
+
+    Without a name the server knows no file, so the restored ones have such names again.
+    """
     hiding = partial(mount_files, hides=True)
     held = scenario(binds=WHOLE, mount_source=hiding, populate=populate)
     held.start(hold_files, names=["other", "file"], deleted=True)
     names = os.listdir(held.ground.source)
-    assert len(names) == 2 and all(name.startswith(".fuse_hidden") for name in names)
+    assert len(names) == 2 and all(name.startswith(HIDDEN) for name in names)
     before = held.ask()
     held.cycle()
     assert [each[:2] for each in held.ask()] == [each[:2] for each in before]
+    names = os.listdir(held.ground.source)
+    assert len(names) == 2 and all(name.startswith(HIDDEN) for name in names)
+    held.kill()
     assert os.listdir(held.ground.source) == []
+
+
+def hold_fifo(task: Task) -> Check:
+    """A FIFO whose name is deleted."""
+    os.mkfifo(task.path("fifo"))
+    fd = os.open(task.path("fifo"), os.O_RDWR)
+    os.unlink(task.path("fifo"))
+    task.detach()
+    return lambda: os.readlink(f"/proc/self/fd/{fd}")
+
+
+def test_fifo(scenario: MakeScenario) -> None:
+    """A server learns of regular files alone that they are open.
+
+    Most would even say no more what it is, and CRIU fails.
+    """
+    held = scenario(binds=WHOLE, mount_source=mount_files, populate=populate).start(hold_fifo)
+    held.dump().failed("criu-detached: .*it is deleted, and no regular file: .* [(]FUSE[)]")
+    assert held.ask() == "/fifo (deleted)"
 
 
 def hold_hidden(task: Task) -> Check:

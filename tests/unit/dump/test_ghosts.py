@@ -310,6 +310,15 @@ def test_read_only_filesystem(ground: Ground) -> None:
     ground.refused(fd, "its filesystem is read-only")
 
 
+def test_no_regular_file_of_a_server(ground: Ground) -> None:
+    """It would be gone with the name that it is made with."""
+    os.mkfifo(ground.source / "fifo")
+    fd = ground.open("fifo", os.O_PATH)
+    os.unlink(ground.source / "fifo")
+    ground.magic = 0x65735546  # FUSE
+    ground.refused(fd, r"no regular file: the server of its filesystem \(FUSE\)")
+
+
 @pytest.mark.parametrize("in_namespace", [False, True])
 def test_owner_in_the_dumped_user_namespace(ground: Ground, in_namespace: bool) -> None:
     """A task in it makes the file, if the bind source is in its namespace; else criu does."""
