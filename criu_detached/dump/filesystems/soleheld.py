@@ -157,12 +157,7 @@ class SoleHeld:
                 "its filesystem is in memory alone, and the image directory is on it: the images"
                 " would be gone with the processes; give another one (--images-dir)"
             )
-        try:
-            holder = outside_holder(device)
-        except OSError as error:
-            raise DetachedError(
-                f"its filesystem is in memory alone, and whether others hold it is unsure: {error}"
-            ) from error
+        holder = _outside_holder(device, "its filesystem is in memory alone")
         if holder is not None:
             raise DetachedError(
                 f"its filesystem is in memory alone, and {holder} holds it too: with two of it"
@@ -185,9 +180,16 @@ class SoleHeld:
         return known.id if known else len(self._filesystems) + 1
 
 
+def _outside_holder(device: int, what: str) -> str | None:
+    try:
+        return outside_holder(device)
+    except OSError as error:
+        raise DetachedError(f"{what}, and whether others hold it is unsure: {error}") from error
+
+
 def _refuse_shared_overlay(device: int) -> None:
     """Two overlays with one upper directory would be the end of it."""
-    holder = outside_holder(device)
+    holder = _outside_holder(device, "it is on an overlay that no attached mount shows")
     if holder is not None:
         raise DetachedError(
             f"it is on an overlay that no attached mount shows, and {holder} holds that too: end"
