@@ -18,7 +18,7 @@ from criu_detached.records import File, Ghost, Inode, Time, Xattr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from criu_detached.dump.describe import DetachedMount
 
@@ -248,20 +248,27 @@ def _xattrs(file: int | bytes) -> list[Xattr]:
 
 def _lasting_alias(fd: int, file: File, facts: FileFacts, mount: DetachedMount) -> bytes | None:
     """Another name of a file, or nothing where its handle will do; None: no name outlives it."""
-    alias = _find_alias(fd, facts, mount)
     superblock = mount.record.superblock
     assert superblock is not None
     served = superblock.magic in SERVED
-    if not alias and (served or file.handle is None):
+    hidden = set()
+    for alias in _aliases(fd, facts, mount):
+        if not served or not is_hidden(alias):
+            return alias
+        hidden.add(alias)
+        # Told anew by the server, now that it has been asked for that name.
+        if kernel.fstat(fd).nlink <= len(hidden):
+            return None
+    if served or file.handle is None:
         raise DetachedError(
             "its name is deleted, and the other one that it still has is not to be found"
             " in the bind source: give it a name there, or close the file"
         )
-    return None if served and is_hidden(alias) else alias
+    return b""
 
 
-def _find_alias(fd: int, facts: FileFacts, mount: DetachedMount) -> bytes:
-    """Another name of a file beneath its bind source's root; empty: none was found."""
+def _aliases(fd: int, facts: FileFacts, mount: DetachedMount) -> Iterator[bytes]:
+    """Yield the names of a file beneath its bind source's root, one perhaps twice."""
     base = os.readlink(b"/proc/self/fd/%d" % mount.source)
     try:
         there = roots.open_on(mount.source, kernel.name_to_handle(fd))
@@ -274,5 +281,5 @@ def _find_alias(fd: int, facts: FileFacts, mount: DetachedMount) -> bytes:
             os.close(there)
         inside = paths.below(full, base)
         if inside is not None and roots.is_at(mount.source, inside, facts):
-            return inside
-    return roots.search_inode(mount.source, facts) or b""
+            yield inside
+    yield from roots.names_of_inode(mount.source, facts)

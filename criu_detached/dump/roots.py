@@ -13,6 +13,7 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.dump.sources import Source
+from criu_detached.fstypes import is_hidden
 from criu_detached.kernel import FileFacts
 from criu_detached.paths import Name
 from criu_detached.records import Handle
@@ -148,11 +149,19 @@ def search_inode(source: int, facts: FileFacts) -> bytes | None:
     Returns:
         Its path beneath the root, or None.
     """
+    return next(names_of_inode(source, facts), None)
+
+
+def names_of_inode(source: int, facts: FileFacts) -> Iterator[bytes]:
+    """As search_inode, yield each path of a file.
+
+    Directories need not tell the inodes of what a server has hidden (readdir_ino, lib/fuse.c).
+    """
     for directory in _directories(source):
         for name, ino in _entries(source, directory):
-            if ino == facts.ino and is_at(source, paths.join(directory, name), facts):
-                return paths.join(directory, name)
-    return None
+            path = paths.join(directory, name)
+            if (ino == facts.ino or is_hidden(name)) and is_at(source, path, facts):
+                yield path
 
 
 def _entries(root: int, directory: bytes) -> list[tuple[bytes, int]]:

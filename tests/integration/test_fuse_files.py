@@ -68,6 +68,33 @@ def test_hidden(scenario: MakeScenario) -> None:
     assert os.listdir(held.ground.source) == []
 
 
+def hold_linked(task: Task) -> Check:
+    """A file with two names, of which one is deleted; whoever asks writes to it."""
+    os.link(task.path("file"), task.path("lasting"))
+    fd = os.open(task.path("file"), os.O_RDWR)
+    os.unlink(task.path("file"))
+    task.detach()
+
+    def check() -> str:
+        os.pwrite(fd, b"changed", 0)
+        return os.readlink(f"/proc/self/fd/{fd}")
+
+    return check
+
+
+def test_name_that_lasts(scenario: MakeScenario) -> None:
+    """The file is that one after the restore, whatever other name the server gives it."""
+    hiding = partial(mount_files, hides=True)
+    held = scenario(binds=WHOLE, mount_source=hiding, populate=populate).start(hold_linked)
+    lasting = held.ground.source / "lasting"
+    held.cycle()
+    assert lasting.read_text() == "content of file"
+    assert held.ask() == "/file (deleted)"
+    assert lasting.read_text() == "changed of file"
+    held.kill()
+    assert sorted(os.listdir(held.ground.source)) == ["lasting", "other"]
+
+
 def hold_fifo(task: Task) -> Check:
     """A FIFO whose name is deleted."""
     os.mkfifo(task.path("fifo"))

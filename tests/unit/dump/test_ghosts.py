@@ -250,6 +250,11 @@ def test_name_of_a_server(ground: Ground, name: str) -> None:
     assert ground.describe(fd, "file").alias == name.encode()
     ground.magic = 0x65735546  # FUSE
     assert inode_of(ground.describe(fd, "file")).data_size
+    os.link(ground.source / name, ground.source / "dir" / "lasting")
+    assert ground.describe(fd, "file").alias == b"dir/lasting"
+    os.rename(ground.source / "dir" / "lasting", ground.source.parent / "elsewhere")
+    ground.refused(fd, "the other one that it still has is not to be found")
+    (ground.source.parent / "elsewhere").unlink()
     os.rename(ground.source / name, ground.source.parent / "elsewhere")
     ground.refused(fd, "the other one that it still has is not to be found")
 

@@ -141,6 +141,25 @@ def test_search_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert roots.search_inode(top, facts) is None
 
 
+def test_names_of_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of what a server hides need not be in its directory, and may be any."""
+    Ground(tmp_path)
+    for name in ("a/.fuse_hidden1", "a/b/.fuse_hidden2"):
+        (tmp_path / name).hardlink_to(tmp_path / "a" / "b" / "file")
+    with support.opened(tmp_path, os.O_PATH) as top, support.opened(tmp_path / "a/b/file") as file:
+        facts = kernel.fstat(file)
+        names = {b"a/b/file", b"a/.fuse_hidden1", b"a/b/.fuse_hidden2"}
+        assert set(roots.names_of_inode(top, facts)) == names
+        entries = roots._entries
+        unknown = (1 << 32) - 1  # FUSE_UNKNOWN_INO, lib/fuse.c
+
+        def told(root: int, directory: bytes) -> list[tuple[bytes, int]]:
+            return [(name, unknown) for name, _ in entries(root, directory)]
+
+        monkeypatch.setattr(roots, "_entries", told)
+        assert set(roots.names_of_inode(top, facts)) == names - {b"a/b/file"}
+
+
 def test_search_wants_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By inode alone, either of two names would do; so neither does."""
     monkeypatch.setattr(kernel, "name_to_handle", no_handle)
