@@ -590,6 +590,21 @@ def bound_file(pid_fd: int, fd: int) -> int:
     return _checked(lib.sys_bound_file(pid_fd, fd), "pidfd_getfd or SIOCUNIXFILE")
 
 
+def shares_files(tid: int, other: int) -> bool:
+    """Tell whether two threads have the same fds, working directory and root.
+
+    Args:
+        tid: one of them.
+        other: the other one.
+
+    Returns:
+        False also where the kernel does not tell.
+
+    Source: kcmp(2), KCMP_FILES and KCMP_FS.
+    """
+    return not any(lib.sys_kcmp(tid, other, what) for what in (_KCMP_FILES, _KCMP_FS))
+
+
 def rehearse_clone(
     ns_fd: int, user_ns_fd: int, fd: int, attr_set: int, attr_clr: int, userns_fd: int = -1
 ) -> None:
@@ -683,6 +698,8 @@ class PrivateNamespace:
     def __exit__(self, *_: object) -> None:
         _checked(lib.sys_leave_private_ns(self._place), "setns")
 
+
+_KCMP_FILES, _KCMP_FS = 2, 3  # linux/kcmp.h
 
 # linux/mount.h: fsconfig(2)
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING = 0, 1

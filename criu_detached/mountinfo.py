@@ -7,7 +7,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 class MountInfo:
@@ -60,20 +60,21 @@ def read_mountinfo(pid: int | str = "self", proc: int | None = None) -> list[Mou
     return [MountInfo(line) for line in data.split(b"\n") if line]
 
 
-def namespaces() -> Iterator[tuple[int, list[int]]]:
+def namespaces(ids: Iterable[int] | None = None) -> Iterator[tuple[int, list[int]]]:
     """Yield each mount namespace that has a process: its inode, and those processes' ids.
 
     The namespace of this process comes first.
+
+    Args:
+        ids: of the processes and threads that are asked; None: all processes.
     """
     found: dict[int, list[int]] = {os.stat("/proc/self/ns/mnt").st_ino: []}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    for pid in ids or [int(name) for name in os.listdir("/proc") if name.isdigit()]:
         try:
-            inode = os.stat(f"/proc/{name}/ns/mnt").st_ino
+            inode = os.stat(f"/proc/{pid}/ns/mnt").st_ino
         except OSError:
             continue  # it ended, or is a kernel thread
-        found.setdefault(inode, []).append(int(name))
+        found.setdefault(inode, []).append(pid)
     yield from found.items()
 
 

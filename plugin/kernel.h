@@ -38,6 +38,8 @@ int sys_fs_uuid(int fd, unsigned char *uuid);
 int sys_has_peer(const char *end);
 /* An O_PATH fd of the file that another process's unix socket is bound to. */
 int sys_bound_file(int pid_fd, int fd);
+/* 0 when two tasks share what the type names, else another number. */
+int sys_kcmp(int tid, int other, int type);
 
 /* --- mounts and new filesystems (kernel_mounts.c) --- */
 

@@ -109,6 +109,11 @@ int sys_pidfd_getfd(int pidfd, int fd)
 	return or_errno(syscall(NR_pidfd_getfd, pidfd, fd, 0));
 }
 
+int sys_kcmp(int tid, int other, int type)
+{
+	return or_errno(syscall(SYS_kcmp, tid, other, type, 0, 0));
+}
+
 /* A watch of no event, of which fdinfo shows the superblock (fs/notify/fdinfo.c). */
 int sys_superblock_dev(int fd, uint64_t *dev)
 {

@@ -35,8 +35,13 @@ def outside_holder(dev: int) -> str | None:
     """
     filesystem = _Filesystem(dev)
     for pid in processes.process_ids():
-        if not processes.is_traced(pid) and _keeps(pid, filesystem):
+        if processes.is_traced(pid):
+            continue
+        if _keeps(pid, filesystem):
             return f"process {pid}"
+        for tid in processes.threads_apart(pid):
+            if _keeps(tid, filesystem):
+                return f"thread {tid} of process {pid}"
     return _loop_device_on(dev) or layers.overlay_on(dev)
 
 
@@ -46,7 +51,7 @@ def attached_mount(dev: int) -> str | None:
     Args:
         dev: device of its superblock.
     """
-    for _, pids in mountinfo.namespaces():
+    for _, pids in processes.namespaces():
         for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
             if mount.dev == dev:
                 return f"{quote(mount.mountpoint)} in the mount namespace of process {pid}"
@@ -77,7 +82,7 @@ class _Filesystem:
         self._trees: dict[int, bool] = {}  # mounts that directories are on: do they lead to it?
 
     def is_held_by(self, pid: int) -> bool:
-        """Tell whether a process has a file of it, or one that leads to it."""
+        """Tell whether a process or a thread has a file of it, or one that leads to it."""
         if any(self._is_held_through(fd) for fd in processes.all_files(pid)):
             return True
         return processes.mapped(self._dev) in processes.read(f"/proc/{pid}/maps")

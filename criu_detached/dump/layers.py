@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, mountinfo, paths
+from criu_detached.dump import processes
 from criu_detached.errors import quote
 
 TYPE_CHECKING = False
@@ -31,7 +32,7 @@ def overlay_on(dev: int) -> str | None:
     """
     looked_at = set()  # overlays, by device
     others: dict[int, bytes] = {}  # the others, with a mountpoint
-    for _, pids in mountinfo.namespaces():
+    for _, pids in processes.namespaces():
         for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
             if mount.fs_type != b"overlay":
                 continue

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached import kernel
+from criu_detached import kernel, mountinfo
 from criu_detached.dump.sources import MANY_DEVICES
 
 TYPE_CHECKING = False
@@ -123,6 +123,27 @@ def process_ids() -> Iterator[int]:
             yield int(name)
 
 
+def threads_apart(pid: int) -> list[int]:
+    """Ids of the threads of a process that have not all that its main thread has.
+
+    They have fds, or a working directory and a root, for themselves, or the main thread ended.
+    procfs has a directory for each of them, as for a process.
+
+    Args:
+        pid: the process.
+    """
+    ids = map(int, below(pid, "task"))
+    return [tid for tid in ids if tid != pid and not kernel.shares_files(pid, tid)]
+
+
+def namespaces() -> Iterator[tuple[int, list[int]]]:
+    """As of mountinfo, with those that such a thread alone is in."""
+    ids = [os.getpid()]
+    for pid in process_ids():
+        ids += [pid, *threads_apart(pid)]
+    return mountinfo.namespaces(ids)
+
+
 def dumped_tasks() -> Iterator[int]:
     """Yield the ids of the processes that are dumped."""
     return filter(is_traced, process_ids())
@@ -178,7 +199,7 @@ def _bound_files(pid: int) -> Iterator[int]:
     if not sockets:
         return
     try:
-        pid_fd = os.pidfd_open(pid)
+        pid_fd = _pidfd(pid)
     except OSError:
         return  # it ended
     try:
@@ -193,6 +214,14 @@ def _bound_files(pid: int) -> Iterator[int]:
                 os.close(fd)
     finally:
         os.close(pid_fd)
+
+
+def _pidfd(pid: int) -> int:
+    """A pidfd of a process, or from Linux 6.9 on of a thread; raises OSError."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return os.pidfd_open(pid, os.O_EXCL)  # PIDFD_THREAD
 
 
 def _is_socket(link: str) -> bool:

@@ -50,6 +50,9 @@ HOLDERS = {
     "cwd": "pass",
     "socket": "import socket; s = socket.socket(1); s.bind('socket'); os.chdir('/')",
     "root": "os.chroot('.')",
+    "thread": "import threading; e = threading.Event(); t = lambda: (os.unshare(0x200), e.set(), "
+    "threading.Event().wait()); threading.Thread(target=t, daemon=True).start(); e.wait(); "
+    "os.chdir('/')",
     "mapping": "fd = os.open('file', 0); m = mmap.mmap(fd, 4, prot=1, **{'trackfd': False}); "
     "os.close(fd); os.chdir('/')",
 }

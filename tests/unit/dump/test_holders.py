@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,53 @@ def test_outside_holder(tmp_path: Path) -> None:
         with process(f"os.chdir({str(tmp_path / 'fs')!r})") as pid:
             assert outside_holder(dev) == f"process {pid}"
         assert outside_holder(dev) is None
+
+
+# A thread that does something by itself, before the main thread goes on.
+THREAD = (
+    "import ctypes, socket, threading; done = threading.Event(); "
+    "work = lambda: (os.unshare({unshared}), {work}, done.set(), os.read(0, 1), os._exit(0)); "
+    "threading.Thread(target=work).start(); done.wait(); {main}"
+)
+MAIN_ENDS = "print(flush=True); ctypes.CDLL(None).syscall(60, 0)"
+
+
+@pytest.mark.parametrize(
+    ("unshared", "work", "main"),
+    [
+        (0x200, "os.chdir({path!r})", "pass"),  # CLONE_FS
+        (0x200, "os.chroot({path!r})", "pass"),
+        (0x400, "os.open({path!r}, 0)", "pass"),  # CLONE_FILES
+        (0x400, "globals().update(s=socket.socket(1)), s.bind({path!r} + '/s')", "pass"),
+        (0, "os.open({path!r}, 0)", MAIN_ENDS),
+    ],
+    ids=["cwd", "root", "fd", "socket", "main thread ended"],
+)
+def test_thread_of_an_outside_holder(tmp_path: Path, unshared: int, work: str, main: str) -> None:
+    """It may have what the main thread has not."""
+    with own_filesystem(tmp_path / "fs") as dev:
+        work = work.format(path=str(tmp_path / "fs"))
+        with process(THREAD.format(unshared=unshared, work=work, main=main)) as pid:
+            before = support.open_fds()
+            found = outside_holder(dev)
+            assert found is not None and re.fullmatch(rf"thread \d+ of process {pid}", found)
+            assert support.open_fds() == before
+        assert outside_holder(dev) is None
+
+
+def test_namespace_of_a_thread(tmp_path: Path) -> None:
+    """It has what is mounted nowhere else."""
+    with own_filesystem(tmp_path / "fs") as dev:
+        code = THREAD.format(unshared=0x20000, work="0", main="pass")  # CLONE_NEWNS
+        running = process(code)
+        pid = running.__enter__()
+    try:
+        found = attached_mount(dev)
+        assert found is not None and "in the mount namespace of process" in found
+        assert not found.endswith(f" {pid}")
+    finally:
+        running.__exit__(None, None, None)
+    assert attached_mount(dev) is None
 
 
 def test_attached_mount(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_overlays_in_several_namespaces(
         layers, point = view.format(here=tmp_path).split()
         lines.append(f"40 30 0:99 / {point} rw - overlay overlay rw,lowerdir={layers}".encode())
     monkeypatch.setattr(
-        mountinfo, "namespaces", lambda: enumerate([[index] for index in range(len(lines))])
+        mountinfo, "namespaces", lambda ids: enumerate([[index] for index in range(len(lines))])
     )
     monkeypatch.setattr(
         mountinfo,
