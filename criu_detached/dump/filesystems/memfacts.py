@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import chain
 
 from criu_detached import kernel, log, paths
 from criu_detached.dump import treeview
@@ -62,7 +63,7 @@ class Roots:
         root = self._layout.root_of(fd, facts.mnt_id)
         if root is None:
             raise _unknown_layout()
-        deleted = any(map(_is_deleted_root, _with(fd, held_files(facts.mnt_id))))
+        deleted = any(map(_is_deleted_root, chain([fd], held_files(facts.mnt_id))))
         return b"/" if root == paths.ROOT else b"/" + root, deleted
 
     def lay_out(self, fd: int) -> StatMount | None:
@@ -78,7 +79,7 @@ class Roots:
         anchors = _anchors(dev)
         told = {anchor.mnt_id for anchor in anchors}
         others = (
-            held for held in _with(fd, files_of(dev)) if kernel.fstat(held).mnt_id not in told
+            held for held in chain([fd], files_of(dev)) if kernel.fstat(held).mnt_id not in told
         )
         roots = [(anchor.fd, paths.from_link(anchor.known.mnt_root)) for anchor in anchors]
         self._layout = Layout(others, roots)
@@ -153,7 +154,7 @@ def options_of(fd: int, known: StatMount | None, fs_type: bytes) -> list[bytes]:
     )
     fs = os.fstatvfs(fd)
     limits = [b"size=%d" % (fs.f_blocks * fs.f_frsize), b"nr_inodes=%d" % fs.f_files]
-    return limits + _huge(_with(fd, files_of(kernel.fstat(fd).dev)))
+    return limits + _huge(chain([fd], files_of(kernel.fstat(fd).dev)))
 
 
 def _huge(files: Iterator[int]) -> list[bytes]:
@@ -211,8 +212,3 @@ def _unknown_layout() -> DetachedError:
         "its filesystem is in memory and has several detached mounts; how they lie in each other,"
         " Linux 7.0 or newer tells"
     )
-
-
-def _with(fd: int, others: Iterator[int]) -> Iterator[int]:
-    yield fd
-    yield from others

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from itertools import chain
 
 from criu_detached import kernel, paths
 from criu_detached.dump.directories import names_in, root_by_held
@@ -190,16 +191,12 @@ def _check_upper(upper: int, layers: Layers) -> None:
 
 def _check_held(fd: int, mnt_id: int, trial: int, twins: LayerTwins) -> None:
     """See that the trial mount shows the held files, and all that a directory leads to."""
-    for held in [fd, *_dup(held_files(mnt_id))]:
-        try:
-            link = os.readlink(b"/proc/self/fd/%d" % held)
-            if link.endswith(paths.DELETED):
-                continue  # what is deleted is saved
-            path = paths.join(twins.prefix, paths.from_link(link))
-            _check_one(held, trial, path, twins)
-        finally:
-            if held != fd:
-                os.close(held)
+    for held in chain([fd], held_files(mnt_id)):
+        link = os.readlink(b"/proc/self/fd/%d" % held)
+        if link.endswith(paths.DELETED):
+            continue  # what is deleted is saved
+        path = paths.join(twins.prefix, paths.from_link(link))
+        _check_one(held, trial, path, twins)
     directory = root_by_held(fd, mnt_id)
     if directory < 0:
         return
@@ -207,10 +204,6 @@ def _check_held(fd: int, mnt_id: int, trial: int, twins: LayerTwins) -> None:
         _check_tree(directory, trial, twins)
     finally:
         os.close(directory)
-
-
-def _dup(fds: Iterator[int]) -> list[int]:
-    return [os.dup(fd) for fd in fds]
 
 
 def _check_one(fd: int, trial: int, path: bytes, twins: LayerTwins) -> None:
@@ -282,10 +275,8 @@ def _has_lasting_inodes(fd: int, mnt_id: int, dev: int) -> bool:
 
     Source: Documentation/filesystems/overlayfs.rst, "Inode properties".
     """
-    for held in [fd, *_dup(held_files(mnt_id))]:
+    for held in chain([fd], held_files(mnt_id)):
         facts = kernel.fstat(held)
-        if held != fd:
-            os.close(held)
         if not stat.S_ISDIR(facts.mode) and facts.dev == dev:
             return True
     return False

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from criu_detached import kernel
+from criu_detached.dump.filesystems import overlay
 from criu_detached.dump.filesystems.overlay import take_apart
-from criu_detached.dump.filesystems.twins import real_handle
+from criu_detached.dump.filesystems.twins import LayerTwins, real_handle
 from criu_detached.errors import DetachedError
 from criu_detached.overlay_layers import DATA, LOWER, UPPER, WORK, Layers
+
+from ... import support
 
 NAMES = st.text("ab\\:, ", min_size=1).map(lambda name: "/" + name)
 
@@ -65,3 +71,45 @@ def test_handle() -> None:
     assert real_handle(upper) == real_handle(lower) == (1, uuid, fid)
     assert real_handle(upper[:20]) is None
     assert real_handle(b"\0" * 40) is None
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A directory of which processes hold files, which are to be opened one at a time."""
+    for name in "abc":
+        (tmp_path / name).touch()
+
+    def held_files(mnt_id: int) -> Iterator[int]:
+        opened = len(support.open_fds())
+        for name in "abc":
+            assert len(support.open_fds()) == opened
+            with support.opened(tmp_path / name, os.O_PATH) as fd:
+                yield fd
+
+    monkeypatch.setattr(overlay, "held_files", held_files)
+    with support.opened(tmp_path, os.O_PATH) as directory:
+        before = support.open_fds()
+        yield directory
+        assert support.open_fds() == before
+
+
+def test_refused_held_file(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dump may go on without this mount ("external all")."""
+    looked_at = []
+
+    def check(fd: int, trial: int, path: bytes, twins: LayerTwins) -> None:
+        looked_at.append(path[-2:])
+        if path.endswith(b"/b"):
+            raise DetachedError("b is another one")
+
+    monkeypatch.setattr(overlay, "_check_one", check)
+    with pytest.raises(DetachedError, match="b is another one"):
+        overlay._check_held(held, 0, held, LayerTwins(Layers([]), b"."))
+    assert looked_at[1:] == [b"/a", b"/b"]
+
+
+def test_lasting_inodes(held: int) -> None:
+    """The first file tells; the others are not looked at."""
+    facts = kernel.fstat(held)
+    assert overlay._has_lasting_inodes(held, facts.mnt_id, facts.dev)
+    assert not overlay._has_lasting_inodes(held, facts.mnt_id, facts.dev + 1)
