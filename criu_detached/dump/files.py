@@ -10,6 +10,7 @@ from criu_detached import kernel, paths
 from criu_detached.dump.describe import DetachedMount
 from criu_detached.dump.made_anew import MadeAnew
 from criu_detached.dump.roots import handle_of
+from criu_detached.dump.sources import MANY_DEVICES
 from criu_detached.dump.terminals import refuse_terminal
 from criu_detached.errors import DetachedError, quote
 from criu_detached.fstypes import SERVED, is_hidden
@@ -157,7 +158,7 @@ class Files:
         """Describe a deleted file, and write its record."""
         ghost = self._the_describer().describe(fd, record, facts, mount)
         if ghost.inode:
-            self.made_anew.add(record)
+            self.made_anew.add(record, _superblock_dev(fd))
         self._recording.writer().ghost(ghost)
 
     def _the_describer(self) -> GhostDescriber:
@@ -207,6 +208,14 @@ def _refuse_device(fd: int, mount: Mount) -> None:
             "it is a device, and its mount is nodev, or will be after the restore (what is mounted"
             " anew for a user namespace is): it could not be opened again; close it"
         )
+
+
+def _superblock_dev(fd: int) -> int:
+    """Device of a file's superblock; 0: the file tells the same, or the kernel does not say."""
+    try:
+        return kernel.superblock_dev(fd) if kernel.fstatfs(fd).magic in MANY_DEVICES else 0
+    except OSError:
+        return 0  # it may not be watched
 
 
 def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:

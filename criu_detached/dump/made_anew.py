@@ -18,16 +18,19 @@ class MadeAnew:
 
     def __init__(self) -> None:
         self._files: dict[tuple[int, int], File] = {}  # by device and inode
+        self._watchable: dict[tuple[int, int], File] = {}  # by that of the superblock, and inode
 
-    def add(self, file: File) -> None:
+    def add(self, file: File, superblock_dev: int = 0) -> None:
         """Take note of one.
 
         Args:
             file: its record.
+            superblock_dev: device of its superblock; 0: it is that of the file.
 
         Raises:
             DetachedError: it is held on another detached mount too.
         """
+        self._watchable[superblock_dev or file.dev, file.ino] = file
         known = self._files.setdefault((file.dev, file.ino), file)
         if known.mnt_id != file.mnt_id:
             raise DetachedError(
@@ -67,7 +70,7 @@ class MadeAnew:
         a CRIU that gives no chance to name them (WatchedFiles.claim).
         """
         for pid, watch in watches_of_tasks():
-            file = self._files.get((watch.dev, watch.ino))
+            file = self._watchable.get((watch.dev, watch.ino))
             if file is not None and (watch.dev, watch.ino) not in named:
                 raise DetachedError(
                     f"process {pid} watches the deleted file {quote(file.path)} on mount"

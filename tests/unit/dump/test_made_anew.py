@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
+from criu_detached import kernel
+from criu_detached.dump import made_anew
 from criu_detached.dump.made_anew import MadeAnew
+from criu_detached.dump.watches import watches_of
 from criu_detached.errors import DetachedError
 from criu_detached.records import File
+
+from .. import support
 
 
 def file(mnt_id: int, dev: int = 40, ino: int = 5) -> File:
@@ -27,3 +35,22 @@ def test_second_mount() -> None:
     noted.add(file(300))
     with pytest.raises(DetachedError, match=r"dir/file is held on mount 300 and on mount 301"):
         noted.add(file(301))
+
+
+@pytest.mark.parametrize("dev", [0, 77])
+def test_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dev: int) -> None:
+    """A watch tells the superblock, of which the file may tell another device (btrfs)."""
+    (tmp_path / "file").touch()
+    with support.inotify(tmp_path / "file"), support.opened(tmp_path / "file") as fd:
+        facts = kernel.fstat(fd)
+        [watch] = watches_of("self")
+        monkeypatch.setattr(made_anew, "dumped_tasks", lambda: iter(()))
+        monkeypatch.setattr(made_anew, "watches_of_tasks", lambda: iter([(os.getpid(), watch)]))
+        noted = MadeAnew()
+        if dev:
+            noted.add(file(300, dev, facts.ino), kernel.superblock_dev(fd))
+        else:
+            noted.add(file(300, kernel.superblock_dev(fd), facts.ino))
+    noted.check({(watch.dev, watch.ino)})
+    with pytest.raises(DetachedError, match="watches the deleted file dir/file on mount 300"):
+        noted.check(set())
