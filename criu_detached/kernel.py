@@ -403,18 +403,30 @@ def superblocks_in_ns(ns_id: int) -> set[int]:
 
     Source: listmount(2) and statmount(2), their mnt_ns_id from Linux 6.11.
     """
-    found: set[int] = set()
+    return {mount.sb_dev for mount in mounts_in_ns(ns_id, STATMOUNT_SB_BASIC)}
+
+
+def mounts_in_ns(ns_id: int, mask: int) -> Iterator[StatMount]:
+    """Yield what statmount(2) says of each mount of a mount namespace.
+
+    Args:
+        ns_id: of the namespace.
+        mask: STATMOUNT_* bits that are wanted.
+
+    Source: as superblocks_in_ns.
+    """
     ids = ffi.new("uint64_t[512]")
-    buf = ffi.new("char[]", 512)
+    size = 512 if mask == STATMOUNT_SB_BASIC else _STATMOUNT_LIMIT
+    buf = ffi.new("char[]", size)
     last = 0
     while count := _checked(lib.sys_listmount(ns_id, last, ids, 512), "listmount"):
         for index in range(count):
-            result = lib.sys_statmount_in_ns(ids[index], ns_id, STATMOUNT_SB_BASIC, buf, 512)
+            result = lib.sys_statmount_in_ns(ids[index], ns_id, mask, buf, size)
             if result != -errno.ENOENT:  # gone by now
                 _checked(result, "statmount")
-                found.add(StatMount(bytes(ffi.buffer(buf))).sb_dev)
+                length = int.from_bytes(ffi.buffer(buf, 4), sys.byteorder)
+                yield StatMount(bytes(ffi.buffer(buf, max(length, 512))))
         last = ids[count - 1]
-    return found
 
 
 def mount_namespaces() -> Iterator[int]:

@@ -8,11 +8,13 @@ import os
 from criu_detached import kernel, mountinfo, paths
 from criu_detached.dump import processes
 from criu_detached.errors import quote
+from criu_detached.fstypes import OVERLAYFS_MAGIC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from criu_detached.kernel import StatMount
     from criu_detached.mountinfo import MountInfo
 
 
@@ -30,14 +32,17 @@ def overlay_on(dev: int) -> str | None:
     Args:
         dev: device of the filesystem's superblock.
     """
-    looked_at = set()  # overlays, by device
-    others: dict[int, bytes] = {}  # the others, with a mountpoint
-    for _, pids in processes.namespaces():
+    seen, looked_at = set(), set()  # overlays, by device
+    others: dict[int, bytes] = {}  # those that were not looked at, with a mountpoint
+    inodes = set()
+    for inode, pids in processes.namespaces():
+        inodes.add(inode)
         for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
             if mount.fs_type != b"overlay":
                 continue
-            found = [_find(pid, layer) for layer in _layers(mount)]
-            if any(place.st_dev == dev for places in found for place in places):
+            seen.add(mount.dev)
+            found = [_find(pid, layer) for layer in _layers(mount.super_options)]
+            if _is_on(dev, found):
                 return f"the overlay at {quote(mount.mountpoint)} as a layer"
             if _is_told(pid, mount, all(found)):
                 looked_at.add(mount.dev)
@@ -46,7 +51,42 @@ def overlay_on(dev: int) -> str | None:
     for overlay, mountpoint in others.items():
         if overlay not in looked_at:
             return f"the overlay at {quote(mountpoint)} as a layer, or perhaps so"
+    return _without_process(dev, inodes, seen)
+
+
+def _without_process(dev: int, inodes: set[int], seen: set[int]) -> str | None:
+    """As overlay_on, for what is mounted in namespaces alone that no process lives in.
+
+    Args:
+        dev: as there.
+        inodes: of the other namespaces.
+        seen: overlays in those.
+    """
+    for ns_id, mount in _mounts_without_process(inodes):
+        if mount.sb_magic != OVERLAYFS_MAGIC or mount.sb_dev in seen:
+            continue
+        found = [_find(os.getpid(), layer) for layer in _layers(mount.mnt_opts)]
+        name = f"the overlay at {quote(mount.mnt_point)} in mount namespace {ns_id}, which no"
+        if _is_on(dev, found):
+            return f"{name} process lives in, as a layer"
+        if not all(found) and mount.mnt_point != b"/":
+            return f"{name} process lives in, as a layer, or perhaps so"
     return None
+
+
+def _mounts_without_process(inodes: set[int]) -> Iterator[tuple[int, StatMount]]:
+    wanted = kernel.STATMOUNT_SB_BASIC | kernel.STATMOUNT_MNT_POINT | kernel.STATMOUNT_MNT_OPTS
+    try:
+        for fd in kernel.mount_namespace_fds():
+            if os.fstat(fd).st_ino not in inodes:
+                ns_id = kernel.mount_namespace_id(fd)
+                yield from ((ns_id, mount) for mount in kernel.mounts_in_ns(ns_id, wanted))
+    except OSError:
+        pass  # before Linux 6.12, and in a PID namespace
+
+
+def _is_on(dev: int, layers: list[list[os.stat_result]]) -> bool:
+    return any(place.st_dev == dev for places in layers for place in places)
 
 
 def _find(pid: int, layer: bytes) -> list[os.stat_result]:
@@ -81,8 +121,8 @@ def _is_told(pid: int, mount: MountInfo, complete: bool) -> bool:
         mount: of it.
         complete: something is at the path of each layer.
     """
-    uppers = list(_layers(mount, (b"upperdir",)))
-    uppermost = next(iter(uppers or _layers(mount)), b"")
+    uppers = list(_layers(mount.super_options, (b"upperdir",)))
+    uppermost = next(iter(uppers or _layers(mount.super_options)), b"")
     for _ in range(_TRIES):
         root = _root_of(mount, pid)
         if root is None:
@@ -138,8 +178,8 @@ def _root_of(mount: MountInfo, pid: int) -> os.stat_result | None:
 _LAYERS = (b"upperdir", b"lowerdir", b"lowerdir+", b"datadir+")
 
 
-def _layers(mount: MountInfo, names: tuple[bytes, ...] = _LAYERS) -> Iterator[bytes]:
-    for option in mount.super_options:
+def _layers(options: list[bytes], names: tuple[bytes, ...] = _LAYERS) -> Iterator[bytes]:
+    for option in options:
         name, _, value = mountinfo.unescape(option).partition(b"=")
         if name in names:
             yield from filter(None, value.split(b":")) if name == b"lowerdir" else (value,)

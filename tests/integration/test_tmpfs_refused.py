@@ -208,6 +208,31 @@ def test_overlay_of_covered_layers(scenario: MakeScenario) -> None:
     assert held.ask() == answer
 
 
+def test_overlay_in_a_namespace_without_a_process(scenario: MakeScenario, tmp_path: Path) -> None:
+    """An open file keeps the namespace, and that the overlay."""
+    if not kernel.walks_namespaces():
+        pytest.skip("the kernel (before 6.12) shows no such namespace")
+    held = scenario().start(hold_deleted)
+    answer = held.ask()
+    tree, point = held.ground.source / "tree", tmp_path / "overlay"
+    for name in ("upper", "work", "overlay"):
+        (tmp_path / name).mkdir()
+    options = f"lowerdir={tree},upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    script = 'mount -t overlay -o "$1" none "$2" && umount --lazy "$3" && echo made && cat'
+    arguments = [options, str(point), str(held.ground.source)]
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", *arguments]
+    pipe = subprocess.PIPE
+    with ExitStack() as stack:
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe) as running:
+            assert running.stdout is not None and running.stdout.readline() == b"made\n"
+            fd = os.open(f"/proc/{running.pid}/ns/mnt", os.O_RDONLY)
+            stack.callback(os.close, fd)
+        sole(held).dump().failed(f"criu-detached: .*{point} in mount namespace .* no process")
+        assert held.ask() == answer
+    held.cycle()
+    assert held.ask() == answer
+
+
 # --- Faults at dump ---------------------------------------------------------------------------
 
 
