@@ -11,6 +11,7 @@ import pytest
 from .conftest import MakeScenario
 from .fuse_files import FIRST_INODE, mount_files
 from .harness.agent import Check, Task
+from .harness.placement import Bind, Placement, Shape
 from .test_served import WHOLE
 
 HIDDEN = ".fuse_hidden"
@@ -49,13 +50,14 @@ def test_files(scenario: MakeScenario, deleted: bool) -> None:
     assert deleted or after == before
 
 
-def test_hidden(scenario: MakeScenario) -> None:
+@pytest.mark.parametrize("where", [Placement.HOST, Placement.NAMESPACE], ids=lambda p: p.value)
+def test_hidden(scenario: MakeScenario, where: Placement) -> None:
     """The name that a server gives to a deleted file is gone when the process is.
 
     Without a name the server knows no file, so the restored ones have such names again.
     """
     hiding = partial(mount_files, hides=True)
-    held = scenario(binds=WHOLE, mount_source=hiding, populate=populate)
+    held = scenario(where, binds=WHOLE, mount_source=hiding, populate=populate)
     held.start(hold_files, names=["other", "file"], deleted=True)
     names = os.listdir(held.ground.source)
     assert len(names) == 2 and all(name.startswith(HIDDEN) for name in names)
@@ -66,6 +68,27 @@ def test_hidden(scenario: MakeScenario) -> None:
     assert len(names) == 2 and all(name.startswith(HIDDEN) for name in names)
     held.kill()
     assert os.listdir(held.ground.source) == []
+
+
+def hold_root(task: Task) -> Check:
+    """The file that the mount is of."""
+    fd = os.open(task.path(), os.O_RDWR)
+    task.detach()
+    return lambda: [os.pread(fd, 100, 0).decode(), os.readlink(f"/proc/self/fd/{fd}")]
+
+
+def test_hidden_root(scenario: MakeScenario) -> None:
+    """It loses its name when the mount is cloned from there."""
+    hiding = partial(mount_files, hides=True)
+    one_file = [Bind(Shape("file", "file", None))]
+    held = scenario(binds=one_file, mount_source=hiding, populate=populate).start(hold_root)
+    (held.ground.source / "file").unlink()
+    before = held.ask()
+    assert before[0] == "content of file"
+    held.cycle()
+    assert held.ask() == before
+    held.kill()
+    assert os.listdir(held.ground.source) == ["other"]
 
 
 def hold_linked(task: Task) -> Check:
