@@ -7,7 +7,7 @@ All that the tasks need to know is found out before there is one; each has its o
 from __future__ import annotations
 
 from criu_detached.errors import DetachedError
-from criu_detached.records import Ghost, Mount, Node, is_in_namespace
+from criu_detached.records import BIND_SOURCE, SUPPLIED, Ghost, Mount, Node, is_in_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,9 +90,12 @@ class Plan:
 
 
 def _refuse_parted(tree: list[Mount]) -> None:
-    """No dump writes that, but the root may be supplied by now."""
+    """No dump writes that, but the root may be supplied by now.
+
+    One of a new filesystem may be attached to from any namespace.
+    """
     root, *others = tree
-    if is_in_namespace(root):
+    if is_in_namespace(root) or root.origin not in (BIND_SOURCE, SUPPLIED):
         return
     mount = next(filter(is_in_namespace, others))
     raise DetachedError(
