@@ -14,7 +14,7 @@ import pytest
 from .conftest import MakeScenario
 from .harness.agent import Check, Task
 from .harness.placement import Placement
-from .harness.scenario import Scenario
+from .harness.scenario import Held
 
 pytestmark = pytest.mark.covers("unix_socket")
 
@@ -191,7 +191,7 @@ def hold_echo(task: Task, absolute: bool) -> Check:
     return check
 
 
-def asked_through_source(held: Scenario) -> Any:
+def asked_through_source(held: Held) -> Any:
     """What the server is asked by a client that reaches it through the bind source."""
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(held.ground.source / "tree" / SOCKET_NAME))
