@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 import time
 
 from criu_detached import kernel, mountinfo
@@ -134,7 +135,7 @@ def _loop_device_on(dev: int) -> str | None:
             if error.errno == errno.ENXIO:
                 continue  # by now it has no file
             raise
-        if _huge_decode_dev(int.from_bytes(info[:8], "little")) == dev:
+        if _huge_decode_dev(int.from_bytes(info[:8], sys.byteorder)) == dev:
             return f"loop device {name}"
     return None
 

@@ -180,6 +180,13 @@ _LAYERS = (b"upperdir", b"lowerdir", b"lowerdir+", b"datadir+")
 
 def _layers(options: list[bytes], names: tuple[bytes, ...] = _LAYERS) -> Iterator[bytes]:
     for option in options:
-        name, _, value = mountinfo.unescape(option).partition(b"=")
+        name, _, value = option.partition(b"=")
         if name in names:
-            yield from filter(None, value.split(b":")) if name == b"lowerdir" else (value,)
+            parts = _split(value) if name == b"lowerdir" else [value]
+            yield from map(mountinfo.unescape, parts)
+
+
+def _split(value: bytes) -> list[bytes]:
+    r"""Take a "lowerdir" apart; a colon in a path is ``\072``, and ``\134:`` on older kernels."""
+    parts = value.replace(rb"\134:", rb"\072").split(b":")
+    return [part for part in parts if part]

@@ -65,3 +65,12 @@ def test_symlinks_stay_in_the_root_of_the_process(tmp_path: Path) -> None:
     assert kernel.fstat(fd).ino == (tmp_path / "outside").stat().st_ino
     os.close(fd)
     assert support.open_fds() == before
+
+
+@pytest.mark.parametrize(
+    "option", [rb"lowerdir=/a\072b:/c", rb"lowerdir=/a\134:b:/c", rb"lowerdir=/a\072b::/c"]
+)
+def test_colon_in_a_path(option: bytes) -> None:
+    """As newer and older kernels show it."""
+    assert list(layers_module._layers([option])) == [b"/a:b", b"/c"]
+    assert list(layers_module._layers([b"lowerdir+=/a:b", b"lowerdir+=/c"])) == [b"/a:b", b"/c"]
