@@ -11,9 +11,74 @@ from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import Layer
 from criu_detached.superblock import superblock_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 # Options that name a directory (fs/overlayfs/params.c). With one for each layer no separator
 # is needed.
 UPPER, WORK, LOWER, DATA = b"upperdir", b"workdir", b"lowerdir+", b"datadir+"
+_MANY_LOWER = b"lowerdir"
+
+
+def take_apart(options: list[bytes]) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+    r"""Tell the layers of an overlay from its other options.
+
+    A "lowerdir" lists several, with escapes, and with "::" before those that hold data alone
+    (ovl_parse_param_lowerdir, fs/overlayfs/params.c).
+
+    Returns:
+        Option and path of each layer, and the options that name none.
+    """
+    layers: list[tuple[bytes, bytes]] = []
+    others = []
+    for option in options:
+        name, _, value = option.partition(b"=")
+        if name == _MANY_LOWER:
+            layers += _split(value)
+        elif name in (UPPER, WORK):
+            layers.append((name, _written(value)))
+        elif name in (LOWER, DATA):
+            layers.append((name, value))
+        else:
+            others.append(option)
+    return layers, others
+
+
+def _written(value: bytes) -> bytes:
+    """The path in an "upperdir" or "workdir": it has escapes, unless it was given as an fd."""
+    path = unescape(value)
+    return path if kernel.is_directory(path) else value
+
+
+def _split(value: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Take a "lowerdir" apart."""
+    option, path, at = LOWER, b"", 0
+    while at < len(value):
+        if value[at : at + 1] == b"\\":
+            path += value[at : at + 2]
+            at += 2
+        elif value[at : at + 1] == b":":
+            yield option, unescape(path)
+            data = value[at : at + 2] == b"::"
+            option, path = DATA if data else LOWER, b""
+            at += 2 if data else 1
+        else:
+            path += value[at : at + 1]
+            at += 1
+    yield option, unescape(path)
+
+
+def unescape(path: bytes) -> bytes:
+    r"""Undo the backslashes before characters that would mean something else."""
+    head, *parts = path.split(b"\\")
+    text, literal = head, False
+    for part in parts:
+        if not part and not literal:
+            text, literal = text + b"\\", True  # a backslash before a backslash
+        else:
+            text, literal = text + part, False
+    return text
 
 
 class Layers:

@@ -9,6 +9,7 @@ from criu_detached import kernel, mountinfo, paths
 from criu_detached.dump import processes
 from criu_detached.errors import quote
 from criu_detached.fstypes import OVERLAYFS_MAGIC
+from criu_detached.overlay_layers import DATA, LOWER, UPPER, take_apart
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _is_told(pid: int, mount: MountInfo, complete: bool) -> bool:
         mount: of it.
         complete: something is at the path of each layer.
     """
-    uppers = list(_layers(mount.super_options, (b"upperdir",)))
+    uppers = _layers(mount.super_options, (UPPER,))
     uppermost = next(iter(uppers or _layers(mount.super_options)), b"")
     for _ in range(_TRIES):
         root = _root_of(mount, pid)
@@ -175,18 +176,7 @@ def _root_of(mount: MountInfo, pid: int) -> os.stat_result | None:
         os.close(top)
 
 
-_LAYERS = (b"upperdir", b"lowerdir", b"lowerdir+", b"datadir+")
-
-
-def _layers(options: list[bytes], names: tuple[bytes, ...] = _LAYERS) -> Iterator[bytes]:
-    for option in options:
-        name, _, value = option.partition(b"=")
-        if name in names:
-            parts = _split(value) if name == b"lowerdir" else [value]
-            yield from map(mountinfo.unescape, parts)
-
-
-def _split(value: bytes) -> list[bytes]:
-    r"""Take a "lowerdir" apart; a colon in a path is ``\072``, and ``\134:`` on older kernels."""
-    parts = value.replace(rb"\134:", rb"\072").split(b":")
-    return [part for part in parts if part]
+def _layers(options: list[bytes], names: tuple[bytes, ...] = (UPPER, LOWER, DATA)) -> list[bytes]:
+    r"""The paths of layers, from options as mountinfo has them: a colon in one may be ``\072``."""
+    shown = [mountinfo.unescape(option.replace(rb"\072", rb"\134:")) for option in options]
+    return [path for name, path in take_apart(shown)[0] if name in names and path]

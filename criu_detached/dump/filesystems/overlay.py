@@ -18,7 +18,15 @@ from criu_detached.dump.filesystems.twins import LayerTwins
 from criu_detached.dump.processes import held_files
 from criu_detached.dump.roots import SEARCH_LIMIT
 from criu_detached.errors import DetachedError, quote
-from criu_detached.overlay_layers import DATA, LOWER, UPPER, WORK, Layers, is_in_use
+from criu_detached.overlay_layers import (
+    DATA,
+    LOWER,
+    UPPER,
+    WORK,
+    Layers,
+    is_in_use,
+    take_apart,
+)
 from criu_detached.records import Filesystem
 from criu_detached.superblock import superblock_of
 
@@ -29,7 +37,6 @@ if TYPE_CHECKING:
     from criu_detached.dump.sources import Source
     from criu_detached.kernel import FileFacts, StatMount
 
-_MANY_LOWER = b"lowerdir"
 # Options that need an upper directory, or would not let a layer be used twice.
 _NOT_FOR_TRIAL = {b"index", b"nfs_export", b"fsync"}
 # As mount(8) takes it, and as newer kernels show it.
@@ -79,66 +86,6 @@ def overlaid(fd: int, facts: FileFacts, known: StatMount | None, number: int) ->
         source.close()
         raise
     yield source
-
-
-def take_apart(options: list[bytes]) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
-    r"""Tell the layers of an overlay from its other options.
-
-    A "lowerdir" lists several, with escapes, and with "::" before those that hold data alone
-    (ovl_parse_param_lowerdir, fs/overlayfs/params.c).
-
-    Returns:
-        Option and path of each layer, and the options that name none.
-    """
-    layers: list[tuple[bytes, bytes]] = []
-    others = []
-    for option in options:
-        name, _, value = option.partition(b"=")
-        if name == _MANY_LOWER:
-            layers += _split(value)
-        elif name in (UPPER, WORK):
-            layers.append((name, _written(value)))
-        elif name in (LOWER, DATA):
-            layers.append((name, value))
-        else:
-            others.append(option)
-    return layers, others
-
-
-def _written(value: bytes) -> bytes:
-    """The path in an "upperdir" or "workdir": it has escapes, unless it was given as an fd."""
-    path = unescape(value)
-    return path if kernel.is_directory(path) else value
-
-
-def _split(value: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Take a "lowerdir" apart."""
-    option, path, at = LOWER, b"", 0
-    while at < len(value):
-        if value[at : at + 1] == b"\\":
-            path += value[at : at + 2]
-            at += 2
-        elif value[at : at + 1] == b":":
-            yield option, unescape(path)
-            data = value[at : at + 2] == b"::"
-            option, path = DATA if data else LOWER, b""
-            at += 2 if data else 1
-        else:
-            path += value[at : at + 1]
-            at += 1
-    yield option, unescape(path)
-
-
-def unescape(path: bytes) -> bytes:
-    r"""Undo the backslashes before characters that would mean something else."""
-    head, *parts = path.split(b"\\")
-    text, literal = head, False
-    for part in parts:
-        if not part and not literal:
-            text, literal = text + b"\\", True  # a backslash before a backslash
-        else:
-            text, literal = text + part, False
-    return text
 
 
 def _trial(named: list[tuple[bytes, bytes]], options: list[bytes]) -> tuple[Source, Layers]:
