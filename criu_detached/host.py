@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from criu_detached.errors import DetachedError
+from criu_detached.kernel import FileFacts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,6 +182,12 @@ class Host:
         """
         if self._criu.socket_name_add(number, name, deleted):
             raise DetachedError("no memory for the names of unix sockets")
+
+    def deleted_files_left(self) -> list[FileFacts]:
+        """Deleted files that CRIU makes anew by itself: those on mounts that it knows."""
+        count = self._ffi.new("size_t *")
+        files = self._criu.deleted_files_left(count)
+        return [FileFacts(files[index]) for index in range(count[0])]
 
     def watch_name_add(self, dev: int, ino: int, name: bytes) -> None:
         """Let CRIU find a watched inode under a name (plugin/watch_names.h).

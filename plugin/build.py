@@ -36,7 +36,7 @@ WARNINGS = ["-std=gnu11", "-Wall", "-Wextra"]
 # C files of what CRIU loads, and of what is opened on need.
 SHIM = (
     *("criu_detached", "criu", "log", "steer", "host", "embedded", "socket_names", "watch_names"),
-    *("dump", "dump_links", "dump_sockets", "dump_threads", "dump_watches"),
+    *("dump", "dump_deleted", "dump_links", "dump_sockets", "dump_threads", "dump_watches"),
     *("restore", "restore_sockets"),
 )
 EMBEDDED = ("start_python", "known_files", "plain_files")

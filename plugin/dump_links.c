@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "criu.h"
+#include "dump_deleted.h"
 #include "dump_sockets.h"
 #include "embedded.h"
 #include "log.h"
@@ -114,6 +115,10 @@ static enum dump_answer dump_link(int fd, const char *link)
 		pr_err("the file %s has the form of an external file key: rename it", quoted(link));
 		return DUMP_REFUSE;
 	}
+	if (known && deleted_file_left(link, &facts)) {
+		pr_err("no memory for the deleted files");
+		return DUMP_REFUSE;
+	}
 	if (known || on_kernel_shmem(&facts) || user_gave_key(&facts))
 		return DUMP_LEAVE;
 	/*
@@ -189,5 +194,6 @@ static const struct steering link_steering[] = {
 int dump_links_init(void)
 {
 	live_key[0] = '\0';
+	deleted_files_reset();
 	return STEER(link_steering);
 }

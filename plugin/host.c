@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "criu.h"
+#include "dump_deleted.h"
 #include "embedded.h"
 #include "log.h"
 #include "socket_names.h"
@@ -88,6 +89,7 @@ void host_fill(void)
 		.userns_gid = criu.userns_gid,
 		.plugin_option = host_plugin_option,
 		.socket_name_add = socket_name_add,
+		.deleted_files_left = deleted_files_left,
 		.watch_name_add = host_watch_name_add,
 	};
 }

@@ -29,6 +29,7 @@ struct criu_host {
 	const char *(*plugin_option)(int index); /* "--NAME=VALUE" for any plugin, or NULL */
 	int flushes; /* dump_flush will be called before the dump ends */
 	int (*socket_name_add)(uint32_t id, const char *name, int deleted); /* socket_names.h */
+	const struct file_facts *(*deleted_files_left)(size_t *count);	    /* dump_deleted.h */
 	/* watch_names.h; from then on CRIU finds the inode under that name */
 	int (*watch_name_add)(uint64_t dev, uint64_t ino, const char *name);
 };

@@ -167,7 +167,8 @@ class Dump:
         """
         if self._recording.begun():
             self._mounts.finish(self._files.made_anew)
-            self._files.made_anew.check(self._watched.named if self._watched else set())
+            named = self._watched.named if self._watched else set()
+            self._files.made_anew.check(named, self._host.deleted_files_left())
             self._recording.finish()
 
     def _the_contents(self) -> ContentWriter:

@@ -10,6 +10,9 @@ from criu_detached.errors import DetachedError, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from criu_detached.kernel import FileFacts
     from criu_detached.records import File
 
 
@@ -38,30 +41,29 @@ class MadeAnew:
                 f" {file.mnt_id}: {_WOULD_PART}"
             )
 
-    def check(self, named: set[tuple[int, int]]) -> None:
+    def check(self, named: set[tuple[int, int]], left: Iterable[FileFacts]) -> None:
         """Look for those that a task has in another way than by its detached mount.
 
         Args:
             named: device and inode of watched files that come back with their watch.
+            left: facts of the deleted files that CRIU makes anew, on attached mounts.
 
         Raises:
             DetachedError: there is one.
         """
         if self._files:
-            self._refuse_on_other_mounts()
+            self._refuse_on_other_mounts(left)
             self._refuse_watched(named)
 
-    def _refuse_on_other_mounts(self) -> None:
-        """CRIU makes a deleted file on an attached mount anew as well."""
-        for pid in dumped_tasks():
-            for link, fd in open_links_of(pid, "map_files"):
-                facts = kernel.fstat(fd)
-                file = self._files.get((facts.dev, facts.ino))
-                if file is not None and facts.mnt_id != file.mnt_id:
-                    raise DetachedError(
-                        f"the deleted file {quote(file.path)} on mount {file.mnt_id} is held by"
-                        f" process {pid} on mount {facts.mnt_id} too ({link}): {_WOULD_PART}"
-                    )
+    def _refuse_on_other_mounts(self, left: Iterable[FileFacts]) -> None:
+        """Refuse what both CRIU and the plugin would make anew."""
+        for facts in left:
+            file = self._files.get((facts.dev, facts.ino))
+            if file is not None:
+                raise DetachedError(
+                    f"the deleted file {quote(file.path)} on mount {file.mnt_id} is {_held(facts)}"
+                    f" too: {_WOULD_PART}"
+                )
 
     def _refuse_watched(self, named: set[tuple[int, int]]) -> None:
         """Refuse watches of them where CRIU keeps these by the file handle.
@@ -77,6 +79,16 @@ class MadeAnew:
                     f" {file.mnt_id} (inotify or fanotify), which will be another one after the"
                     " restore: end the watch, or close the file"
                 )
+
+
+def _held(facts: FileFacts) -> str:
+    """How a file is held on another mount: what no process shows is in flight (SCM_RIGHTS)."""
+    for pid in dumped_tasks():
+        for link, fd in open_links_of(pid, "map_files"):
+            found = kernel.fstat(fd)
+            if (found.mnt_id, found.dev, found.ino) == (facts.mnt_id, facts.dev, facts.ino):
+                return f"held by process {pid} ({link}) on mount {facts.mnt_id}"
+    return f"in flight over a unix socket (SCM_RIGHTS) on mount {facts.mnt_id}"
 
 
 _WOULD_PART = "it would come back as two files, and their data would part; close it on one of them"

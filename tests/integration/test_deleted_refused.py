@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,41 @@ def test_attached_mount(scenario: MakeScenario, how: str) -> None:
     held.start(hold_twice, how=how, attached=str(held.ground.source / "tree" / "file"))
     assert held.ask() == "part"
     refused(held, PART)
+
+
+def hold_in_flight(task: Task, attached: str, flies: str, sockets_first: bool) -> Check:
+    """A deleted file by an fd on one mount, and by another mount on its way over a socket."""
+    fds = [os.open(path, os.O_RDWR) for path in (task.path("file"), attached)]
+    os.unlink(task.path("file"))
+    one, other = socket.socketpair()
+    flying, held = fds if flies == "detached" else reversed(fds)
+    socket.send_fds(one, [b"x"], [flying])
+    if sockets_first:  # CRIU dumps fds in the order of their numbers
+        held = os.dup(held)
+    for fd in {*fds} - {held}:
+        os.close(fd)
+    task.detach()
+
+    def check() -> str:
+        _, [received], _, _ = socket.recv_fds(other, 1, 1)
+        os.pwrite(held, b"part", 0)
+        read = os.pread(received, 4, 0).decode()
+        socket.send_fds(one, [b"x"], [received])
+        os.close(received)
+        return read
+
+    return check
+
+
+@pytest.mark.parametrize("sockets_first", [True, False])
+@pytest.mark.parametrize("flies", ["attached", "detached"])
+def test_in_flight(scenario: MakeScenario, flies: str, sockets_first: bool) -> None:
+    """No process shows what is in flight, but CRIU dumps it as any file."""
+    held = scenario()
+    attached = str(held.ground.source / "tree" / "file")
+    held.start(hold_in_flight, attached=attached, flies=flies, sockets_first=sockets_first)
+    assert held.ask() == "part"
+    refused(held, PART if flies == "detached" else r"file.* in flight .*their data would part")
 
 
 @pytest.mark.parametrize("how", ["fd", "linked"])

@@ -27,7 +27,8 @@ def test_another_file(other: File) -> None:
     noted = MadeAnew()
     noted.add(file(300))
     noted.add(other)
-    noted.check(set())  # nobody is dumped, so nobody has it
+    left = kernel.fstat(0)  # a file that CRIU makes anew, another one
+    noted.check(set(), [left])
 
 
 def test_second_mount() -> None:
@@ -51,6 +52,21 @@ def test_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dev: int) -> N
             noted.add(file(300, dev, facts.ino), kernel.superblock_dev(fd))
         else:
             noted.add(file(300, kernel.superblock_dev(fd), facts.ino))
-    noted.check({(watch.dev, watch.ino)})
+    noted.check({(watch.dev, watch.ino)}, [])
     with pytest.raises(DetachedError, match="watches the deleted file dir/file on mount 300"):
-        noted.check(set())
+        noted.check(set(), [])
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_left_to_criu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: bool) -> None:
+    """CRIU has met it on an attached mount; who has it there is said where somebody shows it."""
+    monkeypatch.setattr(made_anew, "dumped_tasks", lambda: iter([os.getpid()] if shown else []))
+    (tmp_path / "file").touch()
+    with support.opened(tmp_path / "file") as fd:
+        facts = kernel.fstat(fd)
+        noted = MadeAnew()
+        noted.add(file(300, facts.dev, facts.ino))
+        noted.check(set(), [])
+        how = rf"held by process {os.getpid()} \(fd/{fd}\)" if shown else r"in flight .*SCM_RIGHTS"
+        with pytest.raises(DetachedError, match=rf"on mount 300 is {how}.* mount {facts.mnt_id} "):
+            noted.check(set(), [facts])
