@@ -58,6 +58,14 @@ class BindSource(Message):
     id_mapped: int
 
 
+class Handle(Message):
+    """A file handle, as name_to_handle_at(2) gives it."""
+
+    FIELDS = ((1, "type", UINT), (2, "bytes", BYTES))
+    type: int
+    bytes: bytes
+
+
 class Mount(Message):
     """A detached mount."""
 
@@ -76,6 +84,7 @@ class Mount(Message):
         (12, "parent", UINT),
         (13, "place", BYTES),
         (14, "filesystem", UINT),
+        (15, "root_handle", Handle),
         (20, "private", UINT),
     )
     mnt_id: int
@@ -92,6 +101,7 @@ class Mount(Message):
     parent: int
     place: bytes
     filesystem: int
+    root_handle: Handle | None
     private: int
 
 
@@ -99,14 +109,6 @@ def is_in_namespace(mount: Mount) -> bool:
     """Tell whether a mount is cloned from the dumped mount namespace."""
     source = mount.bind_source
     return mount.origin == BIND_SOURCE and source is not None and bool(source.in_namespace)
-
-
-class Handle(Message):
-    """A file handle, as name_to_handle_at(2) gives it."""
-
-    FIELDS = ((1, "type", UINT), (2, "bytes", BYTES))
-    type: int
-    bytes: bytes
 
 
 class File(Message):

@@ -12,7 +12,7 @@
  * @key: of the tree fd among CRIU's inherited fds; NULL when a task realises the mount
  * @shared: else the entry that holds -1 until a task has realised the mount, then twice
  *          the tree fd's id in CRIU's fd store, plus one when inodes are kept
- * @keeps_inodes: for mounts with a key: the superblock is the dumped one, so inodes must
+ * @keeps_inodes: for mounts with a key: superblock and root are the dumped ones, so inodes must
  *                be the same
  *
  * Return: 0, or -1 without memory.

@@ -295,6 +295,7 @@ def _record(
         root_type = stat.S_IFMT(kernel.fstat(root).mode)
     else:
         root_type = stat.S_IFMT(facts.mode) if name.path == paths.ROOT else stat.S_IFDIR
+    tells_root = source.filesystem is None and stat.S_ISDIR(root_type) and root >= 0
     return Mount(
         mnt_id=facts.mnt_id,
         origin=REMOUNT if source.filesystem else BIND_SOURCE,
@@ -313,6 +314,7 @@ def _record(
         uid_map=known.uid_map if known else [],
         gid_map=known.gid_map if known else [],
         root_deleted=int(root < 0),
+        root_handle=roots.handle_of(root) if tells_root else None,
     )
 
 

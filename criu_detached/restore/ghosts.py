@@ -48,7 +48,7 @@ class Workshop:
             source: a writable clone of the bind source; it is closed with the workshop.
             proc: fd of a procfs that shows this task its fds; it stays the caller's.
             reader: of the data file; None: there is none.
-            keeps_inodes: the superblock is the dumped one, so inodes are the same.
+            keeps_inodes: superblock and root are the dumped ones, so inodes are the same.
         """
         self._source = source
         self._proc = proc

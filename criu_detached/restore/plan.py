@@ -71,7 +71,7 @@ class Plan:
                 number = len(self.in_tasks) + len(self.ghosts_in_tasks)
                 self.ghosts_in_tasks[key] = number
         self.with_ghosts: WithGhosts | None = None  # what realises a mount with ghosts
-        self.keeps_inodes: dict[int, bool] = {}  # the superblock of a mount is the dumped one
+        self.keeps_inodes: dict[int, bool] = {}  # superblock and root are the dumped ones
         self.not_realised: dict[int, str] = {}  # and why
 
     def has_ghosts(self) -> bool:

@@ -9,7 +9,7 @@ from criu_detached import kernel, paths
 from criu_detached.attributes import mount_attributes
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
-from criu_detached.restore.source import check_id_map, check_superblock, check_type
+from criu_detached.restore.source import check_id_map, check_superblock, check_type, is_same_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Realised:
 
     def __init__(self, tree: int, keeps_inodes: bool) -> None:
         self.tree = tree  # a tree fd, the caller's
-        self.keeps_inodes = keeps_inodes  # the superblock is the dumped one
+        self.keeps_inodes = keeps_inodes  # superblock and root are the dumped ones
         self.ghosts: list[tuple[Ghost, int]] = []  # with an fd each, the caller's
 
 
@@ -110,6 +110,7 @@ def realise(mount: Mount, ghosts: list[Ghost], means: Means) -> Realised:
         try:
             check_type(mount, root, where)
             same = check_superblock(mount, root, where, means)
+            same = same and is_same_root(mount, root, where)
             check_id_map(mount, root, where, means)
             realised = Realised(clone(root, where, means), same)
         finally:

@@ -9,7 +9,7 @@ import stat
 from criu_detached import kernel, log
 from criu_detached.attributes import id_map_text
 from criu_detached.errors import DetachedError, quote
-from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Mount
+from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
 from criu_detached.superblock import is_same, superblock_of
 
 TYPE_CHECKING = False
@@ -87,7 +87,7 @@ def check_superblock(mount: Mount, root: int, where: str, means: Means) -> bool:
     if not same and same_boot and not mount.bind_source.in_namespace and not chosen:
         raise DetachedError(
             f"the bind source {where} is on another {quote(recorded.fs_type)} filesystem than at"
-            " the dump: mount the right one there"
+            ' the dump: mount the right one there, or tell by the setting "map" that it is this one'
         )
     if not same:
         log.warn(
@@ -97,6 +97,31 @@ def check_superblock(mount: Mount, root: int, where: str, means: Means) -> bool:
             " their inodes are not compared"
         )
     return same and found.magic not in kernel.VOLATILE_INODES
+
+
+def is_same_root(mount: Mount, root: int, where: str) -> bool:
+    """Tell whether the root is the dumped directory, or one that was made anew with all in it.
+
+    So an engine restores a volume from an archive, and so is a copy that the user supplies.
+
+    Args:
+        mount: the record.
+        root: fd of the mount's root, whose filesystem is the dumped one.
+        where: the source, for messages.
+    """
+    recorded = mount.root_handle
+    if recorded is None or mount.origin not in (BIND_SOURCE, SUPPLIED):
+        return True
+    try:
+        same = kernel.name_to_handle(root) == (recorded.type, recorded.bytes)
+    except OSError:
+        return True
+    if not same:
+        log.warn(
+            f"the bind source {where} is another directory than at the dump: files are found by"
+            " their paths, and their inodes are not compared"
+        )
+    return same
 
 
 def check_id_map(mount: Mount, root: int, where: str, means: Means) -> None:

@@ -20,7 +20,7 @@ from criu_detached.restore.realise import (
     set_attributes,
     set_flags,
 )
-from criu_detached.restore.source import check_id_map, check_superblock, check_type
+from criu_detached.restore.source import check_id_map, check_superblock, check_type, is_same_root
 
 
 def realise_with_ghosts(
@@ -40,7 +40,7 @@ def realise_with_ghosts(
     """
     source = mount.bind_source
     assert source is not None
-    same = check_superblock(mount, top, where, means)
+    same = check_superblock(mount, top, where, means) and _has_same_root(mount, top, where)
     check_id_map(mount, top, where, means)
     workshop = Workshop(_writable_clone(top, where, means), means.proc, means.reader, same)
     realised = Realised(-1, same)
@@ -74,6 +74,18 @@ def realise_with_ghosts(
     except DetachedError:
         let_go(realised)
         raise
+
+
+def _has_same_root(mount: Mount, top: int, where: str) -> bool:
+    """Tell whether the mount's root is the dumped one; of a deleted one nothing can be told."""
+    if mount.root_deleted or mount.root_handle is None:
+        return True
+    assert mount.bind_source is not None
+    root = open_root(top, mount.bind_source.path, where)
+    try:
+        return is_same_root(mount, root, where)
+    finally:
+        os.close(root)
 
 
 def _writable_clone(top: int, where: str, means: Means) -> int:

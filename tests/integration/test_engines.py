@@ -19,7 +19,7 @@ from .harness import kernel
 from .harness.agent import Check, Task
 from .harness.container import Container
 from .harness.criu import default_plugins
-from .harness.engines import CRIU_SETTINGS, Podman, has_settings, write_settings
+from .harness.engines import Podman, has_settings, plugin_settings, write_settings
 from .harness.placement import CONTENT, Bind, Placement
 from .harness.programs import hold_file
 from .test_modes import assert_lives, require_dirty_tracking
@@ -155,12 +155,8 @@ def test_another_machine(container: MakeContainer, engine: str) -> None:
     held.ground.move_source(moved)
     held.restore("--file-locks", name=f"{held.name}-2").failed("criu-detached: ")
     podman.remove(held.name)  # podman keeps what it could not start
-    settings = CRIU_SETTINGS / "criu-detached.conf"
-    settings.write_text(f"map {held.work}/source {moved}\n")
-    try:
+    with plugin_settings(f"map {held.work}/source {moved}"):
         held.restore("--file-locks", name=f"{held.name}-3").succeeded()
-    finally:
-        settings.unlink()
     assert held.ask() == answer
 
 

@@ -54,7 +54,7 @@ class Container(Held):
         self._read_only = read_only
         self._id_map = ID_MAP if userns else None
         self._options = options
-        self._names = [self.name]
+        self.names = [self.name]  # all that it had
         self._stack = ExitStack()
         self._stack.enter_context(told_of_answers(self.ground))
         if userns:
@@ -125,7 +125,7 @@ class Container(Held):
     ) -> CriuRun:
         """Restore, from an archive under another name if one is given."""
         if name:
-            self._names.append(name)
+            self.names.append(name)
             self.name = name
         with self._plugins(plugin, plugins):
             run = self.engine.restore(self.name, self.images, *options)
@@ -152,7 +152,7 @@ class Container(Held):
 
     def kill(self) -> None:
         """End the container, under all the names that it had."""
-        self.engine.remove(*self._names)
+        self.engine.remove(*self.names)
         self._wait_for_end()
         self.pid = 0
 

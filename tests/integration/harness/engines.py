@@ -323,6 +323,10 @@ class Podman(Engine):
         """Where podman has the images of a container that it does not export."""
         return self._userdata(name) / "checkpoint"
 
+    def volume(self, name: str) -> Path:
+        """Where podman has the files of a named volume."""
+        return self._podman.storage / "volumes" / name / "_data"
+
     def remove(self, *names: str) -> None:
         # At once: each podman takes a second to start under emulation.
         call(*self._podman.command("rm", "--force", "--time=0", "--ignore", *names))
@@ -377,6 +381,17 @@ def write_settings(runtime: str, *lines: str) -> None:
     # Where there are groups of version 1, as on some machines, CRIU would set those too.
     text = "\n".join(["manage-cgroups=ignore", *lines, ""])
     (CRIU_SETTINGS / f"{runtime}.conf").write_text(text)
+
+
+@contextmanager
+def plugin_settings(*lines: str) -> Iterator[None]:
+    """The plugin's settings for the whole machine."""
+    path = CRIU_SETTINGS / "criu-detached.conf"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    try:
+        yield
+    finally:
+        path.unlink()
 
 
 def has_settings(engine: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from criu_detached import attributes, kernel
+from criu_detached.dump.roots import handle_of
 from criu_detached.errors import DetachedError
 from criu_detached.records import (
     BindSource,
@@ -177,6 +178,24 @@ def test_other_device_in_a_namespace_that_is_made_anew(ground: Ground) -> None:
     record.bind_source.in_namespace = 1
     os.close(ground.realise(record))
     assert not ground.same
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["plain", "deleted"])
+@pytest.mark.parametrize("told", [False, True], ids=["unknown", "told"])
+def test_root_that_was_made_anew(ground: Ground, told: bool, deleted: bool) -> None:
+    """Inodes are compared no more, where the record tells it."""
+    with support.opened(ground.path / "mnt" / "tree", os.O_PATH) as root:
+        handle = handle_of(root) if told else None
+    record = good_mount(superblock=ground.superblock, root_handle=handle)
+    ghosts = [ghost(b"one")] if deleted else []
+    found, _ = realise_ghosts(ground, record, *ghosts)
+    assert found.keeps_inodes
+    let_go(found)
+    remove_root(ground, record)
+    (ground.path / "mnt" / "tree").mkdir()
+    found, _ = realise_ghosts(ground, record, *ghosts)
+    assert found.keeps_inodes is not told
+    let_go(found)
 
 
 def test_attribute_field_that_is_none(ground: Ground) -> None:
