@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, quote
+from criu_detached.kernel import namespaces
 from criu_detached.records import Mount
 
 # Those that a record may have.
@@ -53,7 +54,7 @@ def user_namespace(mount: Mount) -> int:
     """
     if not needs_id_map(mount):
         return -1
-    return kernel.user_namespace(id_map_text(mount.uid_map), id_map_text(mount.gid_map))
+    return namespaces.user_namespace(id_map_text(mount.uid_map), id_map_text(mount.gid_map))
 
 
 def id_map_text(lines: list[bytes]) -> bytes:

@@ -16,6 +16,7 @@ from binascii import crc32
 from criu_detached import kernel, loops
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.fstypes import BTRFS_MAGIC
+from criu_detached.kernel import blkid, new_mounts
 from criu_detached.records import BlockDevice, Loop
 
 TYPE_CHECKING = False
@@ -42,7 +43,7 @@ def needs_device(fs_type: bytes) -> bool:
     if fs_type == b"fuseblk" or not fs_type.replace(b"_", b"").replace(b"-", b"").isalnum():
         return False
     try:
-        kernel.refused_options(fs_type, [])  # its module is loaded with it
+        new_mounts.refused_options(fs_type, [])  # its module is loaded with it
     except OSError:
         return False
     with open("/proc/filesystems", "rb") as file:
@@ -193,7 +194,7 @@ def _identify(fd: int, path: bytes, offset: int = 0) -> BlockDevice:
         DetachedError: nothing, or nobody can tell.
     """
     try:
-        fs_type, uuid, uuid_sub = kernel.blkid_probe(fd, offset)
+        fs_type, uuid, uuid_sub = blkid.blkid_probe(fd, offset)
         checksum = crc32(os.pread(fd, _CHECKED, offset)) if fs_type in _NEVER_WRITTEN else 0
         size = os.lseek(fd, 0, os.SEEK_END)
     except OSError as error:

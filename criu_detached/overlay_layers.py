@@ -8,6 +8,7 @@ import os
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.kernel import new_mounts
 from criu_detached.records import Layer
 from criu_detached.superblock import superblock_of
 
@@ -150,11 +151,11 @@ def is_in_use(upper: int) -> bool:
     Raises:
         OSError: the answer is another.
     """
-    other = kernel.new_mount(b"tmpfs", b"tmpfs", [])
+    other = new_mounts.new_mount(b"tmpfs", b"tmpfs", [])
     try:
-        kernel.attach_at_root(other)
+        new_mounts.attach_at_root(other)
         fds = [(LOWER, other), (UPPER, upper), (WORK, other)]
-        os.close(kernel.new_mount(b"overlay", b"overlay", [b"index=on"], fds))
+        os.close(new_mounts.new_mount(b"overlay", b"overlay", [b"index=on"], fds))
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EINVAL):
             raise

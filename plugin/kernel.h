@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Linux system calls that Python's os lacks: the C side of criu_detached/kernel.py, which has
+ * Linux system calls that Python's os lacks: the C side of criu_detached/kernel/, which has
  * their sources and kernel versions. kernel_build.py gives these declarations to cffi.
  *
  * Where nothing else is said each returns a new fd, a count or 0; on failure -errno.

@@ -38,7 +38,7 @@ PARTS = (
     "criu_detached/criu-detached",
     "criu_detached/lib/criu_detached/__init__.py",
     "criu_detached/lib/criu_detached/entry.py",
-    "criu_detached/lib/criu_detached/kernel.py",
+    "criu_detached/lib/criu_detached/kernel/__init__.py",
     "criu_detached/lib/criu_detached/_kernel.*.so",
 )
 
@@ -89,11 +89,12 @@ def check(lib: Path, criu: str | None) -> Iterator[Line]:
 # --- the kernel ---
 
 
-def _kernel() -> Any:
+def _kernel() -> tuple[Any, Any, Any]:
     """Import the plugin's system calls; they need its compiled module."""
     from criu_detached import kernel
+    from criu_detached.kernel import namespaces, statmount
 
-    return kernel
+    return kernel, namespaces, statmount
 
 
 def _not_built(subject: str, error: ImportError) -> Line:
@@ -109,14 +110,14 @@ def check_kernel() -> Line:
     """By which means are detached mounts told from others on this kernel (see classify.py)?"""
     subject = f"kernel {os.uname().release}"
     try:
-        kernel = _kernel()
+        _, namespaces, statmount = _kernel()
     except ImportError as error:
         return _not_built(subject, error)
-    if kernel.has_statmount_by_fd():
+    if statmount.has_by_fd():
         return Line(OK, subject, "detached mounts are found by STATMOUNT_BY_FD")
     found = "no STATMOUNT_BY_FD (Linux 7.0), so detached mounts are found by the fallback:"
     try:
-        list(kernel.mount_namespaces())
+        list(namespaces.mount_ns_ids())
     except OSError:
         if os.geteuid():
             return Line(WARN, subject, f"{found} which one, only root is told: run this as root")
@@ -133,7 +134,7 @@ def check_calls() -> Line:
     """Does the kernel have the system calls that a restore cannot do without?"""
     subject = "system calls"
     try:
-        kernel = _kernel()
+        kernel, *_ = _kernel()
     except ImportError as error:
         return _not_built(subject, error)
     root = os.open("/", kernel.O_PATH)

@@ -18,7 +18,8 @@ from criu_detached.dump.classify import ANONYMOUS, Kind
 from criu_detached.dump.describe import DetachedMount
 from criu_detached.dump.processes import held_directories, held_files, is_tree_held
 from criu_detached.errors import DetachedError, quote
-from criu_detached.kernel import FileFacts, StatMount
+from criu_detached.kernel import FileFacts, statmount
+from criu_detached.kernel.statmount import StatMount
 from criu_detached.records import BIND_SOURCE, SUPPLIED, is_in_namespace
 
 TYPE_CHECKING = False
@@ -163,11 +164,11 @@ class AnonymousMounts:
         return mount
 
     def _describe(
-        self, fd: int, link: bytes, facts: FileFacts, statmount: StatMount | None
+        self, fd: int, link: bytes, facts: FileFacts, known: StatMount | None
     ) -> DetachedMount:
-        mount = self._describe_mount(fd, link, facts, Kind(ANONYMOUS, statmount))
+        mount = self._describe_mount(fd, link, facts, Kind(ANONYMOUS, known))
         mount.record.anonymous = 1
-        if statmount and statmount.mnt_propagation == kernel.MS_PRIVATE:
+        if known and known.mnt_propagation == kernel.MS_PRIVATE:
             mount.record.private = 1
         return mount
 
@@ -184,17 +185,17 @@ def _view_file(fd: int, link: bytes) -> StatMount | None:
     if not found:
         _refuse_unseen_tree(fd)
         return None
-    statmount = found[0]  # of a clone with the file as its root
+    top = found[0]  # of a clone with the file as its root
     inside = paths.from_link(link)
     if inside == paths.ROOT:
-        return statmount
-    if not statmount.mnt_root.endswith(b"/" + inside):
+        return top
+    if not top.mnt_root.endswith(b"/" + inside):
         raise DetachedError(
             "it is on a mount within an anonymous tree, of which no directory is to be found in"
             " any process: close it, or attach the tree with move_mount before the dump"
         )
-    statmount.mnt_root = statmount.mnt_root[: -len(inside) - 1] or b"/"
-    return statmount
+    top.mnt_root = top.mnt_root[: -len(inside) - 1] or b"/"
+    return top
 
 
 def _find_tree(mnt_id: int) -> list[Member]:
@@ -226,10 +227,10 @@ def _members_of(directory: int) -> list[Member]:
         top = treeview.climb_tree(directory)
         try:
             found = treeview.view(top)
-            for statmount in found:
-                path = paths.below(statmount.mnt_point, found[0].mnt_point)
+            for known in found:
+                path = paths.below(known.mnt_point, found[0].mnt_point)
                 assert path is not None
-                members.append(Member(_open_below(top, path), path, statmount))
+                members.append(Member(_open_below(top, path), path, known))
                 _find_parent(members)
         finally:
             os.close(top)
@@ -256,7 +257,7 @@ def _refuse_unseen_tree(fd: int) -> None:
     (grab_requested_root, fs/namespace.c).
     """
     try:
-        kernel.statmount_by_fd(fd, kernel.STATMOUNT_MNT_BASIC)
+        statmount.by_fd(fd, statmount.STATMOUNT_MNT_BASIC)
     except OSError as error:
         if error.errno == errno.ENOENT:
             return

@@ -14,14 +14,15 @@ import os
 
 from criu_detached import kernel, mountinfo
 from criu_detached.dump import treeview
-from criu_detached.kernel import StatMount
+from criu_detached.kernel import namespaces, statmount
+from criu_detached.kernel.statmount import StatMount
 
 ATTACHED = "attached"  # in some mount namespace; CRIU's business
 DETACHED = "detached"
 ANONYMOUS = "anonymous"
 INTERNAL = "kernel-internal"
 
-_WANTED = treeview.WANTED | kernel.STATMOUNT_MNT_NS_ID
+_WANTED = treeview.WANTED | statmount.STATMOUNT_MNT_NS_ID
 
 # linux/magic.h: filesystems that only the kernel mounts
 _INTERNAL_MAGIC = {
@@ -55,7 +56,7 @@ class Classifier:
 
     def __init__(self) -> None:
         """Probe the kernel."""
-        self.by_fd = kernel.has_statmount_by_fd()
+        self.by_fd = statmount.has_by_fd()
 
     def classify(self, fd: int, mnt_id: int) -> Kind:
         """Classify the mount of an open file.
@@ -78,14 +79,14 @@ class Classifier:
 
 def _by_fd(fd: int, mnt_id: int) -> Kind:
     try:
-        found = kernel.statmount_by_fd(fd, _WANTED)
+        found = statmount.by_fd(fd, _WANTED)
     except OSError as error:
         if error.errno == errno.EINVAL:
             return Kind(INTERNAL)
         if error.errno == errno.ENOENT:
             return Kind(ANONYMOUS)
         raise
-    if not found.mask & kernel.STATMOUNT_MNT_NS_ID:
+    if not found.mask & statmount.STATMOUNT_MNT_NS_ID:
         return Kind(DETACHED, found)
     # An anonymous tree of several mounts has an id like a namespace, but it is none that is seen.
     anonymous = not _is_attached(fd, mnt_id) and _is_anonymous(fd)
@@ -121,7 +122,7 @@ def _hugetlb_devices() -> set[int]:
 def _is_attached(fd: int, mnt_id: int) -> bool:
     try:
         unique = kernel.mnt_id_unique(fd)
-        return any(kernel.mount_in_ns(unique, ns_id) for ns_id in kernel.mount_namespaces())
+        return any(statmount.mount_in_ns(unique, ns_id) for ns_id in namespaces.mount_ns_ids())
     except OSError as error:
         # Before Linux 6.8 no unique id, before 6.12 no walk over the namespaces; and from
         # within a PID namespace it is not allowed (EPERM of NS_MNT_GET_NEXT).

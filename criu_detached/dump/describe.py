@@ -13,7 +13,7 @@ from criu_detached.dump import roots
 from criu_detached.dump.classify import Kind
 from criu_detached.dump.sources import Source
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.kernel import FileFacts
+from criu_detached.kernel import FileFacts, namespaces, statmount
 from criu_detached.paths import Name
 from criu_detached.records import BIND_SOURCE, REMOUNT, BindSource, Mount
 from criu_detached.superblock import superblock_of
@@ -218,7 +218,7 @@ def _rehearse(record: Mount, root: int, source: Source) -> None:
         ns_fd = os.open(f"/proc/{source.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         user_ns_fd = _user_namespace_of(source.pid)
         try:
-            kernel.rehearse_clone(ns_fd, user_ns_fd, root, attr_set, attr_clr, userns)
+            namespaces.rehearse_clone(ns_fd, user_ns_fd, root, attr_set, attr_clr, userns)
         finally:
             for used in (ns_fd, user_ns_fd):
                 if used >= 0:
@@ -261,10 +261,10 @@ def _id_maps(source: Source) -> tuple[list[bytes], list[bytes]]:
     if source.filesystem is not None:
         return [], []
     if not source.pid:
-        return kernel.attached_id_maps(source.fd)
+        return statmount.attached_id_maps(source.fd)
     ns_fd = os.open(f"/proc/{source.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return kernel.attached_id_maps(source.fd, kernel.mount_namespace_id(ns_fd))
+        return statmount.attached_id_maps(source.fd, namespaces.mount_ns_id(ns_fd))
     finally:
         os.close(ns_fd)
 

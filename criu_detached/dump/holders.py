@@ -14,6 +14,7 @@ from criu_detached import kernel, mountinfo
 from criu_detached.dump import layers, processes, treeview
 from criu_detached.dump.sources import MANY_DEVICES
 from criu_detached.errors import quote
+from criu_detached.kernel import namespaces, statmount
 
 _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_SIZE = 232  # struct loop_info64; lo_device is its first field
@@ -57,8 +58,8 @@ def attached_mount(dev: int) -> str | None:
             if mount.dev == dev:
                 return f"{quote(mount.mountpoint)} in the mount namespace of process {pid}"
     try:
-        for ns_id in kernel.mount_namespaces():
-            if dev in kernel.superblocks_in_ns(ns_id):
+        for ns_id in namespaces.mount_ns_ids():
+            if dev in statmount.superblocks_in_ns(ns_id):
                 return f"a place in mount namespace {ns_id}, which no process lives in"
     except OSError:
         pass  # before Linux 6.12, and in a PID namespace
@@ -93,7 +94,7 @@ class _Filesystem:
         if facts.dev == self._dev:
             return True
         try:
-            if kernel.statmount_by_fd(fd, kernel.STATMOUNT_SB_BASIC).sb_dev == self._dev:
+            if statmount.by_fd(fd, statmount.STATMOUNT_SB_BASIC).sb_dev == self._dev:
                 return True
         except OSError:
             pass  # before Linux 7.0, and what no mount shows

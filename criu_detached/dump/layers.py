@@ -9,13 +9,14 @@ from criu_detached import kernel, mountinfo, paths
 from criu_detached.dump import processes
 from criu_detached.errors import quote
 from criu_detached.fstypes import OVERLAYFS_MAGIC
+from criu_detached.kernel import namespaces, statmount
 from criu_detached.overlay_layers import DATA, LOWER, UPPER, take_apart
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from criu_detached.kernel import StatMount
+    from criu_detached.kernel.statmount import StatMount
     from criu_detached.mountinfo import MountInfo
 
 
@@ -76,12 +77,14 @@ def _without_process(dev: int, inodes: set[int], seen: set[int]) -> str | None:
 
 
 def _mounts_without_process(inodes: set[int]) -> Iterator[tuple[int, StatMount]]:
-    wanted = kernel.STATMOUNT_SB_BASIC | kernel.STATMOUNT_MNT_POINT | kernel.STATMOUNT_MNT_OPTS
+    wanted = (
+        statmount.STATMOUNT_SB_BASIC | statmount.STATMOUNT_MNT_POINT | statmount.STATMOUNT_MNT_OPTS
+    )
     try:
-        for fd in kernel.mount_namespace_fds():
+        for fd in namespaces.mount_ns_fds():
             if os.fstat(fd).st_ino not in inodes:
-                ns_id = kernel.mount_namespace_id(fd)
-                yield from ((ns_id, mount) for mount in kernel.mounts_in_ns(ns_id, wanted))
+                ns_id = namespaces.mount_ns_id(fd)
+                yield from ((ns_id, mount) for mount in statmount.mounts_in_ns(ns_id, wanted))
     except OSError:
         pass  # before Linux 6.12, and in a PID namespace
 

@@ -8,6 +8,7 @@ import stat
 
 from criu_detached import kernel, mountinfo
 from criu_detached.dump.sources import MANY_DEVICES
+from criu_detached.kernel import tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def threads_apart(pid: int) -> list[int]:
         pid: the process.
     """
     ids = map(int, below(pid, "task"))
-    return [tid for tid in ids if tid != pid and not kernel.shares_files(pid, tid)]
+    return [tid for tid in ids if tid != pid and not tasks.shares_files(pid, tid)]
 
 
 def namespaces() -> Iterator[tuple[int, list[int]]]:
@@ -205,7 +206,7 @@ def _bound_files(pid: int) -> Iterator[int]:
     try:
         for name in sockets:
             try:
-                fd = kernel.bound_file(pid_fd, int(name))
+                fd = tasks.bound_file(pid_fd, int(name))
             except OSError:
                 continue
             try:

@@ -12,7 +12,8 @@ import errno
 import os
 
 from criu_detached import kernel, mountinfo
-from criu_detached.kernel import StatMount
+from criu_detached.kernel import namespaces, statmount
+from criu_detached.kernel.statmount import StatMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 # What a dump wants to know of a mount and of its superblock.
 WANTED = (
-    kernel.STATMOUNT_SB_BASIC
-    | kernel.STATMOUNT_MNT_BASIC
-    | kernel.STATMOUNT_MNT_ROOT
-    | kernel.STATMOUNT_FS_TYPE
-    | kernel.STATMOUNT_MNT_OPTS
-    | kernel.STATMOUNT_SB_SOURCE
-    | kernel.STATMOUNT_OPT_ARRAY
-    | kernel.STATMOUNT_MNT_UIDMAP
-    | kernel.STATMOUNT_MNT_GIDMAP
+    statmount.STATMOUNT_SB_BASIC
+    | statmount.STATMOUNT_MNT_BASIC
+    | statmount.STATMOUNT_MNT_ROOT
+    | statmount.STATMOUNT_FS_TYPE
+    | statmount.STATMOUNT_MNT_OPTS
+    | statmount.STATMOUNT_SB_SOURCE
+    | statmount.STATMOUNT_OPT_ARRAY
+    | statmount.STATMOUNT_MNT_UIDMAP
+    | statmount.STATMOUNT_MNT_GIDMAP
 )
 _NAMESPACES_AT_ONCE = 64
 
@@ -50,8 +51,8 @@ def view(fd: int) -> list[StatMount]:
     Raises:
         OSError: it is anonymous, but there is no looking at it: ENOENT for a deleted file.
     """
-    wanted = WANTED | kernel.STATMOUNT_MNT_POINT
-    return _in_some_namespace(lambda spaces: kernel.view_clone(spaces, fd, wanted)) or []
+    wanted = WANTED | statmount.STATMOUNT_MNT_POINT
+    return _in_some_namespace(lambda spaces: statmount.view_clone(spaces, fd, wanted)) or []
 
 
 def clone(fd: int) -> int:
@@ -66,7 +67,7 @@ def clone(fd: int) -> int:
     Raises:
         OSError: the kernel clones it in no mount namespace, or the file is deleted.
     """
-    found = _in_some_namespace(lambda spaces: kernel.clone_in_one_of(spaces, fd))
+    found = _in_some_namespace(lambda spaces: namespaces.clone_in_one_of(spaces, fd))
     if found is None:
         raise OSError(errno.EINVAL, "the mount is cloned in no mount namespace")
     return found
@@ -93,36 +94,36 @@ def _in_some_namespace(work: Callable[[list[int]], Answer]) -> Answer | None:
     Args:
         work: is given fds of mount namespaces, and tries each.
     """
-    namespaces: list[int] = []
+    spaces: list[int] = []
     try:
-        for namespace in _namespaces():
-            namespaces.append(os.dup(namespace))
-            if len(namespaces) == _NAMESPACES_AT_ONCE:
-                found = _attempt(work, namespaces)
+        for space in _namespaces():
+            spaces.append(os.dup(space))
+            if len(spaces) == _NAMESPACES_AT_ONCE:
+                found = _attempt(work, spaces)
                 if found is not None:
                     return found
-        return _attempt(work, namespaces)
+        return _attempt(work, spaces)
     finally:
-        for namespace in namespaces:
-            os.close(namespace)
+        for space in spaces:
+            os.close(space)
 
 
-def _attempt(work: Callable[[list[int]], Answer], namespaces: list[int]) -> Answer | None:
+def _attempt(work: Callable[[list[int]], Answer], spaces: list[int]) -> Answer | None:
     try:
-        return work(namespaces)
+        return work(spaces)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EPERM):
             raise
-    for namespace in namespaces:
-        os.close(namespace)
-    namespaces.clear()
+    for space in spaces:
+        os.close(space)
+    spaces.clear()
     return None
 
 
 def _namespaces() -> Iterator[int]:
     """Yield an fd of each mount namespace that is seen from here, this one's first."""
     try:
-        yield from kernel.mount_namespace_fds()
+        yield from namespaces.mount_ns_fds()
         return
     except OSError as error:
         if error.errno not in (errno.ENOTTY, errno.EPERM, errno.EINVAL):

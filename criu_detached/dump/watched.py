@@ -17,6 +17,7 @@ from criu_detached.dump.directories import climb
 from criu_detached.dump.processes import files_of_tasks
 from criu_detached.dump.watches import all_watches, watches_of
 from criu_detached.errors import DetachedError, quote
+from criu_detached.kernel import tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def _duplicate(pid: int, name: str) -> int:
     if directory != "fd":
         return -1
     try:
-        theirs = kernel.fd_of_process(pid, int(number))
+        theirs = tasks.fd_of_process(pid, int(number))
     except OSError:
         return -1
     if kernel.file_flags(theirs) & os.O_PATH:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel
 from criu_detached.errors import DetachedError
+from criu_detached.kernel import tasks
 from criu_detached.recordfile import RecordWriter
 from criu_detached.records import FORMAT, Header
 from criu_detached.superblock import boot_id
@@ -51,5 +51,5 @@ class Recording:
 
 def _refuse_stream() -> None:
     """With --stream, images go to a process at a socket, and the record file would be lost."""
-    if kernel.has_peer(b"streamer-capture.sock"):
+    if tasks.has_peer(b"streamer-capture.sock"):
         raise DetachedError("--stream cannot carry detached-mount records: dump without it")

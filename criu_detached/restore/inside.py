@@ -15,6 +15,7 @@ from criu_detached import kernel
 from criu_detached.attributes import needs_id_map
 from criu_detached.contents import ContentReader
 from criu_detached.errors import DetachedError
+from criu_detached.kernel import namespaces
 from criu_detached.mountinfo import read_mountinfo
 from criu_detached.records import Mount, is_in_namespace
 from criu_detached.restore.plan import (
@@ -169,7 +170,9 @@ class Trees:
                 if error.errno != errno.EINVAL:
                     raise
                 place = self._host.mntns_root(source.mnt_id)
-                self._visit(place, lambda ns, own: kernel.attach_visiting(ns, own, tree, target))
+                self._visit(
+                    place, lambda ns, own: namespaces.attach_visiting(ns, own, tree, target)
+                )
 
         try:
             attach(mount, found.tree, parent, move)
@@ -203,7 +206,7 @@ class Trees:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-        return self._visit(fd, lambda ns, own: kernel.clone_mount_visiting(ns, own, fd))
+        return self._visit(fd, lambda ns, own: namespaces.clone_mount_visiting(ns, own, fd))
 
     def _visit(self, fd: int, work: Callable[[int, int], int]) -> int:
         """Work in the namespace of an attached mount.

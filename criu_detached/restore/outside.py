@@ -13,6 +13,7 @@ from criu_detached import kernel, log
 from criu_detached.attributes import user_namespace
 from criu_detached.contents import ContentReader, open_data
 from criu_detached.errors import DetachedError, reason
+from criu_detached.kernel import namespaces
 from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount, is_in_namespace
 from criu_detached.restore.checks import check_ghost
 from criu_detached.restore.plan import (
@@ -140,10 +141,10 @@ class Outside:
             mount for mount in self._plan.mounts.values() if mount.origin in (REMOUNT, RECREATED)
         ]
         try:
-            namespaces = [_new_user_namespace(mount) for mount in mounts]
-            with kernel.PrivateNamespace():
+            user_namespaces = [_new_user_namespace(mount) for mount in mounts]
+            with namespaces.PrivateNamespace():
                 make.make_filesystems(self._records, means, devices)
-                for mount, userns in zip(mounts, namespaces, strict=True):
+                for mount, userns in zip(mounts, user_namespaces, strict=True):
                     self._realise(mount, means, userns)
                 make.settle_filesystems(self._records, means)
         except OSError as error:

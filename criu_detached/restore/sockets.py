@@ -19,6 +19,7 @@ import stat
 
 from criu_detached import kernel, log, paths
 from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.kernel import namespaces
 from criu_detached.records import RECREATED, BoundSocket, Mount
 
 TYPE_CHECKING = False
@@ -247,7 +248,7 @@ def _root_for(directory: bytes) -> int:
     """
     names = directory.split(b"/")
     proc = names[0][:200] + b"-proc"  # beside the first name, and not it
-    root = kernel.root_with_proc(proc)
+    root = namespaces.root_with_proc(proc)
     try:
         at = b""
         for name in names[:-1]:

@@ -9,6 +9,7 @@ import stat
 from criu_detached import kernel, log
 from criu_detached.attributes import id_map_text
 from criu_detached.errors import DetachedError, quote
+from criu_detached.kernel import statmount
 from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
 from criu_detached.superblock import is_same, superblock_of
 
@@ -144,7 +145,7 @@ def check_id_map(mount: Mount, root: int, where: str, means: Means) -> None:
         wanted = _seen_here(uid_map, means.proc, "uid"), _seen_here(gid_map, means.proc, "gid")
     try:
         # Before Linux 7.0 the dump knows the id-maps of anonymous mounts alone.
-        tell = kernel.attached_id_maps if mount.anonymous else kernel.id_maps
+        tell = statmount.attached_id_maps if mount.anonymous else statmount.id_maps
         found = tell(root)
     except OSError as error:
         if source.id_mapped:

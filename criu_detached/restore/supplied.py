@@ -11,6 +11,7 @@ import os
 
 from criu_detached import kernel, log, paths
 from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.kernel import statmount
 from criu_detached.options import (
     IMAGES_FILE,
     OPTION,
@@ -185,6 +186,6 @@ def _has_id_map(fd: int, mount: Mount) -> bool:
     """Tell whether the source has the mount's id-map already; a clone will have it too."""
     wanted = (mount.uid_map, mount.gid_map)
     try:
-        return wanted != ([], []) and kernel.id_maps(fd) == wanted
+        return wanted != ([], []) and statmount.id_maps(fd) == wanted
     except OSError:
         return False

@@ -27,7 +27,9 @@ settings.register_profile(
 )
 settings.load_profile("ground")
 
-from . import support  # noqa: E402  (needs the path)
+from criu_detached.recordfile import NAME  # noqa: E402  (needs the path)
+
+from . import support  # noqa: E402  (likewise)
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +73,20 @@ def known_files(
 ) -> support.KnownFiles:
     """plugin/known_files.c, with no mounts and no files."""
     return support.KnownFiles(known_files_library, tmp_path_factory.mktemp("copy"))
+
+
+@pytest.fixture
+def nothing_stays() -> Iterator[None]:
+    """No fd, no mount, and the same namespace, root and directory as before."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    before = _state()
+    yield
+    assert _state() == before
+
+
+def _state() -> list[object]:
+    """What must not change."""
+    places = [os.readlink(f"/proc/self/{name}") for name in ("ns/mnt", "root", "cwd")]
+    fds = {link for link in support.open_fds().values() if not link.endswith(NAME)}
+    return [fds, Path("/proc/self/mountinfo").read_text(), places]

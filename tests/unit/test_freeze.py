@@ -61,5 +61,5 @@ def test_table(tmp_path: Path) -> None:
     subprocess.run(["cc", "-Wall", "-fsyntax-only", str(source)], check=True)
     entries = [line for line in table.splitlines() if "is_package" in line]
     packages = {line.split('"')[1] for line in entries if "is_package = 1" in line}
-    inner = {"dump", "dump.filesystems", "restore", "restore.filesystems"}
+    inner = {"dump", "dump.filesystems", "kernel", "restore", "restore.filesystems"}
     assert packages == {"criu_detached", *(f"criu_detached.{name}" for name in inner)}

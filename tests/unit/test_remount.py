@@ -13,6 +13,7 @@ import pytest
 from criu_detached import devices, kernel
 from criu_detached.dump import files, mounts
 from criu_detached.errors import DetachedError
+from criu_detached.kernel import blkid
 from criu_detached.recordfile import RecordWriter, read_records
 from criu_detached.records import (
     FORMAT,
@@ -129,7 +130,7 @@ def test_probe(tmp_path: Path, read: Callable[[int], bytes]) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         with pytest.raises(OSError, match="libblkid"):
-            kernel.blkid_probe(fd)
+            blkid.blkid_probe(fd)
     finally:
         os.close(fd)
 

@@ -15,6 +15,7 @@ from criu_detached.dump.filesystems.trial import mount_for_trial
 from criu_detached.errors import DetachedError, quote
 from criu_detached.fsoptions import NAME_DEVICES, NOT_SEEN, name_of, options_of, options_of_type
 from criu_detached.fstypes import ON_DISK
+from criu_detached.kernel import namespaces, new_mounts
 from criu_detached.mountinfo import MountInfo
 from criu_detached.records import BlockDevice, Filesystem
 from criu_detached.superblock import superblock_of
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.dump.sources import Source
-    from criu_detached.kernel import FileFacts, StatMount
+    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel.statmount import StatMount
 
 _SB_RDONLY = 1  # linux/fs.h
 
@@ -73,7 +75,7 @@ def _try(types: list[bytes], found: list[BlockDevice], ways: list[bool], number:
     path = found[0].path
     refusal: OSError | None = None
     try:
-        with kernel.PrivateNamespace():
+        with namespaces.PrivateNamespace():
             for fs_type, read_only in [(name, way) for name in types for way in ways]:
                 options = [b"ro" if read_only else b"rw", *options_of_type(fs_type, [])]
                 try:
@@ -120,7 +122,7 @@ def _kept_options(info: MountInfo) -> list[bytes]:
                 f"its filesystem has a device of its own for its log ({quote(option)}): that is"
                 " not looked for at a restore"
             )
-    for option, error in kernel.refused_options(info.fs_type, shown):
+    for option, error in new_mounts.refused_options(info.fs_type, shown):
         if name_of(option) not in NOT_SEEN:
             raise DetachedError(
                 f"its filesystem has the option {quote(option)}, which no mount is given: {error}"

@@ -17,6 +17,7 @@ from criu_detached.dump.filesystems.layout import Layout
 from criu_detached.dump.processes import files_of, held_files
 from criu_detached.dump.roots import handle_of
 from criu_detached.errors import DetachedError
+from criu_detached.kernel import statmount
 from criu_detached.paths import Name
 
 TYPE_CHECKING = False
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.dump.classify import Kind
-    from criu_detached.kernel import FileFacts, StatMount
+    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel.statmount import StatMount
 
 
 # What the kernel shows with the options, and mount(2) does not take or the record says otherwise.
@@ -121,8 +123,8 @@ def _anchors(dev: int) -> list[_Anchor]:
 def _anchor(fd: int, mnt_id: int) -> _Anchor | None:
     """A mount by a file on it; None: its root is deleted, or not told."""
     try:
-        known = kernel.statmount_by_fd(fd, treeview.WANTED | kernel.STATMOUNT_MNT_NS_ID)
-        if not known.mask & kernel.STATMOUNT_MNT_NS_ID:
+        known = statmount.by_fd(fd, treeview.WANTED | statmount.STATMOUNT_MNT_NS_ID)
+        if not known.mask & statmount.STATMOUNT_MNT_NS_ID:
             if known.root_deleted:
                 return None
             return _Anchor(os.open(b"/proc/self/fd/%d" % fd, kernel.O_PATH), mnt_id, known)

@@ -18,6 +18,7 @@ from criu_detached.dump.filesystems.twins import LayerTwins
 from criu_detached.dump.processes import held_files
 from criu_detached.dump.roots import SEARCH_LIMIT
 from criu_detached.errors import DetachedError, quote
+from criu_detached.kernel import namespaces
 from criu_detached.overlay_layers import (
     DATA,
     LOWER,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.dump.sources import Source
-    from criu_detached.kernel import FileFacts, StatMount
+    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel.statmount import StatMount
 
 # Options that need an upper directory, or would not let a layer be used twice.
 _NOT_FOR_TRIAL = {b"index", b"nfs_export", b"fsync"}
@@ -90,7 +92,7 @@ def overlaid(fd: int, facts: FileFacts, known: StatMount | None, number: int) ->
 
 def _trial(named: list[tuple[bytes, bytes]], options: list[bytes]) -> tuple[Source, Layers]:
     """Mount the same layers without an upper directory, and see whose the latter is."""
-    with kernel.PrivateNamespace():
+    with namespaces.PrivateNamespace():
         layers = Layers(named)
         try:
             upper = layers.find(UPPER)

@@ -17,6 +17,7 @@ from criu_detached.dump.filesystems.twins import NamedTwins
 from criu_detached.dump.processes import holding_processes
 from criu_detached.errors import DetachedError, quote
 from criu_detached.fstypes import BINFMT_MAGIC, BPF_MAGIC, FRESH, KEYED
+from criu_detached.kernel import namespaces
 from criu_detached.records import Filesystem
 from criu_detached.superblock import superblock_of
 from criu_detached.terminals import is_terminal
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.dump.sources import Source
-    from criu_detached.kernel import FileFacts, StatMount
+    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel.statmount import StatMount
 
 # Mounting these sets the options of the superblock that is there: they must be known.
 _SET_BY_MOUNTING = {b"cgroup2", b"debugfs", b"tracefs"}
@@ -94,7 +96,7 @@ def _read_only(fd: int) -> list[bytes]:
 
 def _trial(fs_type: bytes, source: bytes, options: list[bytes], number: int) -> Source:
     try:
-        with kernel.PrivateNamespace():
+        with namespaces.PrivateNamespace():
             trial = mount_for_trial(fs_type, source, options)
     except OSError as error:
         raise DetachedError(

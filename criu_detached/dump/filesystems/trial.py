@@ -7,6 +7,7 @@ import os
 
 from criu_detached import kernel, mountinfo
 from criu_detached.dump.sources import Source
+from criu_detached.kernel import new_mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ def mount_for_trial(
     Raises:
         OSError: the kernel refuses it.
     """
-    tree = kernel.new_mount(fs_type, source, options, layers)
+    tree = new_mounts.new_mount(fs_type, source, options, layers)
     try:
-        kernel.attach_at_root(tree)
+        new_mounts.attach_at_root(tree)
         return Source(mountinfo.info_of(kernel.fstat(tree).mnt_id), False, tree)
     except BaseException:
         os.close(tree)

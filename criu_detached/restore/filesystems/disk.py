@@ -15,6 +15,7 @@ from criu_detached.fsoptions import (
     options_of,
     options_of_type,
 )
+from criu_detached.kernel import new_mounts
 from criu_detached.mountinfo import info_of
 from criu_detached.records import Filesystem
 
@@ -67,7 +68,7 @@ def mount_again(filesystem: Filesystem, found: list[Found]) -> int:
         # Asked to be writable, it would make a read-only one so (btrfs_reconfigure_for_mount).
         options[options.index(b"rw")] = b"ro"
     try:
-        return kernel.new_mount(fs_type, found[0].path, options)
+        return new_mounts.new_mount(fs_type, found[0].path, options)
     except OSError as error:
         in_use = ": it is mounted in another way, or in use; free it" if found[0].claimed else ""
         raise DetachedError(

@@ -12,6 +12,7 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError
 from criu_detached.fstypes import IN_MEMORY
+from criu_detached.kernel import new_mounts
 from criu_detached.restore.filesystems.disk import check_mounted, find_devices, mount_again
 from criu_detached.restore.filesystems.memory import fill, make_memory, set_limits
 from criu_detached.restore.filesystems.overlay import mount_layers
@@ -107,7 +108,7 @@ def _attach(tree: int) -> int:
         top = kernel.clone_mount(tree)
     except OSError:
         top = os.dup(tree)
-    kernel.attach_at_root(tree)
+    new_mounts.attach_at_root(tree)
     return top
 
 

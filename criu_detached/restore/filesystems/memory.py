@@ -12,6 +12,7 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote
+from criu_detached.kernel import new_mounts
 from criu_detached.records import Filesystem, Inode, Node
 from criu_detached.restore.checks import check_inode
 from criu_detached.restore.inodes import set_attributes
@@ -58,7 +59,7 @@ def make_memory(filesystem: Filesystem) -> int:
     fs_type = filesystem.superblock.fs_type
     options = [_with_room(each) for each in filesystem.options if each != _READ_ONLY]
     try:
-        return kernel.new_mount(fs_type, filesystem.source, options)
+        return new_mounts.new_mount(fs_type, filesystem.source, options)
     except OSError as error:
         raise _cannot_make(filesystem, error) from error
 
@@ -80,7 +81,7 @@ def set_limits(filesystem: Filesystem, tree: int) -> None:
     ]
     try:
         if options:
-            kernel.remount(tree, options)
+            new_mounts.remount(tree, options)
     except OSError as error:
         raise _cannot_make(filesystem, error) from error
 

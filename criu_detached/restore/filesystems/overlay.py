@@ -7,6 +7,7 @@ import time
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, quote
+from criu_detached.kernel import new_mounts
 from criu_detached.overlay_layers import DATA, LOWER, UPPER, WORK, Layers, is_in_use
 from criu_detached.superblock import is_same, superblock_of
 
@@ -45,7 +46,7 @@ def mount_layers(filesystem: Filesystem, means: Means) -> tuple[int, bool]:
         ]
         _wait_for_upper(layers)
         options = filesystem.options
-        return kernel.new_mount(b"overlay", filesystem.source, options, layers.fds), all(same)
+        return new_mounts.new_mount(b"overlay", filesystem.source, options, layers.fds), all(same)
     except OSError as error:
         raise DetachedError(f"can't mount an overlay again: {error}") from error
     finally:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from criu_detached import kernel, mountinfo
+from criu_detached import mountinfo
 from criu_detached.errors import DetachedError, quote
 from criu_detached.fstypes import FROM_NOTHING
+from criu_detached.kernel import new_mounts
 from criu_detached.records import Filesystem
 
 # What mountinfo shows among the options of cgroup2 besides its own.
@@ -29,7 +30,7 @@ def mount_anew(filesystem: Filesystem) -> int:
     if fs_type not in FROM_NOTHING:
         raise DetachedError(f"filesystems of type {quote(fs_type)} do not come from nothing")
     try:
-        return kernel.new_mount(fs_type, filesystem.source, _options_here(filesystem))
+        return new_mounts.new_mount(fs_type, filesystem.source, _options_here(filesystem))
     except OSError as error:
         raise DetachedError(f"can't mount {quote(fs_type)} again: {error}") from error
 

@@ -57,13 +57,11 @@ def fake_criu(directory: Path, script: str) -> str:
 # --- the kernel ---
 
 
-def fake_kernel(by_fd: bool, walk: Callable[[], Iterator[int]]) -> SimpleNamespace:
+def fake_kernel(by_fd: bool, walk: Callable[[], Iterator[int]]) -> tuple[Any, ...]:
     def works(*_: object) -> int:
         return os.open("/", os.O_PATH)
 
-    return SimpleNamespace(
-        has_statmount_by_fd=lambda: by_fd,
-        mount_namespaces=walk,
+    kernel = SimpleNamespace(
         O_PATH=os.O_PATH,
         RESOLVE_BENEATH=8,
         OPEN_TREE_CLOEXEC=os.O_CLOEXEC,
@@ -71,6 +69,8 @@ def fake_kernel(by_fd: bool, walk: Callable[[], Iterator[int]]) -> SimpleNamespa
         open_tree=works,
         mount_setattr=lambda *_: None,
     )
+    namespaces = SimpleNamespace(mount_ns_ids=walk)
+    return kernel, namespaces, SimpleNamespace(has_by_fd=lambda: by_fd)
 
 
 def no_walk() -> Iterator[int]:
@@ -105,14 +105,14 @@ def test_kernel_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = fake_kernel(True, no_walk)
-    monkeypatch.setattr(check, "_kernel", lambda: kernel)
+    modules = fake_kernel(True, no_walk)
+    monkeypatch.setattr(check, "_kernel", lambda: modules)
     assert check.check_calls().state == OK
 
     def refuse(*_: object) -> int:
         raise OSError(38, "mount_setattr: Function not implemented")
 
-    kernel.mount_setattr = refuse
+    modules[0].mount_setattr = refuse
     line = check.check_calls()
     assert line.state == FAIL and "mount_setattr (Linux 5.12)" in line.text
 

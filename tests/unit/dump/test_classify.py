@@ -14,6 +14,7 @@ import pytest
 from criu_detached import kernel, mountinfo
 from criu_detached.dump import classify
 from criu_detached.dump.classify import Classifier
+from criu_detached.kernel import namespaces
 
 from .. import support
 
@@ -30,7 +31,7 @@ def classifier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if request.param != "best":
         made.by_fd = False
     if request.param == "mountinfo":
-        monkeypatch.setattr(kernel, "mount_namespaces", no_namespace_walk)
+        monkeypatch.setattr(namespaces, "mount_ns_ids", no_namespace_walk)
     return made
 
 

@@ -11,21 +11,22 @@ import pytest
 
 from criu_detached import kernel, mountinfo
 from criu_detached.dump import treeview
-from criu_detached.kernel import MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, StatMount
+from criu_detached.kernel import MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, namespaces
+from criu_detached.kernel.statmount import StatMount
 
 from .. import support
 
 
 def no_namespace_walk() -> Iterator[int]:
-    """mount_namespace_fds() before Linux 6.12, and in a PID namespace."""
+    """mount_ns_fds() before Linux 6.12, and in a PID namespace."""
     raise OSError(errno.EPERM, "NS_MNT_GET_NEXT")
 
 
 @pytest.fixture(params=["walk", "processes"], autouse=True)
-def namespaces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to find the namespace that a mount was made in."""
     if request.param == "processes":
-        monkeypatch.setattr(kernel, "mount_namespace_fds", no_namespace_walk)
+        monkeypatch.setattr(namespaces, "mount_ns_fds", no_namespace_walk)
 
 
 def seen(fd: int) -> list[StatMount]:

@@ -1,0 +1,87 @@
+"""Filesystems that this process makes where nobody else sees them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from criu_detached.kernel import namespaces
+from criu_detached.recordfile import Records, RecordWriter, read_records
+from criu_detached.records import (
+    FORMAT,
+    RECREATED,
+    BindSource,
+    BoundSocket,
+    Header,
+    Inode,
+    Mount,
+    Node,
+    Superblock,
+)
+from criu_detached.restore.filesystems.make import make_filesystems, settle_filesystems
+from criu_detached.restore.realise import Means
+
+from ... import support
+from ...support import memory_record
+
+pytestmark = pytest.mark.usefixtures("nothing_stays")
+
+
+def records(directory: int, *more: Mount | Node | BoundSocket, options: str = "") -> Records:
+    """Records of one filesystem, and others."""
+    writer = RecordWriter(directory, Header(format=FORMAT))
+    writer.filesystem(memory_record(7, options=options))
+    for record in more:
+        if isinstance(record, Mount):
+            writer.mount(record)
+        elif isinstance(record, BoundSocket):
+            writer.bound_socket(record)
+        else:
+            writer.node(record)
+    writer.flush()
+    return read_records(directory)
+
+
+def mount(number: int, path: bytes, **fields: int) -> Mount:
+    """A mount of the filesystem."""
+    return Mount(
+        mnt_id=number,
+        origin=RECREATED,
+        filesystem=7,
+        root_type=fields.pop("root_type", stat.S_IFDIR),
+        superblock=Superblock(fs_type=b"tmpfs"),
+        bind_source=BindSource(path=path),
+        **fields,
+    )
+
+
+def test_make_filesystems(directory: int) -> None:
+    """With the roots of its mounts, unless they are files or come with the deleted ones.
+
+    And with the directories that sockets are to be bound in.
+    """
+    node = Node(filesystem=7, path=b"a/file", mode=stat.S_IFREG | 0o600, inode=Inode(size=5))
+    found = records(
+        directory,
+        mount(1, b"b/c"),
+        mount(2, b"file", root_type=stat.S_IFREG),
+        mount(3, b"gone", root_deleted=1),
+        node,
+        BoundSocket(id=1, mnt_id=1, name=b"of/socket", directory=b"d"),
+        BoundSocket(id=2, mnt_id=3, name=b"/absolute/socket", directory=b"nowhere"),
+        options="size=1m",
+    )
+    with support.opened(Path("/proc"), os.O_PATH) as proc:
+        means = Means(-1, True, proc=proc)
+        with namespaces.PrivateNamespace():
+            make_filesystems(found, means, {})
+            (top,) = means.tops.values()
+            assert sorted(os.listdir(f"/proc/self/fd/{top}")) == ["a", "b"]
+            assert os.listdir(f"/proc/self/fd/{top}/b/c/d") == ["of"]
+            assert os.fstatvfs(top).f_blocks * os.fstatvfs(top).f_frsize > 1 << 20
+            settle_filesystems(found, means)
+            assert os.fstatvfs(top).f_blocks * os.fstatvfs(top).f_frsize == 1 << 20
+            os.close(top)
