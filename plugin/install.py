@@ -24,7 +24,8 @@ import build
 
 sys.path.append(str(build.PACKAGE.parent))
 
-from criu_detached.command import check, runtimes
+from criu_detached.command import built, runtimes
+from criu_detached.command.writers import writers
 
 COMMAND = "criu-detached"
 SHIM = "criu_detached.so"
@@ -107,7 +108,7 @@ def install(target: Target) -> None:
 def _tell_runtimes(target: Target, names: list[str]) -> None:
     """Write the runtimes' settings, and say what was done."""
     for name in names:
-        if target.libdir == check.DEFAULT_LIB:
+        if target.libdir == built.DEFAULT_LIB:
             print(f"{name} needs no setting: CRIU looks into {target.libdir} by itself")
         else:
             print(runtimes.add_libdir(name, target.libdir, target.settings))
@@ -119,7 +120,7 @@ def _refuse_writers(libdir: Path) -> None:
     while not existing.exists():
         existing = existing.parent
     linked = map(Path, build.extension_modules().values())
-    found = list(check.writers([existing, *linked]))
+    found = list(writers([existing, *linked]))
     if found:
         raise InstallError(
             f"{found[0]}: criu runs as root the code that lies there; chown root it and chmod go-w"
@@ -195,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--libdir",
         type=_absolute,
-        default=check.DEFAULT_LIB,
+        default=built.DEFAULT_LIB,
         help="CRIU's plugin directory (default: %(default)s)",
     )
     made.add_argument(

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from criu_detached.command import check, engines
+from criu_detached.command import built, check, engines, programs
+from criu_detached.command.line import FAIL, Line
 from criu_detached.errors import DetachedError
 
 
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     checking.add_argument(
         "--lib",
         type=Path,
-        default=check.default_lib(),
+        default=built.default_lib(),
         metavar="DIR",
         help="the plugin directory (default: %(default)s)",
     )
@@ -67,21 +68,21 @@ def main(arguments: list[str] | None = None) -> int:
     if given[:1] == ["install"] or given[:1] == ["uninstall"]:
         return _install(given[0], given[1:])  # these options are the installer's
     options = parser().parse_args(given)
-    _become_installed(options.lib if options.command == "check" else check.DEFAULT_LIB, given)
+    _become_installed(options.lib if options.command == "check" else built.DEFAULT_LIB, given)
     if options.command == "show":
         return _show(options.images)
     status = 0
     for line in _checks(options.lib.absolute(), options.criu):
         print(line, flush=True)
-        if line.state == check.FAIL:
+        if line.state == FAIL:
             status = 1
     return status
 
 
-def _checks(lib: Path, criu: str | None) -> Iterator[check.Line]:
+def _checks(lib: Path, criu: str | None) -> Iterator[Line]:
     yield from check.check(lib, criu)
     # Runtimes take the criu that is in PATH.
-    yield from engines.check_engines(lib, check.find_criu(None))
+    yield from engines.check_engines(lib, programs.find_criu(None))
 
 
 def _become_installed(lib: Path, arguments: list[str]) -> None:

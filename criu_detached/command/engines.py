@@ -7,8 +7,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from criu_detached.command import check, runtimes
-from criu_detached.command.check import OK, WARN, Line
+from criu_detached.command import built, programs, runtimes
+from criu_detached.command.line import OK, WARN, Line
 
 CONTAINERS = (Path("/usr/share/containers"), Path("/etc/containers"))  # the later one wins
 IPTABLES = "iptables-restore"  # iptables_network_lock_internal in CRIU's net.c
@@ -21,11 +21,13 @@ def check_engines(lib: Path, criu: str | None) -> Iterator[Line]:
         lib: the plugin directory.
         criu: the program that is in the runtimes' PATH, if any.
     """
-    with_criu = f"with {criu}, version {check.criu_version(criu)}" if criu else "but finds no criu"
-    found = [name for name in runtimes.RUNTIMES if check.find_program(name)]
+    with_criu = (
+        f"with {criu}, version {programs.criu_version(criu)}" if criu else "but finds no criu"
+    )
+    found = [name for name in runtimes.RUNTIMES if programs.find_program(name)]
     for runtime in found:
         yield _check_runtime(runtime, lib, with_criu)
-    if check.find_program("podman"):
+    if programs.find_program("podman"):
         used = podman_runtime()
         if used in runtimes.RUNTIMES:
             below = _check_runtime(used, lib, with_criu)
@@ -52,20 +54,20 @@ def podman_runtime() -> str:
             found = str(engine.get("runtime", found))
     if found:
         return Path(found).name
-    return next((name for name in ("crun", "runc") if check.find_program(name)), "no runtime")
+    return next((name for name in ("crun", "runc") if programs.find_program(name)), "no runtime")
 
 
 def _check_runtime(runtime: str, lib: Path, with_criu: str) -> Line:
     lacking = _lacking(runtime)
     if lacking:
         return Line(WARN, runtime, f"cannot checkpoint at all: {lacking}")
-    place, why = check.DEFAULT_LIB, "CRIU's default"
+    place, why = built.DEFAULT_LIB, "CRIU's default"
     for source in _sources(runtime):
         named = runtimes.libdir_of(source)
         if named is not None:
             place, why = named, f"{source} says so"
             break
-    if not (place / check.PARTS[0]).exists():
+    if not (place / built.PARTS[0]).exists():
         return Line(
             WARN,
             runtime,
@@ -94,7 +96,7 @@ def _sources(runtime: str) -> tuple[Path, Path]:
 def _check_network(found: list[str]) -> Line:
     """Can CRIU lock the network of a container that has one of its own?"""
     subject = "network"
-    if check.find_program(IPTABLES):
+    if programs.find_program(IPTABLES):
         return Line(OK, subject, f"containers' networks are locked by {IPTABLES}")
     if all(
         any(runtimes.setting(file, "network-lock") for file in _sources(name)) for name in found

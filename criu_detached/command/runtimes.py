@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from criu_detached.command import check
+from criu_detached.command import programs
+from criu_detached.command.writers import writers
 
 SETTINGS = Path("/etc/criu")
 RUNTIMES = ("runc", "crun")
@@ -65,7 +66,7 @@ def crun_hands_file() -> bool:
 
 def said_of_itself(runtime: str) -> str:
     """Return what a runtime says of its version; nothing when it is not installed or fails."""
-    program = check.find_program(runtime)
+    program = programs.find_program(runtime)
     if not program:
         return ""
     try:
@@ -177,7 +178,7 @@ def _refuse_writers(file: Path) -> None:
     existing = file
     while not existing.exists():
         existing = existing.parent
-    found = list(check.writers([existing]))
+    found = list(writers([existing]))
     if found:
         raise SettingsError(
             f"{found[0]}: it says what code criu runs as root; chown root it and chmod go-w it"

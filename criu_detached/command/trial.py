@@ -3,7 +3,7 @@
 
 Run as ``unshare --mount --propagation private python3 -I trial.py CRIU LIB WORK``, so the
 machine sees none of its mounts. It prints a report as JSON and judges nothing (see
-check.py). This file is a script: it imports the standard library alone.
+judge.py). This file is a script: it imports the standard library alone.
 
 A PID namespace of its own would spare it the cleaning up, but would be no true trial: from
 within one, the kernel shows no other mount namespaces (may_see_all_namespaces).

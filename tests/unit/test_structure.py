@@ -7,6 +7,7 @@ import ast
 import posix
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import _cffi_backend
@@ -122,6 +123,15 @@ def test_directions() -> None:
             if full.startswith("criu_detached.")
         }
         assert parts & {"dump", "restore", "command"} <= known, name
+
+
+def test_packages_are_named() -> None:
+    """What pip installs is named in pyproject.toml, and has each folder."""
+    root = Path(__file__).resolve().parents[2]
+    named = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in freeze.PACKAGE.rglob("__init__.py")}
+    found = {".".join(folder.relative_to(freeze.PACKAGE.parent).parts) for folder in folders}
+    assert set(named) == {*found, "criu_detached.plugin"}
 
 
 def uses_of(module: str) -> set[str]:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from criu_detached.command import check, engines, runtimes
-from criu_detached.command.check import OK, WARN, Line
+from criu_detached.command import built, engines, programs, runtimes
+from criu_detached.command.line import OK, WARN, Line
 
 SAID = "crun version 1.28\n+SYSTEMD +CRIU +YAJL\n"
 
@@ -18,15 +18,15 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with runc, crun, podman on runc, and the plugin in tmp_path/lib."""
     monkeypatch.setattr(runtimes, "SETTINGS", tmp_path)
     monkeypatch.setattr(runtimes.settings_file, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(check, "DEFAULT_LIB", tmp_path / "default")
-    monkeypatch.setattr(check, "find_program", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(check, "criu_version", lambda program: "4.2.1")
+    monkeypatch.setattr(built, "DEFAULT_LIB", tmp_path / "default")
+    monkeypatch.setattr(programs, "find_program", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(programs, "criu_version", lambda program: "4.2.1")
     monkeypatch.setattr(engines, "CONTAINERS", (tmp_path / "share", tmp_path))
     (tmp_path / "containers.conf").write_text('[engine]\nruntime = "/usr/bin/runc"\n')
     monkeypatch.setattr(runtimes, "said_of_itself", lambda name: SAID)
     monkeypatch.setattr(runtimes, "libcriu", lambda: SimpleNamespace(criu_set_config_file=print))
     (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / check.PARTS[0]).touch()
+    (tmp_path / "lib" / built.PARTS[0]).touch()
     return tmp_path
 
 
@@ -76,7 +76,7 @@ def test_crun_with_an_older_library(ground: Path, monkeypatch: pytest.MonkeyPatc
 def test_network_lock(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without iptables each runtime has to be told of another way."""
     found = ["runc", "crun"]
-    monkeypatch.setattr(check, "find_program", lambda name: name if name in found else None)
+    monkeypatch.setattr(programs, "find_program", lambda name: name if name in found else None)
 
     def network() -> Line:
         return list(engines.check_engines(ground / "lib", None))[-1]
@@ -101,5 +101,5 @@ def test_runtime_of_podman(ground: Path) -> None:
 
 
 def test_check_without_runtimes(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "find_program", lambda name: None)
+    monkeypatch.setattr(programs, "find_program", lambda name: None)
     assert not list(engines.check_engines(ground / "lib", None))

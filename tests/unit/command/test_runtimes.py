@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from criu_detached.command import check, runtimes
+from criu_detached.command import programs, runtimes
 
 LIB = Path("/opt/criu")
 CRUN_HANDS_FILE = runtimes.crun_hands_file  # which most tests replace
@@ -18,7 +18,7 @@ OTHERS = b"network-lock nftables\n# libdir /not/this\ntcp-established"  # no new
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only root may write here, and crun is a new one."""
-    monkeypatch.setattr(check, "writers", lambda paths: [])
+    monkeypatch.setattr(runtimes, "writers", lambda paths: [])
     monkeypatch.setattr(runtimes, "crun_hands_file", lambda: True)
 
 
@@ -77,7 +77,7 @@ def test_path_that_cannot_be_written(tmp_path: Path, path: str) -> None:
 
 
 def test_settings_that_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "writers", lambda paths: [f"{tmp_path} is writable by everyone"])
+    monkeypatch.setattr(runtimes, "writers", lambda paths: [f"{tmp_path} is writable by everyone"])
     with pytest.raises(runtimes.SettingsError, match=r"writable by everyone.*chmod go-w"):
         runtimes.add_libdir("runc", LIB, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -134,7 +134,7 @@ def test_said_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     program.write_text("#!/bin/sh\necho version 1.21\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(check, "SBIN", "")
+    monkeypatch.setattr(programs, "SBIN", "")
     assert runtimes.said_of_itself("crun") == "version 1.21\n"
     program.write_text("#!/bin/sh\necho version 1.21\nexit 1\n")
     assert runtimes.said_of_itself("crun") == ""
