@@ -99,6 +99,18 @@ def dump_bound_socket(fd: int, name: Any, facts: Any, answer: Any) -> int:
 
 
 @ffi.def_extern(error=_REFUSE, onerror=_unexpected)
+def dump_peer(name: Any) -> int:
+    """Return -ENOTSUP for a socket outside of the dump that a restore will find, else _REFUSE."""
+    text: bytes = ffi.string(name)
+    try:
+        _the_dump().check_peer(text)
+        return -errno.ENOTSUP
+    except DetachedError as error:
+        log.error(f"can't dump a unix socket that is connected to {quote(text)}: {error}")
+        return _REFUSE
+
+
+@ffi.def_extern(error=_REFUSE, onerror=_unexpected)
 def dump_thread_file(fd: int, link: Any, facts: Any, whose: Any) -> int:
     """Return _REFUSE when what a thread has for itself is on a detached mount, else _LEAVE."""
     if not _the_dump().is_detached(fd, facts):

@@ -16,7 +16,7 @@
 /* --- criu/include/criu-plugin.h --- */
 
 enum { STAGE_DUMP, STAGE_PRE_DUMP, STAGE_RESTORE };
-enum { HOOK_DUMP_EXT_FILE = 2, HOOK_RESTORE_EXT_FILE = 3, MAX_HOOKS };
+enum { HOOK_DUMP_UNIX_SK, HOOK_DUMP_EXT_FILE = 2, HOOK_RESTORE_EXT_FILE = 3, MAX_HOOKS };
 
 struct plugin_descriptor {
 	const char *name;

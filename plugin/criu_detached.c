@@ -50,6 +50,7 @@ __attribute__((visibility("default"))) struct plugin_descriptor CR_PLUGIN_DESC =
 	.version = 0x000200, /* 0.2.0 */
 	.max_hooks = MAX_HOOKS,
 	.hooks = {
+		[HOOK_DUMP_UNIX_SK] = dump_unix_sk,
 		[HOOK_DUMP_EXT_FILE] = dump_ext_file,
 		[HOOK_RESTORE_EXT_FILE] = restore_ext_file,
 	},

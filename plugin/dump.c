@@ -15,6 +15,7 @@
 #include "dump_watches.h"
 #include "embedded.h"
 #include "log.h"
+#include "socket_names.h"
 #include "steer.h"
 
 #define RECORD_FILE "criu-detached.img"
@@ -50,7 +51,7 @@ static const struct steering flush_steering[] = {
 	{ "openat64", steered_openat },
 };
 
-/* --- the hook --- */
+/* --- the hooks --- */
 
 static bool is_fs_context(int fd)
 {
@@ -77,6 +78,32 @@ int dump_ext_file(int fd, int id)
 	if (!S_ISBLK(facts.mode) && !S_ISCHR(facts.mode))
 		return -ENOTSUP;
 	return start_python() ? -ENOTSUP : python.dump_ext_file(fd, id, &facts);
+}
+
+static int has_id(struct external *ext, void *id)
+{
+	return !strcmp(ext->id, id);
+}
+
+/* The user will give CRIU the socket itself at restore (--external unix[...]). */
+static bool is_inherited(int ino)
+{
+	char id[32];
+
+	snprintf(id, sizeof(id), "unix[%u]", (unsigned int)ino);
+	return criu.external_for_each_type("unix", has_id, id) != 0;
+}
+
+int dump_unix_sk(int fd, int ino)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof(addr);
+	char name[SOCKET_NAME_SIZE];
+
+	if (!ready || getpeername(fd, (struct sockaddr *)&addr, &len) ||
+	    !socket_name_in((struct sockaddr *)&addr, len, name) || is_inherited(ino))
+		return -ENOTSUP;
+	return start_python() ? -ENOTSUP : python.dump_peer(name);
 }
 
 /* --- init and exit --- */

@@ -20,6 +20,9 @@ int pre_dump_init(const char *missing);
 /** dump_ext_file - the hook DUMP_EXT_FILE; -ENOTSUP: not ours */
 int dump_ext_file(int fd, int id);
 
+/** dump_unix_sk - the hook DUMP_UNIX_SK, of a socket whose peer is not dumped; -ENOTSUP: go on */
+int dump_unix_sk(int fd, int ino);
+
 /**
  * dump_exit - write what was not yet written, when the dump succeeded
  * @ret: of the dump

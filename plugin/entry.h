@@ -14,6 +14,7 @@ int dump_ext_file(int fd, int id, const struct file_facts *facts);
 int dump_thread_file(int fd, const char *link, const struct file_facts *facts, const char *whose);
 int dump_bound_socket(int fd, const char *name, const struct file_facts *facts,
 		      struct socket_answer *answer);
+int dump_peer(const char *name);
 int dump_watches(void);
 int dump_deleted_watched(int fd);
 int pre_dump_watches(void);

@@ -54,6 +54,8 @@ struct embedded {
 	/* the record's id, 0 when the file is CRIU's business, or -1 */
 	int (*dump_bound_socket)(int fd, const char *name, const struct file_facts *facts,
 				 struct socket_answer *answer);
+	/* a socket outside of the dump that one is connected to: -ENOTSUP, or -1 */
+	int (*dump_peer)(const char *name);
 	int (*dump_watches)(void); /* CRIU has found a watched inode on no mount */
 	/* 1 when a deleted file is watched that will be made anew, 0, or -1 */
 	int (*dump_deleted_watched)(int fd);

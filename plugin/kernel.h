@@ -37,7 +37,7 @@ int sys_fs_uuid(int fd, unsigned char *uuid);
 /* 1 when one of this process's unix sockets is connected to a name that ends so, else 0. */
 int sys_has_peer(const char *end);
 /* An O_PATH fd of the file that another process's unix socket is bound to. */
-int sys_bound_file(int pid_fd, int fd);
+int sys_bound_file(int pid_fd, int fd, const char *name);
 /* 0 when two tasks share what the type names, else another number. */
 int sys_kcmp(int tid, int other, int type);
 

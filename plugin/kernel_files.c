@@ -191,8 +191,20 @@ int sys_has_peer(const char *end)
 	return found;
 }
 
-/* An O_PATH fd of the file that another process's unix socket is bound to. */
-int sys_bound_file(int pid_fd, int fd)
+static bool has_name(int sk, const char *name)
+{
+	struct sockaddr_un addr = { 0 };
+	socklen_t len = sizeof(addr);
+
+	return !getsockname(sk, (struct sockaddr *)&addr, &len) &&
+	       !strncmp(addr.sun_path, name, sizeof(addr.sun_path));
+}
+
+/*
+ * An O_PATH fd of the file that another process's unix socket is bound to; of sockets with
+ * another name than a given one it is not asked for.
+ */
+int sys_bound_file(int pid_fd, int fd, const char *name)
 {
 	int file, sk = syscall(NR_pidfd_getfd, pid_fd, fd, 0), domain = 0;
 	socklen_t len = sizeof(domain);
@@ -202,8 +214,10 @@ int sys_bound_file(int pid_fd, int fd)
 	/* Sockets of other families have requests of the same number. */
 	if (getsockopt(sk, SOL_SOCKET, SO_DOMAIN, &domain, &len))
 		file = -errno;
+	else if (domain != AF_UNIX)
+		file = -EAFNOSUPPORT;
 	else
-		file = domain == AF_UNIX ? or_errno(ioctl(sk, SIOCUNIXFILE_)) : -EAFNOSUPPORT;
+		file = *name && !has_name(sk, name) ? -ENOENT : or_errno(ioctl(sk, SIOCUNIXFILE_));
 	close(sk);
 	return file;
 }

@@ -145,6 +145,7 @@ __attribute__((visibility("default"))) int criu_detached_start(const struct criu
 		.dump_link = dump_plain_link,
 		.dump_ext_file = dump_ext_file,
 		.dump_bound_socket = dump_bound_socket,
+		.dump_peer = dump_peer,
 		.dump_watches = dump_watches,
 		.dump_deleted_watched = dump_deleted_watched,
 		.pre_dump_watches = pre_dump_watches,

@@ -130,6 +130,24 @@ class Dump:
             self._recording.writer().bound_socket(new)
         return answer
 
+    def check_peer(self, name: bytes) -> None:
+        """See whether a restore will find a socket outside of the dump that CRIU connects to.
+
+        Args:
+            name: that it is bound to.
+
+        Raises:
+            DetachedError: it is on a detached mount.
+        """
+        from criu_detached.dump.peers import check_peer  # few dumps need it
+
+        dumped = self._finder.dumped_pids() if self._host.dumps_mount_namespace() else []
+        root = os.open(f"/proc/{dumped[0]}/root" if dumped else "/", kernel.O_PATH)
+        try:
+            check_peer(name, root, self.is_detached)
+        finally:
+            os.close(root)
+
     def find_watched(self) -> None:
         """Take note of watched files, one of which CRIU has found on no mount.
 

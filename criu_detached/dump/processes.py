@@ -194,8 +194,26 @@ def all_files(pid: int, more: str = "") -> Iterator[int]:
     yield from _bound_files(pid)
 
 
-def _bound_files(pid: int) -> Iterator[int]:
-    """Open, for a moment each, the files that the unix sockets of a process are bound to."""
+def files_bound_to(name: bytes) -> Iterator[int]:
+    """Yield an O_PATH fd of each file that a socket of a name is bound to; it is closed after.
+
+    Those of dumped processes are left out.
+
+    Args:
+        name: as the socket was bound to it.
+    """
+    for pid in process_ids():
+        if not is_traced(pid):
+            yield from _bound_files(pid, name)
+
+
+def _bound_files(pid: int, bound: bytes = b"") -> Iterator[int]:
+    """Open, for a moment each, the files that the unix sockets of a process are bound to.
+
+    Args:
+        pid: the process.
+        bound: the name of those that are wanted; empty: all.
+    """
     sockets = [name for name in below(pid, "fd") if _is_socket(f"/proc/{pid}/fd/{name}")]
     if not sockets:
         return
@@ -206,7 +224,7 @@ def _bound_files(pid: int) -> Iterator[int]:
     try:
         for name in sockets:
             try:
-                fd = tasks.bound_file(pid_fd, int(name))
+                fd = tasks.bound_file(pid_fd, int(name), bound)
             except OSError:
                 continue
             try:

@@ -28,17 +28,18 @@ def fd_of_process(pid: int, number: int) -> int:
         os.close(process)
 
 
-def bound_file(pid_fd: int, fd: int) -> int:
+def bound_file(pid_fd: int, fd: int, name: bytes = b"") -> int:
     """Open the file that a unix socket of another process is bound to (O_PATH).
 
     Args:
         pid_fd: the process, as pidfd_open(2) gives it.
         fd: the socket, in that process.
+        name: that it has to be bound to; empty: any.
 
     Raises:
-        OSError: it is none, or bound to no file, or the process has ended.
+        OSError: it is none, or bound to no file or another name, or the process has ended.
     """
-    return checked(lib.sys_bound_file(pid_fd, fd), "pidfd_getfd or SIOCUNIXFILE")
+    return checked(lib.sys_bound_file(pid_fd, fd, name), "pidfd_getfd or SIOCUNIXFILE")
 
 
 def shares_files(tid: int, other: int) -> bool:

@@ -71,6 +71,7 @@ LATE = {
     ("entry", "pre_dump_watches"),
     ("entry", "restore_init"),
     ("dump.dump", "_the_contents"),
+    ("dump.dump", "check_peer"),
     ("dump.dump", "_the_sockets"),
     ("dump.dump", "_the_watched"),
     ("dump.files", "_the_describer"),
