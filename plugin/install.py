@@ -108,10 +108,7 @@ def install(target: Target) -> None:
 def _tell_runtimes(target: Target, names: list[str]) -> None:
     """Write the runtimes' settings, and say what was done."""
     for name in names:
-        if target.libdir == built.DEFAULT_LIB:
-            print(f"{name} needs no setting: CRIU looks into {target.libdir} by itself")
-        else:
-            print(runtimes.add_libdir(name, target.libdir, target.settings))
+        print(runtimes.add_libdir(name, target.libdir, target.settings))
 
 
 def _refuse_writers(libdir: Path) -> None:
@@ -232,6 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
             uninstall(target)
             print(f"criu-detached is not in {target.directory} any more")
         else:
+            for name in options.runtime:
+                runtimes.refuse_libdir(name, target.libdir, target.settings)
             install(target)
             _tell_runtimes(target, options.runtime)
             print(f"installed into {target.directory}; now run: {target.command} check")

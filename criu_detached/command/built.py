@@ -9,7 +9,9 @@ from criu_detached.command.line import FAIL, OK, Line
 
 # Where CRIU looks without --libdir and CRIU_LIBS_DIR, as Debian builds it (CR_PLUGIN_DEFAULT)
 DEFAULT_LIB = Path("/usr/lib/criu")
-REBUILD = "build it again with make plugin or make install"
+REBUILD = "build it again with make plugin, make install or criu-detached install"
+INSTALL = "install it (make install, or criu-detached install after pip)"
+
 # What CRIU and the command begin with; that all else is there is shown by the trial.
 PARTS = (
     "criu_detached.so",
@@ -36,8 +38,8 @@ def check_parts(lib: Path) -> Line:
         return Line(
             FAIL,
             "plugin",
-            f"there is none in {lib}: make install puts it into {DEFAULT_LIB}; where make plugin"
-            " built it, name the directory with --lib DIR",
+            f"there is none in {lib}: {INSTALL}, or name the directory that it is in with --lib"
+            " DIR",
         )
     if missing:
         return Line(FAIL, "plugin", f"{lib} lacks {', '.join(missing)}: {REBUILD}")

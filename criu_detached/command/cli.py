@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from criu_detached.command import built, check, engines, programs
+from criu_detached.command import built, check, engines, programs, runtimes
 from criu_detached.command.line import FAIL, Line
 from criu_detached.errors import DetachedError
 
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     checking.add_argument(
         "--lib",
         type=Path,
-        default=built.default_lib(),
+        default=runtimes.installed_lib(built.default_lib()),
         metavar="DIR",
         help="the plugin directory (default: %(default)s)",
     )
@@ -68,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given[:1] == ["install"] or given[:1] == ["uninstall"]:
         return _install(given[0], given[1:])  # these options are the installer's
     options = parser().parse_args(given)
-    _become_installed(options.lib if options.command == "check" else built.DEFAULT_LIB, given)
+    default = runtimes.installed_lib(built.DEFAULT_LIB)
+    _become_installed(options.lib if options.command == "check" else default, given)
     if options.command == "show":
         return _show(options.images)
     status = 0
@@ -113,8 +114,11 @@ def _install(verb: str, arguments: list[str]) -> int:
 
 
 def _show(images: Path) -> int:
-    from criu_detached.command import show  # needs the compiled module
-
+    try:
+        from criu_detached.command import show  # needs the compiled module
+    except ImportError as error:
+        print(f"criu-detached: {error}: {built.INSTALL} first", file=sys.stderr)
+        return 1
     try:
         for line in show.show(images):
             print(line)

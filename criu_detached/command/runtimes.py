@@ -8,6 +8,7 @@ an older libcriu, hands none.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from criu_detached.command import programs
+from criu_detached.command.built import DEFAULT_LIB, PARTS
 from criu_detached.command.writers import writers
 
 SETTINGS = Path("/etc/criu")
@@ -115,7 +117,46 @@ def setting(file: Path, name: str) -> str:
     return found
 
 
+def installed_lib(default: Path, directory: Path = SETTINGS) -> Path:
+    """Return a directory that has the plugin: the default, else one that settings name.
+
+    Args:
+        default: what comes first, and is returned when no directory has it.
+        directory: where the settings files are.
+    """
+    found = [default]
+    for name in (*RUNTIMES, "default"):
+        with contextlib.suppress(OSError):
+            found.append(libdir_of(directory / f"{name}.conf") or default)
+    return next((lib for lib in found if (lib / PARTS[0]).exists()), default)
+
+
 # --- install and uninstall ---
+
+
+def refuse_libdir(runtime: str, libdir: Path, directory: Path = SETTINGS) -> Path:
+    """Return the settings file that a runtime's CRIU would be told of a plugin directory by.
+
+    Args:
+        runtime: "runc" or "crun".
+        libdir: the plugin directory.
+        directory: where the settings files are.
+
+    Raises:
+        SettingsError: other plugins are set there, or others than root can write the file.
+        OSError: it cannot be read.
+    """
+    file = settings_file(runtime, directory)
+    named = libdir_of(file)
+    if named not in (None, libdir):
+        raise SettingsError(
+            f"{file} names another plugin directory, {named}: install with --libdir {named}, or"
+            " remove that line"
+        )
+    if len(str(libdir).split()) != 1 or "#" in str(libdir):
+        raise SettingsError(f"{libdir}: CRIU's settings cannot name such a path")
+    _refuse_writers(file)
+    return file
 
 
 def add_libdir(runtime: str, libdir: Path, directory: Path = SETTINGS) -> str:
@@ -130,21 +171,14 @@ def add_libdir(runtime: str, libdir: Path, directory: Path = SETTINGS) -> str:
         What was done, for the user.
 
     Raises:
-        SettingsError: other plugins are set there, or others than root can write the file.
+        SettingsError: as refuse_libdir says.
         OSError: it cannot be written.
     """
-    file = settings_file(runtime, directory)
-    named = libdir_of(file)
-    if named == libdir:
+    file = refuse_libdir(runtime, libdir, directory)
+    if libdir_of(file):
         return f"{file} has the line already: libdir {libdir}"
-    if named is not None:
-        raise SettingsError(
-            f"{file} names another plugin directory, {named}: install with --libdir {named}, or"
-            " remove that line"
-        )
-    if len(str(libdir).split()) != 1 or "#" in str(libdir):
-        raise SettingsError(f"{libdir}: CRIU's settings cannot name such a path")
-    _refuse_writers(file)
+    if libdir == DEFAULT_LIB:
+        return f"{runtime} needs no setting: CRIU looks into {libdir} by itself"
     old = file.read_bytes() if file.exists() else None
     mark = MADE if old is None else ADDED
     _write(file, f"{mark}\nlibdir {libdir}\n".encode() + (old or b""))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.options import IMAGES_FILE, SOURCE, Options, escape, place_of
-from criu_detached.recordfile import Records, damaged, read_records
+from criu_detached.recordfile import NAME, Records, damaged, read_records
 from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
 from criu_detached.wire import WireError
 
@@ -41,6 +41,11 @@ def show(images: Path) -> list[str]:
             f"can't open {quote(os.fsencode(images))}: {reason(error.errno or 0)}"
         ) from error
     try:
+        if NAME not in os.listdir(directory):
+            raise DetachedError(
+                f"{NAME} is missing from {quote(os.fsencode(images))}: no process had a file on a"
+                " detached mount, or this is not the directory of the images"
+            )
         records = read_records(directory)
         options = Options(directory, [])
     finally:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from criu_detached.command.built import REBUILD
+from criu_detached.command.built import INSTALL
 from criu_detached.command.line import FAIL, OK, WARN, Line
 
 
@@ -91,6 +91,6 @@ def _not_built(subject: str, error: ImportError) -> Line:
     return Line(
         FAIL,
         subject,
-        f"not known, for the plugin's compiled module is missing ({error}): {REBUILD},"
-        " and run the criu-detached command that lies in the built plugin",
+        f"not known, for the plugin's compiled module is missing ({error}): {INSTALL}, and name"
+        " its directory with --lib DIR if it is another one",
     )

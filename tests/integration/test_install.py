@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import MakeScenario
+from .conftest import MakeContainer, MakeScenario
 from .harness import kernel
+from .harness.engines import CRIU_SETTINGS
 from .harness.placement import CONTENT, Placement
 from .harness.programs import hold_file
 
@@ -127,40 +128,69 @@ def test_uninstall_from_destdir(staged: Path, tmp_path: Path) -> None:
     assert listing(copy) == {"usr", "usr/bin", "usr/lib"}
 
 
-def test_pip(default_dir: Path, tmp_path: Path) -> None:
-    """Installed by pip into an environment, then by its command for crun, and taken away."""
-    copy = tmp_path / "checkout"
+@pytest.fixture(scope="module")
+def installed_by_pip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The command criu-detached in an environment; what it was installed from is gone."""
+    place = tmp_path_factory.mktemp("pip")
+    copy, environment = place / "checkout", place / "environment"
     names = ("criu_detached", "plugin", "pyproject.toml", "README.md", "LICENSE")
     copy.mkdir()
     for name in names:
         source = CHECKOUT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
-    environment = tmp_path / "environment"
     run("python3", "-m", "venv", "--system-site-packages", str(environment))
     pip = [str(environment / "bin/python3"), "-m", "pip", "install", "--quiet"]
     run(*pip, "--no-build-isolation", "--no-deps", "--no-index", str(copy))
     shutil.rmtree(copy)
+    return str(environment / "bin/criu-detached")
 
+
+def test_pip(default_dir: Path, tmp_path: Path, installed_by_pip: str) -> None:
+    """The command installs the plugin for crun, finds it where the settings say, removes it."""
+    command, lib = installed_by_pip, tmp_path / "lib"
     kernel.mount("settings", Path("/etc/criu"), "tmpfs", 0, "mode=755")
     try:
-        command = str(environment / "bin/criu-detached")
-        lib = tmp_path / "lib"
+        said = run(command, "show", str(tmp_path), status=1)
+        assert "install it" in said and len(said.splitlines()) == 1
         said = run(command, "install", "--libdir", str(lib), "--runtime", "crun")
         found = re.search(rf"made (/etc/criu/(?:crun|default).conf): libdir {lib}\n", said)
         assert found, said
         settings = Path(found[1])
-        said = run(command, "check", "--lib", str(lib))
+        said = run(command, "check")
         assert f"crun: loads the plugin from {lib} ({settings} says so) with /usr/sbin/criu" in said
         if settings.name == "crun.conf":
             assert f"runc: does not load the plugin: it is not in {default_dir}" in said
+        assert str(tmp_path) in run(command, "show", str(tmp_path), status=1)
         run(command, "uninstall", "--libdir", str(lib))
         assert not settings.exists() and not lib.exists()
     finally:
         kernel.umount2(Path("/etc/criu"), kernel.MNT_DETACH)
 
 
-def run(*command: str) -> str:
-    """Run a command that has to work; returns what it said."""
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert not done.returncode, done.stdout + done.stderr
+def test_pip_container(container: MakeContainer, tmp_path: Path, installed_by_pip: str) -> None:
+    """What else runc has in its settings stays, and is there afterwards."""
+    settings = CRIU_SETTINGS / "runc.conf"
+    held = container("runc", Placement.HOST_SOURCE).start(hold_file)
+    before = settings.read_text()
+    where = ["--libdir", str(tmp_path / "lib")]
+    said = run(installed_by_pip, "install", *where, "--runtime", "runc")
+    assert f"changed {settings}: libdir" in said
+    held.cycle(plugin=False)
+    assert held.ask() == CONTENT
+    assert "bind source" in run(installed_by_pip, "show", str(held.images))
+    assert f"removed the line libdir {where[1]}" in run(installed_by_pip, "uninstall", *where)
+    assert settings.read_text() == before
+    held.checkpoint(plugin=False).failed("Can't lookup mount")
+
+
+def run(*command: str, status: int = 0) -> str:
+    """Run a command that has to end so; returns what it said."""
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == status, done.stdout
     return done.stdout

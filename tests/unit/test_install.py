@@ -150,6 +150,16 @@ def test_libdir(dest: Path) -> None:
     assert not shim.parent.exists()
 
 
+def test_settings_are_refused_first(dest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is installed that no runtime would load."""
+    settings = dest / "etc/criu"
+    settings.mkdir(parents=True)
+    (settings / "runc.conf").write_text("libdir /opt/cuda\n")
+    assert run(dest, "--runtime", "runc") == 1
+    assert "install with --libdir /opt/cuda" in capsys.readouterr().err
+    assert listing(dest) == {"etc", "etc/criu", "etc/criu/runc.conf"}
+
+
 def test_writable_target_is_refused(dest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dest.mkdir()
     dest.chmod(0o777)

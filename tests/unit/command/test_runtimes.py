@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from criu_detached.command import programs, runtimes
+from criu_detached.command.built import DEFAULT_LIB, PARTS
 
 LIB = Path("/opt/criu")
 CRUN_HANDS_FILE = runtimes.crun_hands_file  # which most tests replace
@@ -68,6 +69,27 @@ def test_another_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(runtimes.SettingsError, match="--libdir /opt/cuda"):
         runtimes.add_libdir("runc", LIB, tmp_path)
     assert file.read_text() == "libdir /opt/cuda\n"
+
+
+def test_default_directory(tmp_path: Path) -> None:
+    """It needs no setting, unless one names another directory."""
+    assert "needs no setting" in runtimes.add_libdir("runc", DEFAULT_LIB, tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runc.conf").write_text("libdir /opt/cuda\n")
+    with pytest.raises(runtimes.SettingsError, match="--libdir /opt/cuda"):
+        runtimes.add_libdir("runc", DEFAULT_LIB, tmp_path)
+
+
+def test_installed_lib(tmp_path: Path) -> None:
+    """Settings tell where the plugin is that is not in the default directory."""
+    default, other = tmp_path / "default", tmp_path / "other"
+    (tmp_path / "runc.conf").write_text("libdir /nowhere\n")
+    (tmp_path / "crun.conf").write_text(f"libdir {other}\n")
+    assert runtimes.installed_lib(default, tmp_path) == default
+    for directory in (other, default):
+        directory.mkdir()
+        (directory / PARTS[0]).touch()
+        assert runtimes.installed_lib(default, tmp_path) == directory
 
 
 @pytest.mark.parametrize("path", ["/opt/with blank", "/opt/#1"])

@@ -79,4 +79,4 @@ def test_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(system, "_kernel", absent)
     for line in (system.check_kernel(), system.check_calls()):
-        assert line.state == FAIL and "make plugin" in line.text
+        assert line.state == FAIL and "criu-detached install" in line.text
