@@ -70,6 +70,9 @@ ON_DISK = {
 # Of these a new superblock gives its files the power of who mounts it.
 OWNED = {OVERLAYFS_MAGIC, kernel.DEVPTS_SUPER_MAGIC, BPF_MAGIC}
 
+# What their files stand for: each file can be bind-mounted, and is the only one of its mount.
+HANDLES = {0x6E736673: "a namespace", 0x50494446: "a process"}  # nsfs, pidfs
+
 # Mounted again by their server alone.
 SERVED = {
     0x65735546: "FUSE",  # virtiofs as well

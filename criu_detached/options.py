@@ -120,9 +120,9 @@ class Options:
                 old, new = _two(value, separator, "two paths")
                 self.maps[_absolute(old)] = Source(_absolute(new), where)
             else:
-                raise DetachedError(f"there is no setting {quote(name)}")
+                raise DetachedError("there is no such setting")
         except DetachedError as error:
-            raise DetachedError(f"{where}: {error}") from error
+            raise DetachedError(f"{where}: {quote(name)}: {error}") from error
 
 
 def _two(value: bytes, separator: bytes | None, wanted: str) -> list[bytes]:
@@ -136,12 +136,14 @@ def _two(value: bytes, separator: bytes | None, wanted: str) -> list[bytes]:
 
 def _shown(value: bytes) -> str:
     """A value in a message, or that there is none."""
-    return quote(value) or "nothing"
+    return quote(value) or "an empty value"
 
 
 def _mount_id(text: bytes) -> int:
     if not text.isdigit() or len(text) > 10:
-        raise DetachedError(f"{_shown(text)} is no mount id (criu-detached show tells them)")
+        raise DetachedError(
+            f"{_shown(text)} is no mount id (CRIU's log and criu-detached show have them)"
+        )
     return int(text)
 
 

@@ -102,8 +102,8 @@ def _install(verb: str, arguments: list[str]) -> int:
             break
     else:
         print(
-            "criu-detached: the plugin's sources are not here: use make install or make uninstall"
-            " in a checkout",
+            f"criu-detached: the plugin's sources are not here: use make {verb} in a checkout, with"
+            " LIBDIR=DIR and RUNTIME=NAME for --libdir and --runtime",
             file=sys.stderr,
         )
         return 1

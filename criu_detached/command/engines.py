@@ -71,7 +71,8 @@ def _check_runtime(runtime: str, lib: Path, with_criu: str) -> Line:
         return Line(
             WARN,
             runtime,
-            f"does not load the plugin: it is not in {place} ({why}); put it there with"
+            f"does not load the plugin: it is not in {place} ({why}); put it there with make"
+            f" install LIBDIR={place} in a checkout, or, where pip installed it, with"
             f" criu-detached install --libdir {place}",
         )
     other = "" if place.exists() and lib.exists() and place.samefile(lib) else ", not the one above"

@@ -14,6 +14,7 @@ import os
 
 from criu_detached import kernel, mountinfo
 from criu_detached.dump import treeview
+from criu_detached.fstypes import HANDLES
 from criu_detached.kernel import namespaces, statmount
 from criu_detached.kernel.statmount import StatMount
 
@@ -29,8 +30,6 @@ _INTERNAL_MAGIC = {
     0x09041934,  # anon_inodefs
     0x50495045,  # pipefs
     0x534F434B,  # sockfs
-    0x6E736673,  # nsfs
-    0x50494446,  # pidfs
     0x5345434D,  # secretmem
     0x62646576,  # bdevfs
     0x444D4142,  # dma-buf
@@ -97,6 +96,9 @@ def _is_internal(fd: int) -> bool:
     magic = kernel.fstatfs(fd).magic
     if magic == _HUGETLBFS_MAGIC:
         return kernel.fstat(fd).dev in _hugetlb_devices()
+    if magic in HANDLES:
+        # Where one is bind-mounted its link is a path.
+        return not os.readlink(b"/proc/self/fd/%d" % fd).startswith(b"/")
     return magic in _INTERNAL_MAGIC
 
 

@@ -150,7 +150,7 @@ def _find_source(
     known = kind.statmount
     dev = known.sb_dev if known else facts.dev
     fs_type = known.fs_type if known else None
-    refusal = _no_source(name.path, kind)
+    refusal = _no_source(name, kind)
     wanted = known.root_path if known else None
     for source in candidates(dev, fs_type, magic, wanted):
         with source:
@@ -337,14 +337,22 @@ def mount_attributes_of(fd: int, kind: Kind) -> int:
     return attr
 
 
-def _no_source(path: bytes, kind: Kind) -> str:
-    what = f"the file {quote(path)}"
+def _no_source(name: Name, kind: Kind) -> str:
+    what = f"the file {quote(name.path)}"
     if kind.statmount:
         what = (
             f"{quote(kind.statmount.mnt_root)} of this {quote(kind.statmount.fs_type)} filesystem"
         )
+    elif name.deleted:
+        return (
+            f"no attached mount shows where {what} was deleted from: before Linux 7.0 it is found"
+            " only while a file that is not deleted is open on the same mount: open one, or close"
+            " this one"
+        )
+    elif name.path == paths.ROOT:
+        what = "the root of its mount"
     return (
-        f"no attached mount shows {what} where criu runs or in the dumped namespaces:"
-        " mount the filesystem somewhere again, or close the file (it may be"
-        " hidden by another mount, or on a filesystem that is mounted nowhere)"
+        f"no attached mount shows {what} where criu runs or in the dumped namespaces: mount the"
+        " filesystem so that it is seen, or close the file (it may be hidden by another mount, or"
+        " on a filesystem that is mounted nowhere)"
     )

@@ -53,10 +53,13 @@ def attached_mount(dev: int) -> str | None:
     Args:
         dev: device of its superblock.
     """
-    for _, pids in processes.namespaces():
+    ours = os.stat("/proc/self/ns/mnt").st_ino
+    for ns, pids in processes.namespaces():
         for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
             if mount.dev == dev:
-                return f"{quote(mount.mountpoint)} in the mount namespace of process {pid}"
+                other = f"in the mount namespace of process {pid}"
+                where = "where criu runs" if ns == ours else other
+                return f"{quote(mount.mountpoint)} {where}"
     try:
         for ns_id in namespaces.mount_ns_ids():
             if dev in statmount.superblocks_in_ns(ns_id):

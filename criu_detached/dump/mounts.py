@@ -12,7 +12,7 @@ from criu_detached.dump.describe import DetachedMount, describe_mount
 from criu_detached.dump.external import ExternalMount
 from criu_detached.dump.processes import held_files
 from criu_detached.errors import DetachedError, quote
-from criu_detached.fstypes import SERVED
+from criu_detached.fstypes import HANDLES, SERVED
 from criu_detached.kernel import FileFacts
 from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Mount, is_in_namespace
 
@@ -134,6 +134,8 @@ class Mounts:
 
     def _new_mount(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
         kind = self._classifier.classify(fd, facts.mnt_id)
+        if kind.name in (classify.DETACHED, classify.ANONYMOUS):
+            _refuse_handle(fd)
         if kind.name == classify.ANONYMOUS:
             mounts = self._the_anonymous().describe(fd, link, facts)
             for mount in mounts:
@@ -216,6 +218,20 @@ class Mounts:
 
             self._sole_held = SoleHeld(self._host, self._recording.writer, self._contents())
         return self._sole_held
+
+
+def _refuse_handle(fd: int) -> None:
+    """Refuse a bind mount of a namespace: CRIU would fail at restore, as with an attached one.
+
+    It sets the position of all that is a regular file to it (open_path, criu/files-reg.c), and such
+    a file has none.
+    """
+    what = HANDLES.get(kernel.fstatfs(fd).magic)
+    if what is not None:
+        raise DetachedError(
+            f"it is {what} that was bind-mounted, which CRIU does not restore, be it attached or"
+            " not: close it"
+        )
 
 
 def _confine(mount: Mount) -> None:

@@ -173,6 +173,8 @@ def _entries(root: int, directory: bytes) -> list[tuple[bytes, int]]:
     try:
         with os.scandir(fd) as entries:
             return [(os.fsencode(entry.name), entry.inode()) for entry in entries]
+    except OSError:
+        return []  # procfs lets some be opened and not read
     finally:
         os.close(fd)
 

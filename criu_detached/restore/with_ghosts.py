@@ -7,7 +7,7 @@ import os
 
 from criu_detached import kernel, paths
 from criu_detached.attributes import needs_id_map
-from criu_detached.errors import DetachedError
+from criu_detached.errors import DetachedError, reason
 from criu_detached.records import Ghost, Mount
 from criu_detached.restore.ghosts import Workshop, depth
 from criu_detached.restore.inodes import give_attributes, give_owners
@@ -70,7 +70,9 @@ def realise_with_ghosts(
         return realised
     except OSError as error:
         let_go(realised)
-        raise DetachedError(f"can't make the deleted files of {where} again: {error}") from error
+        raise DetachedError(
+            f"can't make the deleted files of {where} again: {reason(error.errno or 0)}"
+        ) from error
     except DetachedError:
         let_go(realised)
         raise

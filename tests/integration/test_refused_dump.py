@@ -208,3 +208,56 @@ def test_process_in_procfs(scenario: MakeScenario) -> None:
 
     held = scenario(mount_source=mount_proc, populate=lambda source: None).start(hold_own_status)
     refused(held, "process in procfs")
+
+
+def hold_bound(task: Task, path: str) -> Check:
+    """A file that is bind-mounted by itself."""
+    fd = os.open(path, os.O_RDONLY)
+    task.points.append(path)
+    task.detach()
+    return lambda: os.readlink(f"/proc/self/fd/{fd}")
+
+
+def bound(held: Scenario, path: str) -> str:
+    """Bind-mount a file in the base directory, which the process sees."""
+    point = held.ground.base / "bound"
+    point.touch()
+    kernel.bind(Path(path), point)
+    return str(point)
+
+
+def test_ended_process_in_procfs(scenario: MakeScenario) -> None:
+    """It is looked for in all of procfs, where even root may not read everything."""
+    held = scenario()
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        path = bound(held, f"/proc/{process.pid}/status")
+    finally:
+        process.kill()
+        process.wait()
+    refused(held.start(hold_bound, path=path), "no attached mount shows")
+
+
+def test_namespace(scenario: MakeScenario) -> None:
+    """As ``ip netns delete`` leaves it to those who have it open; one more mount of it is there."""
+    held = scenario()
+    path = bound(held, "/proc/self/ns/uts")
+    held.start(hold_bound, path=path)
+    kept = bound(held, "/proc/self/ns/uts")
+    try:
+        refused(held, "a namespace that was bind-mounted.*close it")
+    finally:
+        kernel.umount2(Path(kept))
+
+
+def test_namespace_attached(scenario: MakeScenario) -> None:
+    """CRIU finds out at restore, too late."""
+    held = scenario(attached=True)
+    path = bound(held, "/proc/self/ns/uts")
+    try:
+        held.start(hold_bound, path=path)
+        held.dump(plugin=False).succeeded()
+        held.restore(plugin=False).failed("Illegal seek")
+        held.assert_gone()
+    finally:
+        kernel.umount2(Path(path))

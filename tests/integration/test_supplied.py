@@ -274,7 +274,7 @@ def test_refused(scenario: MakeScenario, elsewhere: Path) -> None:
         f"source {name} {written(tree)}/dir": "can't open file on mount",
         "map /tree": "is not two paths",
         "external some": "some is no mount id",
-        "supply 1 /": "there is no setting supply",
+        "supply 1 /": "supply: there is no such setting",
     }.items():
         settings(held, line)
         run = held.restore().failed(f"criu-detached: .*{why}")

@@ -98,7 +98,7 @@ class SoleHeld:
         on_device = os.major(device) or magic == BTRFS_MAGIC
         where = None if on_device else attached_mount(device)
         if where is not None:
-            raise DetachedError(f"{error}; the filesystem is mounted at {where}")
+            raise DetachedError(f"{error}; its filesystem is mounted at {where}")
         if magic in IN_MEMORY:
             return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
         if magic in SERVED:
