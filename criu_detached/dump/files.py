@@ -16,7 +16,7 @@ from criu_detached.errors import DetachedError, quote
 from criu_detached.fstypes import SERVED, is_hidden
 from criu_detached.kernel import FileFacts
 from criu_detached.paths import Name
-from criu_detached.records import SUPPLIED, File, Mount
+from criu_detached.records import SUPPLIED, File, Handle, Mount
 from criu_detached.terminals import is_slave, is_terminal
 
 TYPE_CHECKING = False
@@ -57,6 +57,7 @@ class Files:
         self._recording = recording
         self._files: dict[tuple[int, int], File] = {}
         self._ghosts: set[tuple[int, int]] = set()
+        self._handles: dict[tuple[int, int], Handle | None] = {}  # of files of a server
         self._options = options
         self._contents = contents
         self._describer: GhostDescriber | None = None
@@ -80,12 +81,15 @@ class Files:
         key = (facts.mnt_id, facts.ino)
         link = self._mounts.link_in(mount, link)
         known = self._files.get(key) or self._plain_file(key, facts)
+        another = self._has_another_handle(key, fd, mount)
         if known is None:
             known = self._new_file(fd, link, facts, mount)
             self._files[key] = known
             self._host.plain_file_note(*key, known.dev, known.path)
-        elif known.path not in {name.path for name in paths.readings(link, facts)} or (
-            known.dev != facts.dev
+        elif (
+            known.path not in {name.path for name in paths.readings(link, facts)}
+            or known.dev != facts.dev
+            or another
         ):
             _refuse_other_file(fd, link, known, facts, mount, key in self._ghosts)
             if mount.memory is not None:
@@ -97,6 +101,17 @@ class Files:
         if stat.S_ISDIR(facts.mode) and not watched and not mount.record.root_deleted:
             mount.is_held_whole(fd)  # by "..", which leads on from a deleted one too
         self._mounts.note_file(mount, fd, facts)
+
+    def _has_another_handle(self, key: tuple[int, int], fd: int, mount: DetachedMount) -> bool:
+        """Tell a server's file from one that was met before: it may give both one number.
+
+        They may have had one name, too, one after the other.
+        """
+        superblock = mount.record.superblock
+        if superblock is None or superblock.magic not in SERVED:
+            return False
+        handle = handle_of(fd)
+        return self._handles.setdefault(key, handle) != handle
 
     def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:
         """Write the record of a file that has none."""

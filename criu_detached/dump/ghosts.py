@@ -253,6 +253,8 @@ def _lasting_alias(fd: int, file: File, facts: FileFacts, mount: DetachedMount) 
     served = superblock.magic in SERVED
     hidden = set()
     for alias in _aliases(fd, facts, mount):
+        if served and not _may_be(alias, fd, file, mount):
+            continue
         if not served or not is_hidden(alias):
             return alias
         hidden.add(alias)
@@ -265,6 +267,26 @@ def _lasting_alias(fd: int, file: File, facts: FileFacts, mount: DetachedMount) 
             " in the bind source: give it a name there, or close the file"
         )
     return b""
+
+
+def _may_be(path: bytes, fd: int, file: File, mount: DetachedMount) -> bool:
+    """Tell whether a name that shows a deleted file's number may be one of that file's.
+
+    Servers may give one number to several files. To some a node is a name (libfuse), so that hard
+    links have other handles.
+    """
+    try:
+        there = paths.open_at(mount.source, path)
+    except OSError:
+        return False
+    try:
+        if roots.handle_of(there) == file.handle:
+            return True
+        one, other = kernel.fstat(fd), kernel.fstat(there)
+    finally:
+        os.close(there)
+    alike = (one.mode, one.uid, one.gid, one.size) == (other.mode, other.uid, other.gid, other.size)
+    return one.nlink > 1 and alike
 
 
 def _aliases(fd: int, facts: FileFacts, mount: DetachedMount) -> Iterator[bytes]:

@@ -57,9 +57,11 @@ class Workshop:
         self._names: list[tuple[int, bytes, bool]] = []  # parent, name, is it a directory?
         self._parents: dict[tuple[int, bytes], tuple[int, bytes]] = {}
         self._times: list[tuple[int, int, int]] = []  # directory, access and modification
+        self._made: list[int] = []  # files that are open for now
 
     def close(self) -> None:
         """Take every name away that is left; raises OSError when one cannot be."""
+        self._let_go()
         failed = None
         for parent, name, is_directory in reversed(self._names):
             try:
@@ -134,6 +136,12 @@ class Workshop:
             return self._known_to_server(_open_made(file, parent, name, ino))
         finally:
             os.unlink(name, dir_fd=parent)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close what was kept open for its inode number to last."""
+        while self._made:
+            os.close(self._made.pop())
 
     def _known_to_server(self, fd: int) -> int:
         """Keep what a server serves open, for it to keep the file when its name goes.
@@ -214,22 +222,19 @@ class Workshop:
             os.close(fd)
 
     def _make_named(self, inode: Inode, parent: int, name: bytes, flags: int) -> tuple[bytes, int]:
-        """Where a file cannot be made without a name."""
-        opened: list[int] = []
+        """Where a file cannot be made without a name; it stays open, see _let_go."""
 
         def create(free: bytes) -> None:
             how = flags | os.O_CREAT | os.O_EXCL
-            opened.append(os.open(free, how, 0o600, dir_fd=parent))
+            self._made.append(os.open(free, how, 0o600, dir_fd=parent))
 
         free = _first_free(name, create)
         try:
-            self._fill(opened[0], inode)
-            return free, kernel.fstat(opened[0]).ino
+            self._fill(self._made[-1], inode)
+            return free, kernel.fstat(self._made[-1]).ino
         except BaseException:
             os.unlink(free, dir_fd=parent)
             raise
-        finally:
-            os.close(opened[0])
 
     def _fill(self, fd: int, inode: Inode) -> None:
         if inode.data_size:

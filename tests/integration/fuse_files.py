@@ -37,8 +37,9 @@ class File:
 class Files:
     """The files, by node, and their names."""
 
-    def __init__(self, hides: bool) -> None:
+    def __init__(self, hides: bool, numbers: str) -> None:
         self.hides = hides
+        self.numbers = numbers
         self.nodes = {ROOT: File(ROOT, stat.S_IFDIR | 0o755)}
         self.names: dict[bytes, int] = {}
         self.opened: dict[int, int] = {}  # how often
@@ -47,7 +48,9 @@ class Files:
         """Libfuse keeps an open file, under another name, until it is closed."""
         node = self.names.pop(name)
         if self.hides and self.opened.get(node):
-            self.names = {HIDDEN + b"%016x" % node: node, **self.names}
+            hidden = {HIDDEN + b"%016x" % node: node}
+            last = self.numbers == "alike"  # another file is found first
+            self.names = {**self.names, **hidden} if last else {**hidden, **self.names}
 
     def close(self, node: int) -> None:
         """Forget an open file."""
@@ -56,6 +59,14 @@ class Files:
             for name in [each for each in self.names if each.startswith(HIDDEN)]:
                 if self.names[name] == node:
                     del self.names[name]
+            if self.numbers == "nodes":
+                self.renumber(node)
+
+    def renumber(self, node: int) -> None:
+        """Libfuse gives a file a new node, when the kernel has forgotten the old one."""
+        for name in [each for each in self.names if self.names[each] == node]:
+            self.names[name] = len(self.nodes) + 1
+            self.nodes[self.names[name]] = self.nodes[node]
 
     def link(self, node: int, name: bytes) -> bytes:
         """To libfuse a node is a name, and not a file."""
@@ -72,10 +83,14 @@ class Files:
         found = b""
         for number, (name, node) in enumerate(self.names.items(), 1):
             if number > offset:
-                ino = FIRST_INODE + self.nodes[node].number
-                entry = struct.pack("=2Q2I", ino, number, len(name), 8) + name
+                entry = struct.pack("=2Q2I", self.number(node), number, len(name), 8) + name
                 found += entry + bytes(-len(entry) % 8)
         return found
+
+    def number(self, node: int) -> int:
+        """The inode number that is shown of a node."""
+        shown = {"alike": 0, "nodes": node, "files": self.nodes[node].number}
+        return FIRST_INODE + shown[self.numbers]
 
     def attributes(self, node: int) -> bytes:
         """struct fuse_attr; blocks are zero."""
@@ -83,8 +98,7 @@ class Files:
         links = sum(self.nodes[one] is file for one in self.names.values()) if node != ROOT else 2
         times = (0,) * 6
         numbers = (file.mode, links, 0, 0, 0, 4096, 0)
-        ino = FIRST_INODE + file.number
-        return struct.pack("=3Q3Q3I7I", ino, len(file.content), 0, *times, *numbers)
+        return struct.pack("=3Q3Q3I7I", self.number(node), len(file.content), 0, *times, *numbers)
 
     def entry(self, node: int) -> bytes:
         """struct fuse_entry_out."""
@@ -166,12 +180,15 @@ class Files:
             os.write(fuse, struct.pack("=IiQ", 16 + len(body), error, unique) + body)
 
 
-def mount_files(source: Path, hides: bool = False) -> None:
+def mount_files(source: Path, hides: bool = False, numbers: str = "files") -> None:
     """Mount it, served by a process of its own.
 
     Args:
         source: where.
         hides: as most servers, those of libfuse's high-level API: a deleted file that is open gets
             a name that nobody gave it, and one that is not is gone, whoever knows its node.
+        numbers: the inode numbers of files: their own ("files"); those of nodes, which are others
+            when a file is opened again ("nodes", libfuse without use_ino); or one for all
+            ("alike"), as where a server shows several filesystems by their own numbers.
     """
-    mount_fuse(source, Files(hides).serve)
+    mount_fuse(source, Files(hides, numbers).serve)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from functools import partial
 from pathlib import Path
@@ -154,3 +155,64 @@ def test_opened_by_hidden_name(scenario: MakeScenario) -> None:
     held = scenario(binds=WHOLE, mount_source=hiding, populate=populate).start(hold_hidden)
     held.dump().failed("criu-detached: .*it is deleted, and its filesystem keeps it .*: close it")
     assert held.ask() == ["content of other", "content of file"]
+
+
+def hold_mapped(task: Task) -> Check:
+    """A file that is deleted, and one that is also mapped."""
+    fds = [os.open(task.path(name), os.O_RDWR) for name in ("file", "other")]
+    shared = mmap.mmap(fds[1], 5, prot=mmap.PROT_READ)
+    os.unlink(task.path("file"))
+    task.detach()
+
+    def check() -> list[list[object]]:
+        os.pwrite(fds[1], b"wrote", 0)
+        files = [[os.pread(fd, 100, 0).decode(), os.fstat(fd).st_ino] for fd in fds]
+        return [*files, [shared[:].decode()]]
+
+    return check
+
+
+@pytest.mark.parametrize("where", [Placement.HOST, Placement.NAMESPACE], ids=lambda p: p.value)
+def test_numbers_that_change(scenario: MakeScenario, where: Placement) -> None:
+    """Inode numbers of the restored files are others, and those that were may be anybody's."""
+    renumbering = partial(mount_files, hides=True, numbers="nodes")
+    held = scenario(where, binds=WHOLE, mount_source=renumbering, populate=populate)
+    held.start(hold_mapped)
+    for _ in range(2):
+        before = held.ask()
+        held.cycle()
+        after = held.ask()
+        assert [each[0] for each in after] == ["content of file", "wrotent of other", "wrote"]
+        assert not {each[1] for each in after[:2]} & {each[1] for each in before[:2]}
+
+
+def hold_replaced(task: Task, then: str) -> Check:
+    """A deleted file, and the one that has its name now, or had it after it."""
+    fds = [os.open(task.path("file"), os.O_RDWR)]
+    os.unlink(task.path("file"))
+    if then != "gone":
+        fds.append(os.open(task.path("file"), os.O_RDWR | os.O_CREAT))
+        os.write(fds[1], b"CONTENT OF FILE")
+    if then == "deleted":
+        os.unlink(task.path("file"))
+    if then == "last":  # CRIU dumps fds in the order of their numbers
+        fds.append(os.dup(fds[0]))
+        os.close(fds.pop(0))
+    task.detach()
+    return lambda: [os.pread(fd, 100, 0).decode() for fd in fds]
+
+
+@pytest.mark.parametrize("then", ["gone", "there", "deleted", "last"])
+@pytest.mark.parametrize("hides", [True, False])
+def test_numbers_alike(scenario: MakeScenario, then: str, hides: bool) -> None:
+    """A number does not tell that a file is the one of another fd, or that a name is its."""
+    alike = partial(mount_files, hides=hides, numbers="alike")
+    held = scenario(binds=WHOLE, mount_source=alike, populate=populate)
+    held.start(hold_replaced, then=then)
+    if then == "gone":
+        held.cycle()
+        assert held.ask() == ["content of file"]
+    else:
+        before = held.ask()
+        held.dump().failed("criu-detached: .*file.* repeats inode numbers")
+        assert held.ask() == before
