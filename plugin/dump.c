@@ -94,13 +94,22 @@ static bool is_inherited(int ino)
 	return criu.external_for_each_type("unix", has_id, id) != 0;
 }
 
+/* CRIU connects no others again, and says so itself (__dump_external_socket). */
+static bool is_datagram(int fd)
+{
+	int type = 0;
+	socklen_t len = sizeof(type);
+
+	return !getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) && type == SOCK_DGRAM;
+}
+
 int dump_unix_sk(int fd, int ino)
 {
 	struct sockaddr_storage addr;
 	socklen_t len = sizeof(addr);
 	char name[SOCKET_NAME_SIZE];
 
-	if (!ready || getpeername(fd, (struct sockaddr *)&addr, &len) ||
+	if (!ready || !is_datagram(fd) || getpeername(fd, (struct sockaddr *)&addr, &len) ||
 	    !socket_name_in((struct sockaddr *)&addr, len, name) || is_inherited(ino))
 		return -ENOTSUP;
 	return start_python() ? -ENOTSUP : python.dump_peer(name);
