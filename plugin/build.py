@@ -39,9 +39,12 @@ SHIM = (
     *("dump", "dump_deleted", "dump_links", "dump_sockets", "dump_threads", "dump_watches"),
     *("restore", "restore_sockets"),
 )
-EMBEDDED = ("start_python", "known_files", "plain_files")
+EMBEDDED = ("start_python", "known_files", "known_index", "plain_files", "shared")
 # The C files behind kernel.h, for what is opened on need and for the command line tool.
-KERNEL = ("blkid", "kernel_children", "kernel_files", "kernel_mounts", "kernel_visits")
+KERNEL = (
+    *("blkid", "child"),
+    *("kernel_children", "kernel_files", "kernel_mounts", "kernel_visits"),
+)
 
 LAUNCHER = """#!{python} -I
 import sys

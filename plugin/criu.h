@@ -54,7 +54,7 @@ struct criu_functions {
 	uid_t (*userns_uid)(uid_t uid);
 	gid_t (*userns_gid)(gid_t gid);
 	int (*irmap_scan_path_add)(char *path); /* NULL: watches are CRIU's alone */
-	/* CRIU >= 4.3; tells the ABI of a hook too, see restore_ext_file */
+	/* CRIU >= 4.3; tells the ABI of a hook too, see hook_restore_ext_file */
 	int (*plugin_get_options)(int *argc, char ***argv);
 };
 extern struct criu_functions criu;

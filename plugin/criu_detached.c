@@ -17,13 +17,13 @@ static int plugin_init(int stage)
 	python_reset();
 	switch (stage) {
 	case STAGE_DUMP:
-		ret = dump_init(missing);
+		ret = init_dump(missing);
 		break;
 	case STAGE_RESTORE:
-		ret = restore_init(missing);
+		ret = init_restore(missing);
 		break;
 	default: /* its exit is never called */
-		ret = pre_dump_init(missing);
+		ret = init_pre_dump(missing);
 	}
 	if (ret)
 		unsteer_main_program(); /* CRIU unloads a plugin whose init fails */
@@ -33,9 +33,9 @@ static int plugin_init(int stage)
 static void plugin_exit(int stage, int ret)
 {
 	if (stage == STAGE_DUMP)
-		dump_exit(ret);
+		exit_dump(ret);
 	else
-		restore_exit();
+		exit_restore();
 	unsteer_main_program();
 }
 
@@ -50,8 +50,8 @@ __attribute__((visibility("default"))) struct plugin_descriptor CR_PLUGIN_DESC =
 	.version = 0x000200, /* 0.2.0 */
 	.max_hooks = MAX_HOOKS,
 	.hooks = {
-		[HOOK_DUMP_UNIX_SK] = dump_unix_sk,
-		[HOOK_DUMP_EXT_FILE] = dump_ext_file,
-		[HOOK_RESTORE_EXT_FILE] = restore_ext_file,
+		[HOOK_DUMP_UNIX_SK] = hook_dump_unix_sk,
+		[HOOK_DUMP_EXT_FILE] = hook_dump_ext_file,
+		[HOOK_RESTORE_EXT_FILE] = hook_restore_ext_file,
 	},
 };

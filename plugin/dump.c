@@ -63,7 +63,7 @@ static bool is_fs_context(int fd)
 	       !memcmp(link, wanted, sizeof(wanted) - 1);
 }
 
-int dump_ext_file(int fd, int id)
+int hook_dump_ext_file(int fd, int id)
 {
 	struct file_facts facts;
 
@@ -103,7 +103,7 @@ static bool is_datagram(int fd)
 	return !getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) && type == SOCK_DGRAM;
 }
 
-int dump_unix_sk(int fd, int ino)
+int hook_dump_unix_sk(int fd, int ino)
 {
 	struct sockaddr_storage addr;
 	socklen_t len = sizeof(addr);
@@ -126,7 +126,7 @@ static int remove_stale(const char *name)
 	return -1;
 }
 
-int dump_init(const char *missing)
+int init_dump(const char *missing)
 {
 	ready = false;
 	if (missing) {
@@ -150,14 +150,14 @@ int dump_init(const char *missing)
 	return 0;
 }
 
-int pre_dump_init(const char *missing)
+int init_pre_dump(const char *missing)
 {
 	if (!missing)
 		dump_watches_init(true);
 	return 0;
 }
 
-void dump_exit(int ret)
+void exit_dump(int ret)
 {
 	/* Nothing should be left to write here, where it is too late to fail. */
 	if (!ret && ready && python_runs())

@@ -4,7 +4,7 @@
 #define CRIU_DETACHED_DUMP_H
 
 /**
- * dump_init - steer what a dump calls
+ * init_dump - steer what a dump calls
  * @missing: a function that this CRIU lacks, or NULL
  *
  * A plugin installed for the whole machine must not stop the dumps that do not need it: where
@@ -12,21 +12,23 @@
  *
  * Return: 0, or -1 with the reason in the log.
  */
-int dump_init(const char *missing);
+int init_dump(const char *missing);
 
-/** pre_dump_init - steer what a pre-dump calls; it writes memory and looks for watched files */
-int pre_dump_init(const char *missing);
+/** init_pre_dump - steer what a pre-dump calls; it writes memory and looks for watched files */
+int init_pre_dump(const char *missing);
 
-/** dump_ext_file - the hook DUMP_EXT_FILE; -ENOTSUP: not ours */
-int dump_ext_file(int fd, int id);
-
-/** dump_unix_sk - the hook DUMP_UNIX_SK, of a socket whose peer is not dumped; -ENOTSUP: go on */
-int dump_unix_sk(int fd, int ino);
+/** hook_dump_ext_file - the hook DUMP_EXT_FILE; -ENOTSUP: not ours */
+int hook_dump_ext_file(int fd, int id);
 
 /**
- * dump_exit - write what was not yet written, when the dump succeeded
+ * hook_dump_unix_sk - the hook DUMP_UNIX_SK, of a socket whose peer is not dumped; -ENOTSUP: go on
+ */
+int hook_dump_unix_sk(int fd, int ino);
+
+/**
+ * exit_dump - write what was not yet written, when the dump succeeded
  * @ret: of the dump
  */
-void dump_exit(int ret);
+void exit_dump(int ret);
 
 #endif

@@ -101,7 +101,7 @@ bool on_kernel_shmem(const struct file_facts *facts)
 	return facts->dev == shmem_dev;
 }
 
-static enum dump_answer dump_link(int fd, const char *link)
+static enum dump_answer answer_to_link(int fd, const char *link)
 {
 	struct file_facts facts;
 	bool known;
@@ -171,7 +171,7 @@ static ssize_t steered_readlink(const char *path, char *buf, size_t size)
 	}
 	memcpy(link, buf, len);
 	link[len] = '\0';
-	if (dump_link(fd, link) == DUMP_REFUSE) {
+	if (answer_to_link(fd, link) == DUMP_REFUSE) {
 		errno = EIO;
 		return -1;
 	}

@@ -8,11 +8,11 @@
 #define CRIU_DETACHED_DUMP_SOCKETS_H
 
 /**
- * dump_sockets_init - steer ioctl and fstat; 0, or -1 when they can't be
+ * dump_sockets_init - steer ioctl and fstat
  *
- * Without it, CRIU reads the link of a socket's file, and Python refuses that.
+ * Where they can't be, CRIU reads the link of a socket's file, and Python refuses that.
  */
-int dump_sockets_init(void);
+void dump_sockets_init(void);
 
 /** socket_stand_in_link - the link of a stand-in, which is then forgotten; NULL: it is none */
 const char *socket_stand_in_link(int fd);

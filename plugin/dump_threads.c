@@ -27,7 +27,7 @@
 static pid_t leader;
 
 /* A file that a thread has for itself: CRIU would lose it, and where, Python says. */
-static int dump_thread_file(int fd, pid_t tid, const char *what)
+static int dump_own_file(int fd, pid_t tid, const char *what)
 {
 	char path[64], link[PATH_MAX], whose[NAME_MAX + 128];
 	struct file_facts facts;
@@ -80,7 +80,7 @@ static int dump_place(pid_t tid, const char *link, const char *what)
 	if (fd < 0)
 		return 0;
 	if (!is_leaders(fd, link))
-		ret = dump_thread_file(fd, tid, what);
+		ret = dump_own_file(fd, tid, what);
 	close(fd);
 	return ret;
 }
@@ -106,7 +106,7 @@ static int dump_fds(pid_t tid)
 		if (fd < 0)
 			continue;
 		snprintf(what, sizeof(what), "fd %s", entry->d_name);
-		ret = dump_thread_file(fd, tid, what);
+		ret = dump_own_file(fd, tid, what);
 		close(fd);
 	}
 	closedir(fds);

@@ -17,13 +17,17 @@
 
 static bool pre_dumping;
 
+/* What is not found and why is in the log; CRIU then fails by itself. */
 static void find_watched(void)
 {
-	if (!start_python())
-		pre_dumping ? python.pre_dump_watches() : python.dump_watches();
+	if (start_python())
+		return;
+	if (pre_dumping)
+		python.pre_dump_watches();
+	else
+		python.dump_watches();
 }
 
-/* What is not found and why is in the log; CRIU then fails by itself. */
 static int steered_fstatat(int dirfd, const char *path, struct stat *st, int flags)
 {
 	if (!strcmp(path, WATCH_SEARCH + 1)) {
@@ -76,17 +80,15 @@ static const struct steering handle_steering[] = {
 	{ "syscall", steered_syscall },
 };
 
-int dump_watches_init(bool in_pre_dump)
+void dump_watches_init(bool in_pre_dump)
 {
 	char path[] = WATCH_SEARCH;
 
 	watch_names_reset();
 	pre_dumping = in_pre_dump;
-	if (!criu.irmap_scan_path_add || STEER(search_steering))
-		return -1;
-	criu.irmap_scan_path_add(path);
+	if (!criu.irmap_scan_path_add || STEER(search_steering) || criu.irmap_scan_path_add(path))
+		return;
 	if (!in_pre_dump && STEER(handle_steering))
 		pr_warn("%s: watches of deleted files on detached mounts may be lost",
 			why_not_steered("syscall"));
-	return 0;
 }

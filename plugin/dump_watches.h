@@ -9,9 +9,8 @@
  * dump_watches_init - steer the calls of CRIU's search for watched inodes
  * @in_pre_dump: tasks run when CRIU searches
  *
- * Return: 0, or -1 when they can't be: then CRIU refuses watches of what is on no mount that
- * it knows.
+ * Where they can't be, CRIU refuses watches of what is on no mount that it knows.
  */
-int dump_watches_init(bool in_pre_dump);
+void dump_watches_init(bool in_pre_dump);
 
 #endif

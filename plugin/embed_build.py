@@ -15,6 +15,7 @@ SOURCE = """
 #include "embed.h"
 #include "known_files.h"
 #include "plain_files.h"
+#include "shared.h"
 
 FROZEN_MODULES
 LINKED_MODULES
@@ -40,7 +41,7 @@ def builder(frozen: str, linked: list[str], executable: str) -> FFI:
         A cffi builder; ``emit_c_code`` writes the module's C source.
     """
     ffi = FFI()
-    headers = ("host.h", "known_files.h", "plain_files.h")
+    headers = ("host.h", "known_files.h", "plain_files.h", "shared.h")
     ffi.cdef("\n".join([FACTS_CDEF, *map(declarations, headers), HOST_CDEF]))
     ffi.embedding_api(declarations("entry.h"))
     source = SOURCE.replace("PYTHON_EXECUTABLE", executable)

@@ -70,7 +70,7 @@ struct embedded {
 	/* make the name of a socket's record lead to its mount, by changing this task's root
 	   and working directory; 0, or -1 */
 	int (*restore_lead)(uint32_t id);
-	/* a socket was bound to it, and all is done that is to be done there */
+	/* a socket was bound to it, and all is done that is to be done there; 0, or -1 */
 	int (*restore_bound)(uint32_t id);
 	void (*may_keep_fds)(bool allowed); /* known_files_may_keep */
 	void (*settle)(void);		    /* known_files_settle */

@@ -54,37 +54,39 @@ int sys_attach_visiting(int ns_fd, int own_ns_fd, int tree, int target)
  * A mount namespace for this process alone, until it leaves. The place to come back to:
  * namespace, root and directory, for setns(2) changes the last two.
  */
+static void close_place(const int *place)
+{
+	for (int i = 0; i < 3; i++)
+		if (place[i] >= 0)
+			close(place[i]);
+}
+
 int sys_leave_private_ns(const int *place)
 {
 	int err = 0;
 
-	if (place[0] >= 0 &&
-	    (setns(place[0], CLONE_NEWNS) || fchdir(place[1]) || chroot(".") || fchdir(place[2])))
+	if (setns(place[0], CLONE_NEWNS) || fchdir(place[1]) || chroot(".") || fchdir(place[2]))
 		err = -errno;
-	for (int i = 0; i < 3; i++)
-		if (place[i] >= 0)
-			close(place[i]);
+	close_place(place);
 	return err;
 }
 
 int sys_enter_private_ns(int *place)
 {
-	int err = 0;
+	int err;
 
 	place[0] = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
 	place[1] = open("/", O_PATH | O_CLOEXEC);
 	place[2] = open(".", O_PATH | O_CLOEXEC);
 	if (place[0] < 0 || place[1] < 0 || place[2] < 0 || unshare(CLONE_NEWNS)) {
 		err = -errno;
-		for (int i = 0; i < 3; i++)
-			if (place[i] >= 0)
-				close(place[i]);
+		close_place(place);
 		return err;
 	}
-	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL)) {
-		err = -errno;
-		if (sys_leave_private_ns(place))
-			_exit(1); /* CRIU must not go on anywhere else */
-	}
+	if (!mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		return 0;
+	err = -errno;
+	if (sys_leave_private_ns(place))
+		_exit(1); /* CRIU must not go on anywhere else */
 	return err;
 }

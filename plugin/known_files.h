@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The fast path of a restore. In CRIU's process criu_detached/restore/ tells it of the mounts and
+ * has it index the records (known_index.c); in the tasks it opens files (known_files.c).
+ */
 #ifndef CRIU_DETACHED_KNOWN_FILES_H
 #define CRIU_DETACHED_KNOWN_FILES_H
 
@@ -7,10 +11,10 @@
 #include <stddef.h>
 
 /**
- * known_mount_add - say how a task gets at a mount
+ * known_mount_add - say how a task gets at a mount; all come before known_files_load
  * @mnt_id: as in the records
  * @key: of the tree fd among CRIU's inherited fds; NULL when a task realises the mount
- * @shared: else the entry that holds -1 until a task has realised the mount, then twice
+ * @shared: else the entry of shared.h that holds -1 until a task has realised the mount, then twice
  *          the tree fd's id in CRIU's fd store, plus one when inodes are kept
  * @keeps_inodes: for mounts with a key: superblock and root are the dumped ones, so inodes must
  *                be the same
@@ -32,7 +36,7 @@ int known_files_load(const uint8_t *data, size_t size);
 
 /**
  * known_file_open - open a file of the records in a task
- * @name: external key less its first character
+ * @name: external key less its first character, so it starts with "ile["
  * @flags: of open(2)
  * @host: CRIU
  *
@@ -52,12 +56,5 @@ void known_files_reset(void);
 
 /** known_files_settle - close the fds that were kept in this task, if any */
 void known_files_settle(void);
-
-/* Shared between the restored tasks: for each mount a lock and the fd store's id. */
-int shared_alloc(unsigned int count);
-void shared_lock(unsigned int index);
-void shared_unlock(unsigned int index);
-int shared_get(unsigned int index);
-void shared_set(unsigned int index, int value);
 
 #endif

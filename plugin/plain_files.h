@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The fast path of a dump, in CRIU's process. criu_detached/dump/ tells it of the mounts and files
+ * that it has recorded, and writes what this has pending; start_python.c asks it about each link.
+ */
 #ifndef CRIU_DETACHED_PLAIN_FILES_H
 #define CRIU_DETACHED_PLAIN_FILES_H
 

@@ -97,7 +97,7 @@ static const struct steering terminal_steering[] = {
 
 /* --- the hook --- */
 
-int restore_ext_file(int id, bool *retry_needed)
+int hook_restore_ext_file(int id, bool *retry_needed)
 {
 	int ret;
 
@@ -124,7 +124,7 @@ static bool images_need_plugin(void)
 	       !criu.check_and_remove_inventory_plugin(PLUGIN_NAME, n);
 }
 
-int restore_init(const char *missing)
+int init_restore(const char *missing)
 {
 	const char *unsettled;
 
@@ -146,7 +146,7 @@ int restore_init(const char *missing)
 	}
 	if (start_python() || python.restore_init())
 		return -1;
-	STEER(terminal_steering);
+	STEER(terminal_steering); /* where it can't be, CRIU aborts at the terminals that need it */
 	unsettled = STEER(settle_steering) ? why_not_steered("fchdir") : NULL;
 	python.may_keep_fds(!unsettled);
 	if (restore_sockets_init(unsettled))
@@ -155,7 +155,7 @@ int restore_init(const char *missing)
 	return 0;
 }
 
-void restore_exit(void)
+void exit_restore(void)
 {
 	ready = false;
 }

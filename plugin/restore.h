@@ -9,22 +9,22 @@
 #include <stdbool.h>
 
 /**
- * restore_init - steer what a restore calls and realise mounts, if the images need the plugin
+ * init_restore - steer what a restore calls and realise mounts, if the images need the plugin
  * @missing: a function that this CRIU lacks, or NULL
  *
  * Return: 0, or -1 with the reason in the log.
  */
-int restore_init(const char *missing);
+int init_restore(const char *missing);
 
 /**
- * restore_ext_file - the hook RESTORE_EXT_FILE; -ENOTSUP: not ours
+ * hook_restore_ext_file - the hook RESTORE_EXT_FILE; -ENOTSUP: not ours
  *
  * CRIU <= 4.2 calls this with (id), CRIU 4.3 with (id, &retry_needed), and leaves
  * *retry_needed uninitialised. Before 4.3 the second argument is a stray register.
  */
-int restore_ext_file(int id, bool *retry_needed);
+int hook_restore_ext_file(int id, bool *retry_needed);
 
-/** restore_exit - nothing is restored any more */
-void restore_exit(void);
+/** exit_restore - nothing is restored any more */
+void exit_restore(void);
 
 #endif

@@ -35,17 +35,31 @@ void restore_sockets_reset(void)
 	view.state = OUTSIDE;
 }
 
+static void __attribute__((noreturn)) end_task(const char *what)
+{
+	pr_err("can't %s", what);
+	_exit(1);
+}
+
 void socket_view_leave(void)
 {
-	/* By now CRIU may have gone back to another mount namespace, and so to its root. */
-	if (view.state == INSIDE && view.bound && !fchdir(view.place))
-		python.restore_bound(view.id);
-	if (view.state == INSIDE && view.place >= 0)
-		close(view.place);
-	/* A task must not go on anywhere else. The directory CRIU sets by itself. */
-	if (view.state == INSIDE && (fchdir(view.root) || chroot(".") || close(view.root)))
-		_exit(1);
+	bool inside = view.state == INSIDE;
+
 	view.state = OUTSIDE;
+	if (!inside)
+		return;
+	/*
+	 * By now CRIU may have gone back to another mount namespace, and so to its root. It goes
+	 * on where fchdir fails (revert_unix_sk_cwd), but not when the task ends.
+	 */
+	if (view.bound && (fchdir(view.place) || python.restore_bound(view.id)))
+		end_task("give a socket's file and directory what they had");
+	/* A task must not go on anywhere else. The directory CRIU sets by itself. */
+	if (fchdir(view.root) || chroot("."))
+		end_task("come back from the mount of a socket");
+	close(view.root);
+	if (view.place >= 0)
+		close(view.place);
 }
 
 static int enter(uint32_t id)

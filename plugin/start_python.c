@@ -11,6 +11,7 @@
 
 #include "known_files.h"
 #include "plain_files.h"
+#include "shared.h"
 
 static const struct criu_host *host; /* the shim's, filled in anew in every init */
 
@@ -116,6 +117,7 @@ static void reset(void)
 {
 	plain_files_reset();
 	known_files_reset();
+	shared_free();
 	forget();
 }
 

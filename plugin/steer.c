@@ -25,8 +25,7 @@
 #elif defined(__arm__)
 #define R_JUMP_SLOT R_ARM_JUMP_SLOT
 #define R_GLOB_DAT R_ARM_GLOB_DAT
-#elif defined(__powerpc64__) && _CALL_ELF == 2 /* in ELFv1 a slot is a descriptor of three words \
-						*/
+#elif defined(__powerpc64__) && _CALL_ELF == 2 /* in ELFv1 a slot is a whole descriptor */
 #define R_JUMP_SLOT R_PPC64_JMP_SLOT
 #define R_GLOB_DAT R_PPC64_GLOB_DAT
 #elif defined(__s390x__)

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
+/* Steering: what CRIU calls of libc is answered by the plugin. Each init says what it steers. */
 #ifndef CRIU_DETACHED_STEER_H
 #define CRIU_DETACHED_STEER_H
 

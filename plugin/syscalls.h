@@ -2,7 +2,7 @@
 /*
  * System calls that the C library may not know: numbers and structures of the kernel's uapi
  * headers, repeated here because those of a build machine may be older than the kernel that
- * runs. From 424 on the numbers are the same on all of CRIU's processors.
+ * runs. From 424 on the numbers are the same on all processors that steer.c knows.
  */
 #ifndef CRIU_DETACHED_SYSCALLS_H
 #define CRIU_DETACHED_SYSCALLS_H

@@ -5,6 +5,7 @@ from __future__ import annotations
 import marshal
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -142,6 +143,28 @@ def test_exception_in_restore(
     breaker.mend()
     held.restore().succeeded()
     assert held.ask() == CONTENT
+
+
+def hold_socket(task: Task) -> Check:
+    """A socket that listens."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(task.path("socket"))
+    server.listen()
+    task.detach()
+    return server.getsockname
+
+
+def test_exception_after_a_bind(scenario: MakeScenario, breaker: Breaker) -> None:
+    """The last thing that is done for a socket: CRIU does not ask how it went."""
+    held = scenario().start(hold_socket)
+    held.dump().succeeded()
+    breaker.module("restore.sockets", lambda text: text.replace("_kept.get(number)", '_kept[""]'))
+    run = held.restore().failed("criu-detached: KeyError")
+    assert "can't give a socket's file" in run.log, run.report()
+    held.assert_gone()
+    breaker.mend()
+    held.restore().succeeded()
+    held.ask()
 
 
 def hold_many(task: Task) -> Check:

@@ -63,7 +63,7 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def known_files_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """plugin/known_files.c, compiled."""
+    """The fast path of a restore (plugin/known_files.h), compiled."""
     return support.compile_known_files(ROOT / "plugin", tmp_path_factory.mktemp("known_files"))
 
 
@@ -71,7 +71,7 @@ def known_files_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def known_files(
     known_files_library: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> support.KnownFiles:
-    """plugin/known_files.c, with no mounts and no files."""
+    """The fast path of a restore, with no mounts and no files."""
     return support.KnownFiles(known_files_library, tmp_path_factory.mktemp("copy"))
 
 

@@ -166,7 +166,8 @@ def open_fds() -> dict[int, str]:
     return found
 
 
-# plugin/known_files.c with a CRIU that has one tree fd only.
+# The fast path of a restore, with a CRIU that has one tree fd only.
+KNOWN_FILES = ("known_files", "known_index", "shared")
 KNOWN_FILES_TEST = """
 #include "known_files.h"
 #include <unistd.h>
@@ -192,7 +193,8 @@ def compile_known_files(plugin: Path, output: Path) -> Path:
     test, library = output / "test.c", output / "known_files.so"
     test.write_text(KNOWN_FILES_TEST)
     command = ["cc", "-O1", "-g", "-shared", "-fPIC", f"-I{plugin}", "-pthread", "-o", str(library)]
-    subprocess.run([*command, str(plugin / "known_files.c"), str(test)], check=True)
+    sources = [str(plugin / f"{name}.c") for name in KNOWN_FILES]
+    subprocess.run([*command, *sources, str(test)], check=True)
     return library
 
 
