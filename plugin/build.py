@@ -43,7 +43,7 @@ EMBEDDED = ("start_python", "known_files", "known_index", "plain_files", "shared
 # The C files behind kernel.h, for what is opened on need and for the command line tool.
 KERNEL = (
     *("blkid", "child"),
-    *("kernel_children", "kernel_files", "kernel_mounts", "kernel_visits"),
+    *("kernel_anonymous", "kernel_children", "kernel_files", "kernel_mounts", "kernel_visits"),
 )
 
 LAUNCHER = """#!{python} -I

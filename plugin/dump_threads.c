@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,6 +22,7 @@
 #include "criu.h"
 #include "dump_links.h"
 #include "embedded.h"
+#include "log.h"
 #include "steer.h"
 
 /* The main thread of the process that is dumped. */
@@ -44,6 +46,16 @@ static int dump_own_file(int fd, pid_t tid, const char *what)
 		return -1; /* CRIU looks at none of a thread's own files */
 	snprintf(whose, sizeof(whose), "%s of thread %d of process %d", what, tid, leader);
 	return python.dump_thread_file(fd, link, &facts, whose);
+}
+
+/* It may be on a detached mount. What is gone (ENOENT) is nothing to lose. */
+static int not_seen(pid_t tid, const char *what)
+{
+	if (errno == ENOENT)
+		return 0;
+	pr_err("can't look at %s of thread %d of process %d: %s", what, tid, leader,
+	       strerror(errno));
+	return -1;
 }
 
 static long compare(pid_t tid, int type, unsigned long index)
@@ -78,7 +90,7 @@ static int dump_place(pid_t tid, const char *link, const char *what)
 	int ret = 0;
 
 	if (fd < 0)
-		return 0;
+		return not_seen(tid, what);
 	if (!is_leaders(fd, link))
 		ret = dump_own_file(fd, tid, what);
 	close(fd);
@@ -95,19 +107,18 @@ static int dump_fds(pid_t tid)
 	snprintf(path, sizeof(path), "/proc/%d/task/%d/fd", leader, tid);
 	fds = opendir(path);
 	if (!fds)
-		return 0;
+		return not_seen(tid, "the fds");
 	while (!ret && (entry = readdir(fds))) {
 		unsigned long number = strtoul(entry->d_name, NULL, 10);
 
 		/* The main thread may have nothing by that number, which is an error. */
 		if (*entry->d_name == '.' || !compare(tid, KCMP_FILE, number))
 			continue;
-		fd = openat(dirfd(fds), entry->d_name, O_PATH | O_CLOEXEC);
-		if (fd < 0)
-			continue;
 		snprintf(what, sizeof(what), "fd %s", entry->d_name);
-		ret = dump_own_file(fd, tid, what);
-		close(fd);
+		fd = openat(dirfd(fds), entry->d_name, O_PATH | O_CLOEXEC);
+		ret = fd < 0 ? not_seen(tid, what) : dump_own_file(fd, tid, what);
+		if (fd >= 0)
+			close(fd);
 	}
 	closedir(fds);
 	return ret;

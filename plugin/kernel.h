@@ -72,17 +72,24 @@ int sys_leave_private_ns(const int *place);
 /* Can the mount be cloned in a namespace, and the clone be given attributes and an id-map? */
 int sys_rehearse_clone(int ns_fd, int user_ns_fd, int fd, uint64_t set, uint64_t clear,
 		       int userns_fd);
-/*
- * What statmount(2) says of the mounts of an anonymous tree, one after another in buf; returns
- * how many. -EINVAL: the kernel clones the tree in none of these namespaces.
- */
-int sys_view_clone(const int *ns_fds, int count, int fd, uint64_t mask, void *buf, size_t size);
-/* A clone of the one mount, without what is mounted below. */
-int sys_clone_in_one_of(const int *ns_fds, int count, int fd);
 /* A tmpfs that has nothing but the procfs, mounted at a name. */
 int sys_root_with_proc(const char *name);
 /* A user namespace with the given maps. */
 int sys_userns(const char *uid_map, const char *gid_map);
+
+/*
+ * --- anonymous mounts, by a child (kernel_anonymous.c) ---
+ *
+ * -EINVAL: the kernel clones the mount in none of these namespaces.
+ */
+
+/*
+ * What statmount(2) says of the mounts of an anonymous tree, one after another in buf; returns
+ * how many.
+ */
+int sys_view_clone(const int *ns_fds, int count, int fd, uint64_t mask, void *buf, size_t size);
+/* A clone of the one mount, without what is mounted below. */
+int sys_clone_in_one_of(const int *ns_fds, int count, int fd);
 
 /* --- libblkid (blkid.c) --- */
 

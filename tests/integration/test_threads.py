@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import shutil
 import sys
 import threading
 from typing import Any
@@ -108,6 +109,19 @@ def test_own_that_is_the_same(scenario: MakeScenario, unshared: int) -> None:
     """Nothing is lost but that the thread could have had another."""
     held = scenario().start(hold_in_thread_alone, unshared=unshared, changed=False)
     assert held.cycle().ask() is True
+
+
+@pytest.mark.detached
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+def test_own_that_cannot_be_seen(scenario: MakeScenario) -> None:
+    """It may be on a detached mount, so it is not lost without a word."""
+    held = scenario().start(hold_in_thread, unshared=CLONE_FS)
+    (tid,) = {int(name) for name in os.listdir(f"/proc/{held.pid}/task")} - {held.pid}
+    place = f"/proc/{held.pid}/task/{tid}/cwd"
+    strace = ["strace", "--output=/dev/null", "--trace=openat", f"--trace-path={place}"]
+    run = held.dump(prefix=[*strace, "--inject=openat:error=EMFILE"])
+    run.failed(f"can't look at the working directory of thread {tid} of process {held.pid}: ")
+    assert held.ask() == [CONTENT, CONTENT, "inner\n", MISSING]
 
 
 @pytest.mark.plain
