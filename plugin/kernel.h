@@ -36,7 +36,10 @@ int sys_superblock_dev(int fd, uint64_t *dev);
 int sys_fs_uuid(int fd, unsigned char *uuid);
 /* 1 when one of this process's unix sockets is connected to a name that ends so, else 0. */
 int sys_has_peer(const char *end);
-/* An O_PATH fd of the file that another process's unix socket is bound to. */
+/*
+ * An O_PATH fd of the file that another process's unix socket is bound to; -ENOENT where its name
+ * is not the given one, if that is not empty.
+ */
 int sys_bound_file(int pid_fd, int fd, const char *name);
 /* 0 when two tasks share what the type names, else another number. */
 int sys_kcmp(int tid, int other, int type);

@@ -200,10 +200,6 @@ static bool has_name(int sk, const char *name)
 	       !strncmp(addr.sun_path, name, sizeof(addr.sun_path));
 }
 
-/*
- * An O_PATH fd of the file that another process's unix socket is bound to; of sockets with
- * another name than a given one it is not asked for.
- */
 int sys_bound_file(int pid_fd, int fd, const char *name)
 {
 	int file, sk = syscall(NR_pidfd_getfd, pid_fd, fd, 0), domain = 0;

@@ -50,10 +50,9 @@ int sys_attach_visiting(int ns_fd, int own_ns_fd, int tree, int target)
 	return visit(ns_fd, own_ns_fd, sys_move_mount, tree, target);
 }
 
-/*
- * A mount namespace for this process alone, until it leaves. The place to come back to:
- * namespace, root and directory, for setns(2) changes the last two.
- */
+/* --- a mount namespace for this process alone, until it leaves --- */
+
+/* What to come back to: namespace, root and directory, for setns(2) changes the last two. */
 static void close_place(const int *place)
 {
 	for (int i = 0; i < 3; i++)
