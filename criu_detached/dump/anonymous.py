@@ -73,16 +73,25 @@ class AnonymousMounts:
         if not members:
             self._alone.add(facts.mnt_id)
             return [self._describe_alone(fd, link, facts)]
-        if len(members) > 1 and not is_tree_held(members[0].mnt_id):
+        try:
+            mounts = self._describe_tree(members)
+        except DetachedError:
+            _close(members)
+            raise
+        self._members.update((member.mnt_id, member) for member in members)
+        return mounts
+
+    def _describe_tree(self, members: list[Member]) -> list[DetachedMount]:
+        """Describe the mounts of a tree, parents first."""
+        covered = len(members) > 1
+        if covered and not is_tree_held(members[0].mnt_id):
             raise DetachedError(
                 "it is in an anonymous tree of several mounts, and the fd of the tree, which keeps"
                 " them together, is in no dumped process: close the files of the tree, or dump the"
                 " process that has its fd too (or receive it from a socket)"
             )
-        covered = len(members) > 1
         mounts = [self._describe_member(member, covered) for member in members]
         _refuse_mixture(mounts)
-        self._members.update((member.mnt_id, member) for member in members)
         return mounts
 
     def relative(self, link: bytes, mnt_id: int) -> bytes:

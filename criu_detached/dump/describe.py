@@ -159,29 +159,64 @@ def _find_source(
             inside = _root_in_source(fd, name, facts, kind, source)
             if inside is None or _has_other_ids(kind, source):
                 continue
-            root = _open_root(source, inside, name, kind)
-            if root is None:
-                continue
-            if root < 0 and inside == paths.ROOT:
-                continue  # the source's own root is another one, and not above the deleted one
-            if root < 0 or name.deleted or _shows(source, root, name.path, fd, facts):
-                record = _record(fd, name, facts, kind, source, inside, root)
-                try:
-                    if source.filesystem is None:
-                        _rehearse(record, source.fd if root < 0 else root, source)
-                    read_only = b"ro" in source.info.super_options
-                    kept = os.dup(source.fd)
-                    maps_known = known is not None
-                    twins = source.twins
-                    return DetachedMount(record, root, kept, read_only, maps_known, twins), ""
-                except OSError as error:
-                    refusal = (
-                        f"its bind source {quote(source.info.mountpoint)} would not do for the"
-                        f" restore ({error}): is it unbindable, or locked by a user namespace?"
-                    )
-            if root >= 0:
-                os.close(root)
+            mount, why = _mount_from(fd, name, facts, kind, source, inside)
+            if mount is not None:
+                return mount, ""
+            refusal = why or refusal
     return None, refusal
+
+
+def _mount_from(
+    fd: int, name: Name, facts: FileFacts, kind: Kind, source: Source, inside: bytes
+) -> tuple[DetachedMount | None, str]:
+    """Describe the mount as one of a source, if that shows the file as the mount does.
+
+    Args:
+        fd: the file.
+        name: its path from the mount's root.
+        facts: of the file.
+        kind: what the classifier said.
+        source: the source; it stays the caller's.
+        inside: where the mount's root is, beneath the source's.
+
+    Returns:
+        The mount, or none and, where the source shows the file, why it would not do.
+    """
+    root = _open_root(source, inside, name, kind)
+    if root is None:
+        return None, ""
+    mount, refusal = None, ""
+    try:
+        if root < 0:
+            fits = inside != paths.ROOT  # else the source's own root is another one
+        else:
+            fits = name.deleted or _shows(source, root, name.path, fd, facts)
+        if fits:
+            record = _record(fd, name, facts, kind, source, inside, root)
+            refusal = _refusal_by(source, source.fd if root < 0 else root, record)
+        if fits and not refusal:
+            read_only = b"ro" in source.info.super_options
+            maps_known = kind.statmount is not None
+            kept = os.dup(source.fd)
+            mount = DetachedMount(record, root, kept, read_only, maps_known, source.twins)
+        return mount, refusal
+    finally:
+        if mount is None and root >= 0:
+            os.close(root)
+
+
+def _refusal_by(source: Source, root: int, record: Mount) -> str:
+    """Why a bind source would not do for the restore; empty: it would."""
+    if source.filesystem is not None:
+        return ""  # it was mounted for a trial
+    try:
+        _rehearse(record, root, source)
+    except OSError as error:
+        return (
+            f"its bind source {quote(source.info.mountpoint)} would not do for the restore"
+            f" ({error}): is it unbindable, or locked by a user namespace?"
+        )
+    return ""
 
 
 def _open_root(source: Source, inside: bytes, name: Name, kind: Kind) -> int | None:

@@ -23,6 +23,7 @@ from criu_detached.records import ExtFile
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.contents import ContentWriter
+    from criu_detached.dump.describe import DetachedMount
     from criu_detached.dump.sockets import SocketAnswer, Sockets
     from criu_detached.dump.watched import WatchedFiles
     from criu_detached.host import Host
@@ -88,8 +89,7 @@ class Dump:
         Raises:
             DetachedError: it cannot be restored faithfully.
         """
-        link = os.readlink(b"/proc/self/fd/%d" % fd)
-        mount = self._mounts.mount_of(fd, link, facts)
+        link, mount = self._link_and_mount(fd, facts)
         if mount is None:
             return False
         self._files.record(fd, link, facts, mount)
@@ -118,8 +118,7 @@ class Dump:
         Raises:
             DetachedError: it cannot be restored faithfully.
         """
-        link = os.readlink(b"/proc/self/fd/%d" % fd)
-        mount = self._mounts.mount_of(fd, link, facts)
+        link, mount = self._link_and_mount(fd, facts)
         if mount is None:
             return None
         file = mount.name_of(fd, self._mounts.link_in(mount, link), facts)
@@ -166,12 +165,17 @@ class Dump:
 
     def _record_watched(self, fd: int) -> tuple[int, int] | None:
         """Record a file that is watched; its mount id and inode, or None: not detached."""
-        link, facts = os.readlink(b"/proc/self/fd/%d" % fd), kernel.fstat(fd)
-        mount = self._mounts.mount_of(fd, link, facts)
+        facts = kernel.fstat(fd)
+        link, mount = self._link_and_mount(fd, facts)
         if mount is None:
             return None
         self._files.record(fd, link, facts, mount, watched=True)
         return facts.mnt_id, facts.ino
+
+    def _link_and_mount(self, fd: int, facts: FileFacts) -> tuple[bytes, DetachedMount | None]:
+        """A file's /proc/self/fd link, which CRIU has not read, and its mount, if detached."""
+        link = os.readlink(b"/proc/self/fd/%d" % fd)
+        return link, self._mounts.mount_of(fd, link, facts)
 
     def is_detached(self, fd: int, facts: FileFacts) -> bool:
         """Tell whether an open file is on a mount that the plugin is there for."""

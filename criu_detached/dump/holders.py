@@ -44,6 +44,7 @@ def outside_holder(dev: int) -> str | None:
         for tid in processes.threads_apart(pid):
             if _keeps(tid, filesystem):
                 return f"thread {tid} of process {pid}"
+    # Overlays last: who mounts one may let go of its layer only then.
     return _loop_device_on(dev) or layers.overlay_on(dev)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel, mountinfo, paths
+from criu_detached import kernel, mountinfo
 from criu_detached.dump import processes
+from criu_detached.dump.directories import names_in
+from criu_detached.dump.sources import open_mount
 from criu_detached.errors import quote
 from criu_detached.fstypes import OVERLAYFS_MAGIC
 from criu_detached.kernel import namespaces, statmount
@@ -27,7 +29,7 @@ _TRIES = 3  # somebody may make files in an overlay while it is looked at
 def overlay_on(dev: int) -> str | None:
     """Name an overlay with a layer on a filesystem in memory, for a message; None: there is none.
 
-    A layer that can be looked at in no namespace may be there, so it counts as if it was. Not so
+    A layer that is not known to be elsewhere may be there, so it counts as if it was. Not so
     those of a root: whoever made that made it of what is out of reach from within. Nor those of
     an overlay that is made of one filesystem, which is another one.
 
@@ -35,7 +37,7 @@ def overlay_on(dev: int) -> str | None:
         dev: device of the filesystem's superblock.
     """
     seen, looked_at = set(), set()  # overlays, by device
-    others: dict[int, bytes] = {}  # those that were not looked at, with a mountpoint
+    others: dict[int, bytes] = {}  # those whose layers are not known, with a mountpoint
     inodes = set()
     for inode, pids in processes.namespaces():
         inodes.add(inode)
@@ -43,10 +45,10 @@ def overlay_on(dev: int) -> str | None:
             if mount.fs_type != b"overlay":
                 continue
             seen.add(mount.dev)
-            found = [_find(pid, layer) for layer in _layers(mount.super_options)]
-            if _is_on(dev, found):
+            told = _places(pid, mount)
+            if _is_on(dev, pid, [*_layers(mount.super_options), *(told or ())]):
                 return f"the overlay at {quote(mount.mountpoint)} as a layer"
-            if _is_told(pid, mount, all(found)):
+            if told is not None:
                 looked_at.add(mount.dev)
             elif mount.mountpoint != b"/":
                 others.setdefault(mount.dev, mount.mountpoint)
@@ -67,11 +69,11 @@ def _without_process(dev: int, inodes: set[int], seen: set[int]) -> str | None:
     for ns_id, mount in _mounts_without_process(inodes):
         if mount.sb_magic != OVERLAYFS_MAGIC or mount.sb_dev in seen:
             continue
-        found = [_find(os.getpid(), layer) for layer in _layers(mount.mnt_opts)]
         name = f"the overlay at {quote(mount.mnt_point)} in mount namespace {ns_id}, which no"
-        if _is_on(dev, found):
+        layers = _layers(mount.mnt_opts)
+        if _is_on(dev, os.getpid(), layers):
             return f"{name} process lives in, as a layer"
-        if not all(found) and mount.mnt_point != b"/":
+        if not _are_there(os.getpid(), layers) and mount.mnt_point != b"/":
             return f"{name} process lives in, as a layer, or perhaps so"
     return None
 
@@ -89,23 +91,27 @@ def _mounts_without_process(inodes: set[int]) -> Iterator[tuple[int, StatMount]]
         pass  # before Linux 6.12, and in a PID namespace
 
 
-def _is_on(dev: int, layers: list[list[os.stat_result]]) -> bool:
-    return any(place.st_dev == dev for places in layers for place in places)
+def _is_on(dev: int, pid: int, layers: list[bytes]) -> bool:
+    """Tell whether something at the path of a layer is on a filesystem."""
+    return any(os.fstat(fd).st_dev == dev for layer in layers for fd in _find(pid, layer))
 
 
-def _find(pid: int, layer: bytes) -> list[os.stat_result]:
-    """What is at the path of a layer, as a process sees it and as this one does."""
+def _find(pid: int, layer: bytes) -> Iterator[int]:
+    """Open what is at the path of a layer, as a process sees it and as this one does.
+
+    Each O_PATH fd is closed after.
+    """
     if not layer.startswith(b"/"):
-        return []  # where it starts is not known
-    found = []
+        return  # where it starts is not known
     for root in (f"/proc/{pid}/root", "/"):
         try:
             fd = _open_in(root, layer)
         except OSError:
             continue
-        found.append(os.fstat(fd))
-        os.close(fd)
-    return found
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
 
 def _open_in(root: str, path: bytes) -> int:
@@ -117,32 +123,118 @@ def _open_in(root: str, path: bytes) -> int:
         os.close(top)
 
 
-def _is_told(pid: int, mount: MountInfo, complete: bool) -> bool:
-    """Tell whether it is known where all layers of an overlay are.
+def _places(pid: int, mount: MountInfo) -> list[bytes] | None:
+    """The paths of an overlay's layers, if it is known that they are there.
+
+    Paths alone tell little: what was mounted at one may be gone, and then something else is there.
+    But they have to do where the root of the overlay is out of reach.
 
     Args:
         pid: a process that sees it.
         mount: of it.
-        complete: something is at the path of each layer.
+
+    Returns:
+        Absolute paths, perhaps without those that are on the filesystem of another one; None: a
+        layer may be somewhere else.
     """
-    uppers = _layers(mount.super_options, (UPPER,))
-    uppermost = next(iter(uppers or _layers(mount.super_options)), b"")
+    root = open_mount(pid, mount) if mount.root == b"/" else -1
+    layers = _layers(mount.super_options)
+    if root < 0:
+        return layers if _are_there(pid, layers) else None
+    try:
+        if all(layer.startswith(b"/") for layer in layers):
+            return _seen_from(b"/", pid, mount, root)
+        starts = (_seen_from(start, pid, mount, root) for start in _above(mount.mountpoint))
+        return next((found for found in starts if found is not None), None)
+    finally:
+        os.close(root)
+
+
+def _are_there(pid: int, layers: list[bytes]) -> bool:
+    """Tell whether there is something at the path of each layer."""
+    return all(any(True for _ in _find(pid, layer)) for layer in layers)
+
+
+def _above(mountpoint: bytes) -> Iterator[bytes]:
+    """Yield the directories above a mountpoint: docker has relative paths begin in one."""
+    while mountpoint.strip(b"/"):
+        mountpoint = mountpoint.rpartition(b"/")[0]
+        yield mountpoint or b"/"
+
+
+def _seen_from(start: bytes, pid: int, mount: MountInfo, root: int) -> list[bytes] | None:
+    """As _places.
+
+    Args:
+        start: where relative paths may begin.
+        pid: a process that sees the overlay.
+        mount: of it.
+        root: fd of its root.
+    """
+
+    def absolute(names: tuple[bytes, ...]) -> list[bytes]:
+        found = _layers(mount.super_options, names)
+        return [
+            path if path.startswith(b"/") else start.rstrip(b"/") + b"/" + path for path in found
+        ]
+
+    uppers, lowers, data = absolute((UPPER,)), absolute((LOWER,)), absolute((DATA,))
+    first, *others = [*uppers, *lowers] or [b""]
+    upper = _uppermost(pid, first, root)
+    if upper is None:
+        return None
+    if uppers and _is_of_one_filesystem(mount, os.fstat(root), upper):
+        return [first]
+    # One that the overlay is mounted over is on a filesystem that is attached.
+    others = [layer for layer in others if layer != mount.mountpoint]
+    # Of one for data alone nothing is shown: that something is there has to do.
+    if not _are_there(pid, data):
+        return None
+    if not all(any(_is_shown(root, fd) for fd in _find(pid, layer)) for layer in others):
+        return None
+    return [first, *others, *data]
+
+
+def _uppermost(pid: int, layer: bytes, root: int) -> os.stat_result | None:
+    """What is at the path of the uppermost layer, if it is that; None: it is something else."""
     for _ in range(_TRIES):
-        root = _root_of(mount, pid)
-        if root is None:
-            return complete
-        layers = [layer for layer in _find(pid, uppermost) if _times(layer) == _times(root)]
-        if layers:
-            return complete or (bool(uppers) and _is_of_one_filesystem(mount, root, layers[0]))
-    return False  # something else is at that path now
+        wanted = _times(os.fstat(root))
+        for fd in _find(pid, layer):
+            found = os.fstat(fd)
+            if _times(found) == wanted:
+                return found
+    return None
 
 
-def _times(directory: os.stat_result) -> tuple[int, int]:
+def _times(file: os.stat_result) -> tuple[int, int]:
     """What the root of an overlay has of its uppermost layer: ovl_getattr, fs/overlayfs/inode.c.
 
-    No two directories have the same by chance.
+    Other files have theirs of the layer that they are of. No two have the same by chance.
     """
-    return directory.st_ctime_ns, directory.st_mtime_ns
+    return file.st_ctime_ns, file.st_mtime_ns
+
+
+def _is_shown(root: int, layer: int) -> bool:
+    """Tell whether an overlay shows something of a directory: then that is a layer of it.
+
+    Args:
+        root: fd of the overlay's root.
+        layer: of the directory.
+    """
+    if os.fstat(layer).st_dev == os.fstat(root).st_dev:
+        return False  # it is covered by the overlay
+    try:
+        names = names_in(layer)
+    except OSError:
+        return False
+    for name in names:
+        try:
+            shown = os.stat(name, dir_fd=root, follow_symlinks=False)
+            if _times(shown) == _times(os.stat(name, dir_fd=layer, follow_symlinks=False)):
+                return True
+        except OSError:
+            continue  # it is removed in the overlay, or not to be reached there
+    return False
 
 
 def _is_of_one_filesystem(mount: MountInfo, root: os.stat_result, upper: os.stat_result) -> bool:
@@ -157,26 +249,6 @@ def _is_of_one_filesystem(mount: MountInfo, root: os.stat_result, upper: os.stat
     if b"xino=on" in mount.super_options:
         return False
     return root.st_ino == upper.st_ino != _FIRST_INO
-
-
-def _root_of(mount: MountInfo, pid: int) -> os.stat_result | None:
-    """The root of an overlay, as a process sees it; None: it is out of reach."""
-    if mount.root != b"/":
-        return None
-    try:
-        root = os.open(f"/proc/{pid}/root", kernel.O_PATH)
-    except OSError:
-        return None  # the process ended
-    try:
-        top = paths.open_mountpoint(root, mount.mountpoint)
-    except OSError:
-        return None
-    finally:
-        os.close(root)
-    try:
-        return os.fstat(top) if kernel.fstat(top).mnt_id == mount.mnt_id else None
-    finally:
-        os.close(top)
 
 
 def _layers(options: list[bytes], names: tuple[bytes, ...] = (UPPER, LOWER, DATA)) -> list[bytes]:

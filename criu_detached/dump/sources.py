@@ -93,7 +93,7 @@ class SourceFinder:
                 continue
             if root is not None and paths.below(root, info.root) is None:
                 continue
-            fd = _open_mount(pid, info)
+            fd = open_mount(pid, info)
             if fd >= 0:
                 if kernel.fstatfs(fd).magic == magic:
                     self._last[dev, in_namespace] = found
@@ -119,7 +119,7 @@ class SourceFinder:
             dev: device of the superblock.
         """
         for pid, info, _ in self._all():
-            fd = _open_mount(pid, info) if not pid and info.dev == dev else -1
+            fd = open_mount(pid, info) if not pid and info.dev == dev else -1
             if fd >= 0:
                 with Source(info, False, fd) as source:
                     yield source
@@ -134,7 +134,7 @@ class SourceFinder:
         for pid, info, _ in self._all():
             if info.dev != dev or not self._mount_known(info.mnt_id):
                 continue
-            fd = _open_mount(pid, info)
+            fd = open_mount(pid, info)
             if fd < 0:
                 return True
             found = kernel.fstat(fd)
@@ -171,8 +171,16 @@ class SourceFinder:
                 yield mounts
 
 
-def _open_mount(pid: int, info: MountInfo) -> int:
-    """An O_PATH fd of the mount's root; -1 when it cannot be reached by its mountpoint."""
+def open_mount(pid: int, info: MountInfo) -> int:
+    """Open an attached mount's root.
+
+    Args:
+        pid: a process that sees it; 0: this one.
+        info: what that is shown of it.
+
+    Returns:
+        An O_PATH fd, the caller's; -1 when it cannot be reached by its mountpoint.
+    """
     try:
         root = os.open(f"/proc/{pid}/root" if pid else "/", kernel.O_PATH)
     except OSError:

@@ -29,6 +29,7 @@ STATMOUNT_MNT_UIDMAP = 0x2000  # Linux 6.15
 STATMOUNT_MNT_GIDMAP = 0x4000
 _ID_MAPS = STATMOUNT_MNT_BASIC | STATMOUNT_MNT_UIDMAP | STATMOUNT_MNT_GIDMAP
 
+_SB_RDONLY = 1  # linux/fs.h
 _FIXED = 512  # sizeof(struct statmount); strings follow
 
 # After the root of a mount whose root is deleted (dentry_path, fs/d_path.c).
@@ -56,6 +57,11 @@ class StatMount:
     def _strings(self, offset: int, count: int) -> list[bytes]:
         start = _FIXED + self._number(offset, 4)
         return self._raw[start:].split(b"\0", count)[:count]
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the superblock is, not the mount; ask for STATMOUNT_SB_BASIC."""
+        return bool(self.sb_flags & _SB_RDONLY)
 
     @property
     def root_path(self) -> bytes:

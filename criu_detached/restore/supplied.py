@@ -59,7 +59,7 @@ class Supply:
             DetachedError: it is not there.
         """
         try:
-            fd = os.open(self.source.path, kernel.O_PATH | os.O_CLOEXEC)
+            fd = os.open(self.source.path, kernel.O_PATH)
             if self.beneath != paths.ROOT:
                 top = fd
                 try:

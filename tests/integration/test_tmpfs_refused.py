@@ -97,6 +97,15 @@ def overlay(directory: Path, layer: str) -> Iterator[str]:
 
 
 @contextmanager
+def overlay_of_root(directory: Path) -> Iterator[str]:
+    """One over its root: something is there still when it is unmounted, the mountpoint."""
+    other = directory.parent.parent / "layer"
+    options = f"lowerdir={directory.parent},upperdir={other}/upper,workdir={other}/work"
+    with mounted_overlay(other, options) as point:
+        yield f"the overlay at {point}"
+
+
+@contextmanager
 def overlay_of_two(directory: Path) -> Iterator[str]:
     """One over it, with the first directory of another tmpfs as upper directory.
 
@@ -144,6 +153,7 @@ HOLDING: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
     "loop": loop,
     "overlay of it": lambda path: overlay(path, "lower"),
     "overlay on it": lambda path: overlay(path, "upper"),
+    "overlay of its root": overlay_of_root,
     "overlay of it and another": overlay_of_two,
     "namespace": other_namespace,
 }

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from criu_detached.kernel import FileFacts
     from criu_detached.kernel.statmount import StatMount
 
-_SB_RDONLY = 1  # linux/fs.h
-
 
 def remounted(fd: int, facts: FileFacts, known: StatMount | None, number: int) -> Iterator[Source]:
     """Yield, opened, the trial mount of a file's filesystem, if it lies on a block device.
@@ -67,7 +65,7 @@ def _read_only(known: StatMount | None, flags: int) -> list[bool]:
     A kernel that does not say so gets asked for less first. What does not fit is EBUSY.
     """
     if known:
-        return [bool(known.sb_flags & _SB_RDONLY)]
+        return [known.read_only]
     return [True, False] if flags & os.ST_RDONLY else [False]
 
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from criu_detached.kernel import FileFacts
     from criu_detached.recordfile import RecordWriter
 
-_SB_RDONLY = 1  # linux/mount.h, of sb_flags
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
 _RESTRICTED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
 
@@ -85,7 +84,7 @@ class Memory:
         fs_type = IN_MEMORY[kernel.fstatfs(fd).magic]
         known = kind.statmount or self._roots.lay_out(fd)
         if known:
-            self.read_only = bool(known.sb_flags & _SB_RDONLY)
+            self.read_only = known.read_only
         self.record = Filesystem(
             id=number,
             superblock=superblock_of(fd, fs_type),

@@ -72,7 +72,7 @@ def overlaid(fd: int, facts: FileFacts, known: StatMount | None, number: int) ->
     twins = LayerTwins(layers, paths.from_link(known.root_path))
     try:
         _check_held(fd, facts.mnt_id, source.fd, twins)
-        source.info.super_options = [b"ro" if known.sb_flags & 1 else b"rw"]
+        source.info.super_options = [b"ro" if known.read_only else b"rw"]
         source.twins = twins
         source.filesystem = Filesystem(
             id=number,

@@ -154,8 +154,11 @@ def test_tree_fd_keeps_the_tree_together(ground: Ground, monkeypatch: pytest.Mon
     """It must be in a dumped process, unless there is nothing to keep together."""
     asked: list[int] = []
     monkeypatch.setattr(anonymous, "is_tree_held", asked.append)
+    child = ground.open("dir/a")
+    before = support.open_fds()
     with pytest.raises(DetachedError, match="in no dumped process"):
-        ground.describe(ground.open("dir/a"))
+        ground.describe(child)
+    assert support.open_fds() == before
     assert asked == [kernel.fstat(ground.tree).mnt_id]
     alone = ground.clone("alone")
     ground.fds.append(alone)
