@@ -202,11 +202,14 @@ def _read(name: str, directory: int | None) -> bytes:
         raise DetachedError(f"can't open {name}: {reason(error.errno or 0)}") from error
     try:
         _check_file(name, os.fstat(fd), images=directory is not None)
-        return os.read(fd, _MAX_FILE)
+        text = os.read(fd, _MAX_FILE + 1)
     except OSError as error:
         raise DetachedError(f"can't read {name}: {reason(error.errno or 0)}") from error
     finally:
         os.close(fd)
+    if len(text) > _MAX_FILE:
+        raise DetachedError(f"{name} has more than {_MAX_FILE} bytes: make it shorter")
+    return text
 
 
 def _check_file(name: str, facts: os.stat_result, *, images: bool) -> None:

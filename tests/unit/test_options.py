@@ -151,6 +151,16 @@ def test_file_that_cannot_be_read(directory: int, images: Path) -> None:
         Options(directory, [])
 
 
+def test_long_file(directory: int, images: Path) -> None:
+    """It is not cut, which would lose what comes last."""
+    lines = "# a line\n" * (1 << 17) + "ghost-limit 2M\n"
+    images.write_text(lines)
+    with pytest.raises(DetachedError, match=f"{IMAGES_FILE} has more than 1048576 bytes"):
+        Options(directory, [])
+    images.write_text("#" + lines[1 - (1 << 20) :])
+    assert limit(directory) == 2 << 20
+
+
 def test_fifo(directory: int, images: Path) -> None:
     """It is not waited for."""
     os.mkfifo(images)
