@@ -321,10 +321,15 @@ def check_owner(mount: DetachedMount, path: bytes, facts: FileFacts) -> None:
     Raises:
         DetachedError: it has.
     """
-    if mount.record.origin == SUPPLIED:
-        return  # there is nothing to compare with
-    found = paths.facts_at(mount.root, path)
-    if not mount.maps_known and (found.uid, found.gid) != (facts.uid, facts.gid):
+    if mount.record.origin == SUPPLIED or mount.maps_known:
+        return  # there is nothing to compare with, or no need
+    try:
+        found = paths.facts_at(mount.root, path)
+    except OSError as error:
+        raise DetachedError(
+            "somebody renames or deletes it while it is dumped: have that end, and dump again"
+        ) from error
+    if (found.uid, found.gid) != (facts.uid, facts.gid):
         raise DetachedError(
             "its mount is id-mapped, and the kernel does not tell how: Linux 7.0 or newer does of"
             " most mounts"

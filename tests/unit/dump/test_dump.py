@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from criu_detached import contents, kernel, log
+from criu_detached.dump.describe import DetachedMount
 from criu_detached.dump.dump import Dump
 from criu_detached.errors import DetachedError
+from criu_detached.paths import Name
 from criu_detached.recordfile import NAME, read_records
 from criu_detached.records import BIND_SOURCE, File, Mount, Time
 from criu_detached.superblock import boot_id
@@ -100,6 +102,20 @@ def test_file_is_recorded_once(ground: Ground) -> None:
     for _ in range(3):
         assert ground.take(ground.open("file"))
     assert len(read_records(ground.images).files) == 1
+
+
+def test_renamed_meanwhile(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just after the file was seen where it should be."""
+    name_of = DetachedMount.name_of
+
+    def and_rename(mount: DetachedMount, fd: int, link: bytes, facts: kernel.FileFacts) -> Name:
+        mount.maps_known = False  # as before Linux 7.0
+        name = name_of(mount, fd, link, facts)
+        (ground.source / "file").rename(ground.source / "moved")
+        return name
+
+    monkeypatch.setattr(DetachedMount, "name_of", and_rename)
+    ground.refused(ground.open("file"), "while it is dumped")
 
 
 def test_two_mounts(ground: Ground) -> None:
