@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SYSTEM_FILE = "/etc/criu/criu-detached.conf"
 IMAGES_FILE = "criu-detached.conf"
+# In messages of a dump
+WHERE = f"to {SYSTEM_FILE} or to {IMAGES_FILE} in the image directory before the dump"
 OPTION = "--plugin-option"
 _PREFIX = b"--criu_detached."
 _MAX_FILE = 1 << 20  # bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 when a line of check says FAIL or the images are unreadable.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    given = arguments
+    if given is None:
+        given = sys.argv[1:]
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # to end quietly with who reads, as head(1)
     if given[:1] == ["install"] or given[:1] == ["uninstall"]:
         return _install(given[0], given[1:])  # these options are the installer's
     options = parser().parse_args(given)

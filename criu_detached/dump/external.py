@@ -13,7 +13,7 @@ from criu_detached.dump.classify import Kind
 from criu_detached.dump.describe import DetachedMount, mount_attributes_of
 from criu_detached.errors import DetachedError, quote
 from criu_detached.kernel import FileFacts, fstatfs
-from criu_detached.options import EXTERNAL, IMAGES_FILE, SOURCE, SYSTEM_FILE
+from criu_detached.options import EXTERNAL, IMAGES_FILE, SOURCE, WHERE
 from criu_detached.paths import Name
 from criu_detached.records import SUPPLIED, BindSource, Mount
 from criu_detached.superblock import superblock_of
@@ -36,8 +36,7 @@ _TYPES = {
 def advice(mnt_id: int) -> str:
     """Say how a mount that has no source can be dumped all the same."""
     return (
-        f'or supply it yourself at restore: for that, write "{quote(EXTERNAL)} {mnt_id}" to'
-        f" {SYSTEM_FILE} or to {IMAGES_FILE} in the image directory before the dump"
+        f'or supply it yourself at restore: for that, write "{quote(EXTERNAL)} {mnt_id}" {WHERE}'
     )
 
 

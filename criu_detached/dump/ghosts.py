@@ -13,7 +13,7 @@ from criu_detached.dump import roots
 from criu_detached.errors import DetachedError, quote
 from criu_detached.fstypes import SERVED, is_hidden
 from criu_detached.kernel import FileFacts
-from criu_detached.options import GHOST_LIMIT, Options
+from criu_detached.options import GHOST_LIMIT, WHERE, Options
 from criu_detached.records import File, Ghost, Inode, Time, Xattr
 
 TYPE_CHECKING = False
@@ -122,9 +122,10 @@ class GhostDescriber:
     def _check_limit(self, fd: int) -> None:
         size, limit = os.fstat(fd).st_blocks * _BLOCK, self._options().ghost_limit
         if size > limit:
+            enough = -(-size >> 20)  # MiB
             raise DetachedError(
-                f"it is deleted and has {size} bytes on disk, over the limit of {limit}: raise"
-                f" the setting {quote(GHOST_LIMIT)} of criu-detached"
+                f"it is deleted and has {size} bytes on disk, over the limit of {limit}: write"
+                f' "{quote(GHOST_LIMIT)} {enough}M" {WHERE}'
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -182,3 +183,13 @@ def replaced(path: Path, text: str) -> Iterator[None]:
         yield
     finally:
         path.write_bytes(saved)
+
+
+def test_reader_ends(built: Path) -> None:
+    """As with ``criu-detached check | head``."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [str(built / "criu_detached" / "criu-detached"), "check"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")

@@ -264,7 +264,7 @@ def test_limit_of_deleted_files(ground: Ground, place: str) -> None:
     (ground.source / "file").write_bytes(b"x" * (1 << 20) + b"y")
     fd = ground.open("file", os.O_RDONLY)
     (ground.source / "file").unlink()
-    ground.refused(fd, "over the limit of 1048576: raise the setting ghost-limit")
+    ground.refused(fd, "over the limit of 1048576: write .ghost-limit 2M. to")
     ground.dump = Dump(ground.host)
     (ground.path / "images" / NAME).unlink()
     if place == "option":

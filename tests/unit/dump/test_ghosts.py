@@ -291,7 +291,7 @@ def test_limit(ground: Ground) -> None:
     os.unlink(ground.source / "file")
     assert inode_of(ground.describe(fd)).size == 64 << 10
     os.write(fd, b"y")
-    ground.refused(fd, "over the limit of 65536: raise the setting ghost-limit")
+    ground.refused(fd, "over the limit of 65536: write .ghost-limit 1M. to")
     ground.options = [b"--criu_detached.ghost-limit=1M"]
     assert inode_of(ground.describe(fd)).size == (64 << 10) + 1
 
