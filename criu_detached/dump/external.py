@@ -35,9 +35,7 @@ _TYPES = {
 
 def advice(mnt_id: int) -> str:
     """Say how a mount that has no source can be dumped all the same."""
-    return (
-        f'or supply it yourself at restore: for that, write "{quote(EXTERNAL)} {mnt_id}" {WHERE}'
-    )
+    return f'or supply it yourself at restore: for that, write "{quote(EXTERNAL)} {mnt_id}" {WHERE}'
 
 
 def at_restore(mount: Mount) -> str:

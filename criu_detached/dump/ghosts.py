@@ -11,7 +11,7 @@ from criu_detached import kernel, paths
 from criu_detached.contents import ContentWriter, has_data
 from criu_detached.dump import roots
 from criu_detached.errors import DetachedError, quote
-from criu_detached.fstypes import SERVED, is_hidden
+from criu_detached.fstypes import OVERLAYFS_MAGIC, SERVED, is_hidden
 from criu_detached.kernel import FileFacts
 from criu_detached.options import GHOST_LIMIT, WHERE, Options
 from criu_detached.records import File, Ghost, Inode, Time, Xattr
@@ -262,6 +262,12 @@ def _lasting_alias(fd: int, file: File, facts: FileFacts, mount: DetachedMount) 
         # Told anew by the server, now that it has been asked for that name.
         if kernel.fstat(fd).nlink <= len(hidden):
             return None
+    if superblock.magic == OVERLAYFS_MAGIC and file.handle is None:
+        raise DetachedError(
+            "its name is deleted, and it has one left that is not to be found in the bind source"
+            " (a file of a lower layer keeps its name there, where no path of the overlay leads):"
+            " close it"
+        )
     if served or file.handle is None:
         raise DetachedError(
             "its name is deleted, and the other one that it still has is not to be found"

@@ -361,7 +361,7 @@ def hold_large(task: Task, blocks: int) -> Check:
 def test_limit(scenario: MakeScenario, placement: Placement, way: Way) -> None:
     """The limit is criu's, 1 MiB; a setting raises it."""
     held = scenario(placement).start(hold_large, blocks=1028)
-    held.dump().failed("1052672 bytes on disk, over the limit of 1048576: write .ghost-limit 2M. to")
+    held.dump().failed("1052672 bytes on disk, over the limit of 1048576: write .ghost-limit 2M.")
     assert held.ask() == 1028
     held.dump(*way(held, "ghost-limit", "2M")).succeeded()
     held.restore().succeeded()

@@ -96,6 +96,36 @@ def test_layers(
     assert held.ask() == ["lower0\n", "upper1\n", 2 * FILES]
 
 
+def hold_deleted(task: Task) -> Check:
+    """Deleted files of both layers, and one that is not: before Linux 7.0 it has to be there."""
+    os.open(task.path("upper1"), os.O_RDONLY)
+    upper = os.open(task.path("upper0"), os.O_RDONLY)
+    lower = os.open(task.path("lower0"), os.O_RDONLY)
+    os.unlink(task.path("upper0"))
+    os.unlink(task.path("lower0"))
+    task.detach()
+    return lambda: [os.pread(fd, 100, 0).decode() for fd in (upper, lower)]
+
+
+@pytest.mark.detached
+def test_deleted_in_lower_layer(
+    scenario: MakeScenario, mount_overlay_of_one: Callable[[Path], None]
+) -> None:
+    """Its name is in that layer still, and its link count says so."""
+    made = scenario(mount_source=mount_overlay_of_one, populate=populate_upper)
+    held = made.start(hold_deleted)
+    held.dump().failed("criu-detached: .*lower0.*a file of a lower layer keeps its name")
+    assert held.ask() == ["upper0\n", "lower0\n"]
+
+
+@pytest.mark.plain
+def test_deleted_in_lower_layer_attached(
+    scenario: MakeScenario, mount_overlay_of_one: Callable[[Path], None]
+) -> None:
+    made = scenario(attached=True, mount_source=mount_overlay_of_one, populate=populate_upper)
+    made.start(hold_deleted).dump().failed("Can't create link remap")
+
+
 def test_same_inode(scenario: MakeScenario, mount_overlay: Callable[[Path], None]) -> None:
     """Restored as they were, or refused while they live; never one in place of the other."""
     made = scenario(mount_source=mount_overlay, populate=populate_upper)
