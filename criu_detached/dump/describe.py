@@ -214,7 +214,8 @@ def _refusal_by(source: Source, root: int, record: Mount) -> str:
     except OSError as error:
         return (
             f"its bind source {quote(source.info.mountpoint)} would not do for the restore"
-            f" ({error}): is it unbindable, or locked by a user namespace?"
+            f" ({error}): is it unbindable, or locked by a user namespace, or has criu no"
+            " CAP_SYS_ADMIN?"
         )
     return ""
 

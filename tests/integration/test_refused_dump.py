@@ -193,6 +193,14 @@ def test_unbindable_source(scenario: MakeScenario) -> None:
     refused(held, "would not do for the restore")
 
 
+def test_unprivileged(scenario: MakeScenario) -> None:
+    """Only CAP_SYS_ADMIN may clone a mount."""
+    held = scenario().start(hold_file)
+    prefix = ["setpriv", "--bounding-set", "-sys_admin"]
+    held.dump("--unprivileged", prefix=prefix).failed("would not do .*CAP_SYS_ADMIN")
+    assert held.ask() == CONTENT
+
+
 def hold_own_status(task: Task) -> Check:
     """What a procfs shows of the process itself."""
     fd = os.open(f"{task.points[0]}/self/status", os.O_RDONLY)
