@@ -12,7 +12,7 @@ PYTHON ?= python3
 # A pytest expression that selects tests: make test-native K='fifo and not exe'
 K ?=
 export K
-MACHINES = machines-forky-trixie+machines-trixie-forky
+MACHINES = machines-forky-trixie-forky+machines-trixie-forky
 
 .PHONY: help
 help: ## this list
@@ -64,7 +64,7 @@ test-matrix: ## every CRIU through all integration tests natively; other kernels
 		$(MACHINES)
 
 .PHONY: test-machines
-test-machines: ## from one VM to another one: a newer kernel, and an older one
+test-machines: ## from one VM to another one and back: a newer kernel, and an older one
 	@CRIU_DETACHED_NO_SKIP=1 .ci/run $(MACHINES)
 
 .PHONY: coverage

@@ -17,8 +17,15 @@ BINDS = (Bind(), Bind(flags=kernel.MS_RDONLY))
 LINE = "one more\n"  # what a check appends to the log
 
 
-def hold_volume(task: Task) -> Check:
-    """Two mounts of a volume, one of them read-only; each check appends to a log."""
+def hold_volume(task: Task, named: str = "") -> Check:
+    """Two mounts of a volume, one of them read-only; each check appends to a log.
+
+    Another log is on a named volume, if there is one.
+    """
+    logs = []
+    if named:
+        logs.append(os.open(named + "/log", os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+        run("umount", "--lazy", "--no-mtab", named)
     log = os.open(task.path("log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     file = os.open(task.path("file"), os.O_RDONLY)
     os.read(file, 10)
@@ -32,13 +39,16 @@ def hold_volume(task: Task) -> Check:
     ask_child = task.fork(lambda: lambda: os.pread(file, 10, 0).decode())
     task.detach()
 
+    logs.insert(0, log)
+
     def check() -> dict[str, Any]:
-        os.write(log, LINE.encode())
+        for each in logs:
+            os.write(each, LINE.encode())
         shared[0] += 1
         with open("../other", "rb") as other:
             assert other.read(1) == shared[:1]
         return {
-            "log": log,
+            "logs": logs,
             "position": os.lseek(file, 0, os.SEEK_CUR),
             "here": sorted(os.listdir(".")),
             "deleted": [os.fstat(deleted).st_nlink, os.pread(deleted, 10, 0).decode()],

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from ..integration import disks
-from ..integration.harness import kernel, look
+from ..integration.harness import kernel
 from ..integration.harness.container import Container
-from ..integration.harness.engines import Engines, Oci, Podman
+from ..integration.harness.engines import Engines, Podman
 from ..integration.harness.placement import Placement, mount_tmpfs, populate_tree
 from ..integration.harness.scenario import Scenario
-from .luggage import CARRIED, Luggage, machine, noted
+from .leaving import NAMED, container_leaves, processes_leave
+from .luggage import CARRIED, Luggage, machine
 from .programs import BINDS, ENGINES, hold_much, hold_volume
 
 # Process ids that are free on a machine that has just been started.
@@ -29,23 +30,16 @@ def leaving(runner: None) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_container(engines: Engines, luggage: Callable[[str], Luggage], engine: str) -> None:
-    """A volume that was unmounted lazily inside; its source is on the host alone."""
+    """Volumes that were unmounted lazily inside; their sources are on the host alone."""
     bag = luggage(engine)
-    with Container(engines.get(engine), Placement.HOST_SOURCE, BINDS) as held:
-        options = []
-        if isinstance(held.engine, Podman):
-            held.images = bag.directory / "archive.tar.gz"
-            options = ["--compress=gzip"]
-            held.engine.save_image(bag.directory / "image.tar")
-        held.start(hold_volume)
-        answer, seen = held.ask(), noted(held.seen())
-        held.checkpoint(*options).succeeded()
-        if isinstance(held.engine, Oci):
-            bag.pack("bundle", held.engine.bundle(held.name))
-            bag.pack("images", held.images)
-        bag.pack("volume", held.ground.source)
-        bag.pack("base", held.ground.base)
-        bag.note(work=str(held.work), name=held.name, answer=answer, seen=seen)
+    made = engines.get(engine)
+    named, options = "", []
+    if isinstance(made, Podman):
+        made.save_image(bag.directory / "image.tar")
+        named, options = "/named", [f"--volume={NAMED}:/named"]
+    with Container(made, Placement.HOST_SOURCE, BINDS, options=options) as held:
+        held.start(hold_volume, named=named)
+        container_leaves(held, bag, held.ground.source, held.ask())
 
 
 def test_processes(luggage: Callable[[str], Luggage], tmp_path: Path) -> None:
@@ -62,11 +56,6 @@ def test_processes(luggage: Callable[[str], Luggage], tmp_path: Path) -> None:
             populate_tree(volume)
             held.start(hold_much, volume=str(volume))
             kernel.umount2(held.ground.source, kernel.MNT_DETACH)
-            answer, seen = held.ask(), noted(look.seen(held.pid))
-            held.dump().succeeded()
-            bag.pack("images", held.images)
-            bag.pack("volume", volume)
-            disk.carry(bag.directory / "disk")
+            processes_leave(held, bag, volume, disk, held.ask())
         finally:
             kernel.umount2(volume, kernel.MNT_DETACH)
-        bag.note(work=str(held.work), device=disk.device, answer=answer, seen=seen)
