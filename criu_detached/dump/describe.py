@@ -376,9 +376,10 @@ def mount_attributes_of(fd: int, kind: Kind) -> int:
 def _no_source(name: Name, kind: Kind) -> str:
     what = f"the file {quote(name.path)}"
     if kind.statmount:
-        what = (
-            f"{quote(kind.statmount.mnt_root)} of this {quote(kind.statmount.fs_type)} filesystem"
-        )
+        known = kind.statmount
+        root = f"{quote(known.mnt_root)} of this {quote(known.fs_type)} filesystem"
+        shown_at_root = name.deleted or name.path == paths.ROOT
+        what = root if shown_at_root else f"{what} beneath {root}"
     elif name.deleted:
         return (
             f"no attached mount shows where {what} was deleted from: before Linux 7.0 it is found"
