@@ -184,7 +184,7 @@ class Host:
             raise DetachedError("no memory for the names of unix sockets")
 
     def deleted_files_left(self) -> list[FileFacts]:
-        """Deleted files that CRIU makes anew by itself: those on mounts that it knows."""
+        """Deleted files on mounts that CRIU knows: those without other links it makes anew."""
         count = self._ffi.new("size_t *")
         files = self._criu.deleted_files_left(count)
         return [FileFacts(files[index]) for index in range(count[0])]

@@ -94,7 +94,8 @@ def _become_installed(lib: Path, arguments: list[str]) -> None:
     """Installed by pip, this package has no compiled module; the built plugin has all of it."""
     command = lib / "criu_detached" / "criu-detached"
     own = Path(__file__).resolve().parent.parent
-    if command.exists() and not any(own.glob("_kernel.*.so")):
+    is_it = own == command.resolve().parent / "lib" / "criu_detached"
+    if command.exists() and not is_it and not any(own.glob("_kernel.*.so")):
         os.execv(command, [str(command), *arguments])
 
 

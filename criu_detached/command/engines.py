@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,7 @@ def check_engines(lib: Path, criu: str | None) -> Iterator[Line]:
         lib: the plugin directory.
         criu: the program that is in the runtimes' PATH, if any.
     """
-    with_criu = (
-        f"with {criu}, version {programs.criu_version(criu)}" if criu else "but finds no criu"
-    )
+    with_criu = f"with {criu}, {_version(criu)}" if criu else "but finds no criu"
     found = [name for name in runtimes.RUNTIMES if programs.find_program(name)]
     for runtime in found:
         yield _check_runtime(runtime, lib, with_criu)
@@ -36,6 +35,13 @@ def check_engines(lib: Path, criu: str | None) -> Iterator[Line]:
             yield Line(WARN, "podman", f"runs {used}, of which this command knows nothing")
     if found:
         yield _check_network(found)
+
+
+def _version(criu: str) -> str:
+    try:
+        return f"version {programs.criu_version(criu)}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"which cannot be run ({error})"
 
 
 def podman_runtime() -> str:

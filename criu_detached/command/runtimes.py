@@ -155,7 +155,8 @@ def refuse_libdir(runtime: str, libdir: Path, directory: Path = SETTINGS) -> Pat
         )
     if len(str(libdir).split()) != 1 or "#" in str(libdir):
         raise SettingsError(f"{libdir}: CRIU's settings cannot name such a path")
-    _refuse_writers(file)
+    if named is None and libdir != DEFAULT_LIB:
+        _refuse_writers(file)
     return file
 
 

@@ -12,6 +12,7 @@ import os
 from criu_detached import kernel, log
 from criu_detached.dump.files import Files, check_owner
 from criu_detached.dump.mounts import Mounts
+from criu_detached.dump.processes import root_task
 from criu_detached.dump.sources import SourceFinder
 from criu_detached.dump.terminals import is_left_to_shell_job
 from criu_detached.dump.writing import Recording
@@ -45,6 +46,7 @@ class Dump:
         self._contents: ContentWriter | None = None
         self._sockets: Sockets | None = None
         self._watched: WatchedFiles | None = None
+        self._found_peers: set[bytes] = set()  # names that a restore will follow to their sockets
 
     def link_read(self, fd: int, link: bytes, facts: FileFacts) -> bool:
         """Take note of a file that CRIU is about to dump as a regular file.
@@ -140,12 +142,12 @@ class Dump:
         """
         from criu_detached.dump.peers import check_peer  # few dumps need it
 
-        dumped = self._finder.dumped_pids() if self._host.dumps_mount_namespace() else []
-        root = os.open(f"/proc/{dumped[0]}/root" if dumped else "/", kernel.O_PATH)
-        try:
-            check_peer(name, root, self.is_detached)
-        finally:
-            os.close(root)
+        if name in self._found_peers:
+            return
+        # In the first task's mount namespace, if it is dumped: prep_unix_sk_cwd, criu/sk-unix.c
+        pid = root_task() if self._host.dumps_mount_namespace() else 0
+        check_peer(name, f"/proc/{pid}/root" if pid else "/", self.is_detached)
+        self._found_peers.add(name)
 
     def find_watched(self) -> None:
         """Take note of watched files, one of which CRIU has found on no mount.

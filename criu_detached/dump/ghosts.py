@@ -287,7 +287,7 @@ def _may_be(path: bytes, fd: int, file: File, mount: DetachedMount) -> bool:
     except OSError:
         return False
     try:
-        if roots.handle_of(there) == file.handle:
+        if file.handle is not None and roots.handle_of(there) == file.handle:
             return True
         one, other = kernel.fstat(fd), kernel.fstat(there)
     finally:

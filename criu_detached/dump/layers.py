@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 _FIRST_INO = 2  # that an overlay gives, to its root: ovl_next_ino and ovl_fill_super
 _TRIES = 3  # somebody may make files in an overlay while it is looked at
 
+# What a mount of an overlay tells: are its layers what is at their paths? The first of these that
+# one of its mounts tells is what counts: elsewhere the paths may lead to other things.
+_PROVEN = 0
+_REFUTED = 1
+_LIKELY = 2  # there is something at each path, and no more is to be seen
+_UNKNOWN = 3
+
 
 def overlay_on(dev: int) -> str | None:
     """Name an overlay with a layer on a filesystem in memory, for a message; None: there is none.
@@ -36,26 +43,24 @@ def overlay_on(dev: int) -> str | None:
     Args:
         dev: device of the filesystem's superblock.
     """
-    seen, looked_at = set(), set()  # overlays, by device
-    others: dict[int, bytes] = {}  # those whose layers are not known, with a mountpoint
+    told: dict[int, dict[int, bytes]] = {}  # overlays by device: what is told, and where
     inodes = set()
     for inode, pids in processes.namespaces():
         inodes.add(inode)
         for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
             if mount.fs_type != b"overlay":
                 continue
-            seen.add(mount.dev)
-            told = _places(pid, mount)
-            if _is_on(dev, pid, [*_layers(mount.super_options), *(told or ())]):
+            found, places = _look_at(pid, mount)
+            if _is_on(dev, pid, [*_layers(mount.super_options), *places]):
                 return f"the overlay at {quote(mount.mountpoint)} as a layer"
-            if told is not None:
-                looked_at.add(mount.dev)
-            elif mount.mountpoint != b"/":
-                others.setdefault(mount.dev, mount.mountpoint)
-    for overlay, mountpoint in others.items():
-        if overlay not in looked_at:
-            return f"the overlay at {quote(mountpoint)} as a layer, or perhaps so"
-    return _without_process(dev, inodes, seen)
+            overlay = told.setdefault(mount.dev, {})
+            if mount.mountpoint != b"/" or found in (_PROVEN, _LIKELY):
+                overlay.setdefault(found, mount.mountpoint)
+    for overlay in told.values():
+        found = min(overlay, default=_PROVEN)
+        if found in (_REFUTED, _UNKNOWN):
+            return f"the overlay at {quote(overlay[found])} as a layer, or perhaps so"
+    return _without_process(dev, inodes, set(told))
 
 
 def _without_process(dev: int, inodes: set[int], seen: set[int]) -> str | None:
@@ -123,8 +128,8 @@ def _open_in(root: str, path: bytes) -> int:
         os.close(top)
 
 
-def _places(pid: int, mount: MountInfo) -> list[bytes] | None:
-    """The paths of an overlay's layers, if it is known that they are there.
+def _look_at(pid: int, mount: MountInfo) -> tuple[int, list[bytes]]:
+    """See whether the layers of an overlay are what is at their paths.
 
     Paths alone tell little: what was mounted at one may be gone, and then something else is there.
     But they have to do where the root of the overlay is out of reach.
@@ -134,20 +139,21 @@ def _places(pid: int, mount: MountInfo) -> list[bytes] | None:
         mount: of it.
 
     Returns:
-        Absolute paths, perhaps without those that are on the filesystem of another one; None: a
-        layer may be somewhere else.
+        What is told, and the paths, absolute ones, if it is more than their being there.
     """
     root = open_mount(pid, mount) if mount.root == b"/" else -1
     layers = _layers(mount.super_options)
     if root < 0:
-        return layers if _are_there(pid, layers) else None
+        return (_LIKELY if _are_there(pid, layers) else _UNKNOWN), []
     try:
-        if all(layer.startswith(b"/") for layer in layers):
-            return _seen_from(b"/", pid, mount, root)
-        starts = (_seen_from(start, pid, mount, root) for start in _above(mount.mountpoint))
-        return next((found for found in starts if found is not None), None)
+        relative = not all(layer.startswith(b"/") for layer in layers)
+        for start in _above(mount.mountpoint) if relative else (b"/",):
+            found = _seen_from(start, pid, mount, root)
+            if found is not None:
+                return (_LIKELY if mount.mountpoint in found else _PROVEN), found
     finally:
         os.close(root)
+    return _REFUTED, []
 
 
 def _are_there(pid: int, layers: list[bytes]) -> bool:
@@ -163,13 +169,17 @@ def _above(mountpoint: bytes) -> Iterator[bytes]:
 
 
 def _seen_from(start: bytes, pid: int, mount: MountInfo, root: int) -> list[bytes] | None:
-    """As _places.
+    """The paths of an overlay's layers, if it shows that these are there.
 
     Args:
         start: where relative paths may begin.
         pid: a process that sees the overlay.
         mount: of it.
         root: fd of its root.
+
+    Returns:
+        Absolute paths, perhaps without those that are on the filesystem of another one; None: a
+        layer may be somewhere else.
     """
 
     def absolute(names: tuple[bytes, ...]) -> list[bytes]:
@@ -180,38 +190,40 @@ def _seen_from(start: bytes, pid: int, mount: MountInfo, root: int) -> list[byte
 
     uppers, lowers, data = absolute((UPPER,)), absolute((LOWER,)), absolute((DATA,))
     first, *others = [*uppers, *lowers] or [b""]
-    upper = _uppermost(pid, first, root)
-    if upper is None:
-        return None
-    if uppers and _is_of_one_filesystem(mount, os.fstat(root), upper):
-        return [first]
-    # One that the overlay is mounted over is on a filesystem that is attached.
-    others = [layer for layer in others if layer != mount.mountpoint]
+    if first != mount.mountpoint:
+        upper = _uppermost(pid, first, root)
+        if upper is None:
+            return None
+        if _is_of_one_filesystem(mount, os.fstat(root), upper):
+            return [first]
     # Of one for data alone nothing is shown: that something is there has to do.
     if not _are_there(pid, data):
         return None
-    if not all(any(_is_shown(root, fd) for fd in _find(pid, layer)) for layer in others):
-        return None
+    for layer in others:
+        # What the overlay is mounted over it covers.
+        if layer != mount.mountpoint and not any(_is_shown(root, fd) for fd in _find(pid, layer)):
+            return None
     return [first, *others, *data]
 
 
 def _uppermost(pid: int, layer: bytes, root: int) -> os.stat_result | None:
     """What is at the path of the uppermost layer, if it is that; None: it is something else."""
     for _ in range(_TRIES):
-        wanted = _times(os.fstat(root))
+        shown = os.fstat(root)
         for fd in _find(pid, layer):
             found = os.fstat(fd)
-            if _times(found) == wanted:
+            if found.st_dev != shown.st_dev and _taken_over(found) == _taken_over(shown):
                 return found
     return None
 
 
-def _times(file: os.stat_result) -> tuple[int, int]:
+def _taken_over(file: os.stat_result) -> tuple[int, ...]:
     """What the root of an overlay has of its uppermost layer: ovl_getattr, fs/overlayfs/inode.c.
 
-    Other files have theirs of the layer that they are of. No two have the same by chance.
+    Other files have it of the layer that they are of. Two have the same by chance only if they
+    were last changed in one tick of the kernel's clock. Owners may be mapped.
     """
-    return file.st_ctime_ns, file.st_mtime_ns
+    return file.st_ctime_ns, file.st_mtime_ns, file.st_mode, file.st_size
 
 
 def _is_shown(root: int, layer: int) -> bool:
@@ -230,7 +242,8 @@ def _is_shown(root: int, layer: int) -> bool:
     for name in names:
         try:
             shown = os.stat(name, dir_fd=root, follow_symlinks=False)
-            if _times(shown) == _times(os.stat(name, dir_fd=layer, follow_symlinks=False)):
+            own = os.stat(name, dir_fd=layer, follow_symlinks=False)
+            if _taken_over(shown) == _taken_over(own):
                 return True
         except OSError:
             continue  # it is removed in the overlay, or not to be reached there
@@ -238,7 +251,7 @@ def _is_shown(root: int, layer: int) -> bool:
 
 
 def _is_of_one_filesystem(mount: MountInfo, root: os.stat_result, upper: os.stat_result) -> bool:
-    """Tell whether all layers of an overlay are where its upper directory is.
+    """Tell whether all layers of an overlay are where its uppermost one is.
 
     Then its root has the inode number of that directory, else the first that overlays give:
     ovl_map_ino, fs/overlayfs/inode.c. A directory may have that number, too (the first that is

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from criu_detached.kernel import FileFacts
 
 
-def check_peer(name: bytes, root: int, is_detached: Callable[[int, FileFacts], bool]) -> None:
+def check_peer(name: bytes, root: str, is_detached: Callable[[int, FileFacts], bool]) -> None:
     """See to it that a restore finds the socket that another one is connected to.
 
     Args:
         name: that it is bound to.
-        root: where CRIU will start from, to follow that.
+        root: path of the directory that CRIU will start from, to follow that.
         is_detached: tells whether an open file is on a detached mount.
 
     Raises:
@@ -33,7 +33,10 @@ def check_peer(name: bytes, root: int, is_detached: Callable[[int, FileFacts], b
     """
     led_to, detached = _led_to(root, name), None
     for fd in files_bound_to(name):
-        facts = kernel.fstat(fd)
+        try:
+            facts = kernel.fstat(fd)
+        except OSError:
+            continue  # its server is gone
         if (facts.dev, facts.ino) == led_to:
             return
         if is_detached(fd, facts):
@@ -46,17 +49,25 @@ def check_peer(name: bytes, root: int, is_detached: Callable[[int, FileFacts], b
         )
 
 
-def _led_to(root: int, name: bytes) -> tuple[int, int] | None:
+def _led_to(root: str, name: bytes) -> tuple[int, int] | None:
     """Device and inode of what a name leads to; a relative one leads nowhere."""
     if not name.startswith(b"/"):
         return None
-    inside = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
     try:
-        fd = kernel.openat2(root, name, kernel.O_PATH, inside)
+        top = os.open(root, kernel.O_PATH)
     except OSError:
         return None
+    inside = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
+    try:
+        fd = kernel.openat2(top, name, kernel.O_PATH, inside)
+    except OSError:
+        return None
+    finally:
+        os.close(top)
     try:
         facts = kernel.fstat(fd)
+    except OSError:
+        return None
     finally:
         os.close(fd)
     return facts.dev, facts.ino

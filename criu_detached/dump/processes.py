@@ -150,6 +150,17 @@ def dumped_tasks() -> Iterator[int]:
     return filter(is_traced, process_ids())
 
 
+def root_task() -> int:
+    """The id of the dumped process that is the parent of all others; 0: none is dumped."""
+    parents = {pid: _parent(pid) for pid in dumped_tasks()}
+    return next((pid for pid, parent in parents.items() if parent not in parents), 0)
+
+
+def _parent(pid: int) -> int:
+    found = read(f"/proc/{pid}/status").partition(b"\nPPid:\t")[2].partition(b"\n")[0]
+    return int(found or b"0")
+
+
 def _open_links(pid: int, more: str = "") -> Iterator[int]:
     """Open, for a moment each, what a process has open and where it is.
 

@@ -191,7 +191,10 @@ def open_mount(pid: int, info: MountInfo) -> int:
         return -1
     finally:
         os.close(root)
-    if kernel.fstat(fd).mnt_id == info.mnt_id:
-        return fd
-    os.close(fd)  # another mount covers it
+    try:
+        if kernel.fstat(fd).mnt_id == info.mnt_id:
+            return fd
+    except OSError:
+        pass  # its server is gone
+    os.close(fd)  # else another mount covers it
     return -1

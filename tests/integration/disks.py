@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from .harness import kernel
+from .harness.scenario import DEADLINE
 
 # What makes each filesystem, and how large it has to be at least, in bytes.
 MAKERS = {
@@ -58,12 +60,13 @@ class Disk:
 
     def carry(self, place: Path) -> None:
         """Copy what is on it, when the kernel has unmounted it: that follows a dump."""
+        deadline = time.monotonic() + DEADLINE
         while True:
             try:
                 os.close(os.open(self.device, os.O_RDONLY | os.O_EXCL))
                 break
             except OSError as error:
-                if error.errno != errno.EBUSY:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     raise
             os.sched_yield()
         shutil.copy(self.image, place)

@@ -46,7 +46,7 @@ def agents() -> Iterator[int]:
         try:
             if look.is_agent(pid):
                 yield pid
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,11 @@ def test_overlays_in_several_namespaces(
         lambda pids: [(os.getpid(), mountinfo.MountInfo(lines[pids[0]]))],
     )
     monkeypatch.setattr(layers_module, "_mounts_without_process", lambda inodes: iter(()))
-    # A stand-in: it has the times of the one layer that is there.
+    # Stand-ins: the root is that of the one layer that is there.
     monkeypatch.setattr(layers_module, "open_mount", lambda *_: os.open(tmp_path, os.O_PATH))
+    here = os.fsencode(tmp_path), os.stat(tmp_path)
+    monkeypatch.setattr(layers_module, "_uppermost", lambda _, layer, __: dict([here]).get(layer))
+    monkeypatch.setattr(layers_module, "_is_of_one_filesystem", lambda *_: False)
     before = support.open_fds()
     assert overlay_on(12345) == wanted
     device = os.stat(tmp_path).st_dev
@@ -146,3 +150,47 @@ def test_relative_paths_from_elsewhere(ground: Path, monkeypatch: pytest.MonkeyP
     with overlay(ground, f"lowerdir=low,{UPPER.format('')}"):
         found = overlay_on(12345)
     assert found == f"the overlay at {ground}/base/merged as a layer, or perhaps so"
+
+
+@contextmanager
+def covered_in_a_namespace(path: Path) -> Iterator[None]:
+    """A process to which something else is there."""
+    script = 'mount -t tmpfs none "$1" && echo covered && cat'
+    command = ["unshare", "--mount", "sh", "-c", script, "sh", str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"covered\n"
+        yield
+
+
+@pytest.mark.parametrize("view", ["bind of a directory", "bind over the layer", "namespace"])
+def test_other_views(ground: Path, view: str) -> None:
+    """What shows that a layer is gone counts, whatever there is to be seen elsewhere."""
+    base = ground / "base"
+    (base / "merged" / "dir").mkdir()
+    with ExitStack() as stack:
+        with support.mounted(base / "low", "-t", "tmpfs", "none"):
+            (base / "low" / "dir").mkdir()
+            held = stack.enter_context(support.opened(base / "low"))
+            stack.enter_context(overlay(ground, f"lowerdir={base}/low:{base}/lower"))
+        if view == "namespace":
+            stack.enter_context(covered_in_a_namespace(base / "merged"))
+        else:
+            place, what = ("gone", "merged/dir") if "directory" in view else ("base/low", "merged")
+            stack.enter_context(support.mounted(ground / place, "--bind", str(base / what)))
+        found = overlay_on(os.fstat(held).st_dev)
+    assert found == f"the overlay at {base}/merged as a layer, or perhaps so"
+
+
+@pytest.mark.parametrize("names", ["same", "none"])
+def test_nothing_of_its_own(ground: Path, names: str) -> None:
+    """All is on one filesystem, so nothing of the lower layers has to be shown."""
+    base = ground / "base"
+    if names == "same":
+        for name in ("low", "lower"):
+            (base / name / "usr").mkdir()
+    (base / "lower" / "file").unlink()
+    with overlay(ground, f"lowerdir={base}/low:{base}/lower"):
+        assert overlay_on(12345) is None
+        assert overlay_on(ground.stat().st_dev) == f"the overlay at {base}/merged as a layer"
