@@ -89,6 +89,6 @@ void dump_watches_init(bool in_pre_dump)
 	if (!criu.irmap_scan_path_add || STEER(search_steering) || criu.irmap_scan_path_add(path))
 		return;
 	if (!in_pre_dump && STEER(handle_steering))
-		pr_warn("%s: watches of deleted files on detached mounts may be lost",
+		pr_warn("%s: watches of deleted files on detached mounts are refused",
 			why_not_steered("syscall"));
 }

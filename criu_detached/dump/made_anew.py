@@ -46,7 +46,7 @@ class MadeAnew:
 
         Args:
             named: device and inode of watched files that come back with their watch.
-            left: facts of the deleted files that CRIU makes anew, on attached mounts.
+            left: facts of the deleted files on attached mounts, which CRIU dumps.
 
         Raises:
             DetachedError: there is one.

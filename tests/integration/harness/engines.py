@@ -297,9 +297,10 @@ class Podman(Engine):
         return int(self.call("inspect", "--format={{.State.Pid}}", name))  # an imported one
 
     def checkpoint(self, name: str, images: Path, *options: str) -> CriuRun:
-        words = ["container", "checkpoint", "--keep", *options]
+        words = ["container", "checkpoint", "--keep"]
         if images.suffix:
             words += ["--export", str(images), "--compress=none"]
+        words += options
         return _criu_run(self._podman.command(*words, name), self._userdata(name) / "dump.log")
 
     def restore(self, name: str, images: Path, *options: str) -> CriuRun:
