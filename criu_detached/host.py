@@ -8,6 +8,7 @@ from criu_detached.kernel import FileFacts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 
@@ -183,11 +184,12 @@ class Host:
         if self._criu.socket_name_add(number, name, deleted):
             raise DetachedError("no memory for the names of unix sockets")
 
-    def deleted_files_left(self) -> list[FileFacts]:
-        """Deleted files on mounts that CRIU knows: those without other links it makes anew."""
+    def deleted_files_left(self) -> Iterator[FileFacts]:
+        """Yield deleted files on mounts that CRIU knows; those without links it makes anew."""
         count = self._ffi.new("size_t *")
         files = self._criu.deleted_files_left(count)
-        return [FileFacts(files[index]) for index in range(count[0])]
+        for index in range(count[0]):
+            yield FileFacts(files[index])
 
     def watch_name_add(self, dev: int, ino: int, name: bytes) -> None:
         """Let CRIU find a watched inode under a name (plugin/watch_names.h).

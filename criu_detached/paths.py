@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from criu_detached import kernel
 from criu_detached.kernel import FileFacts
 
@@ -95,6 +97,26 @@ def open_at(root: int, path: bytes) -> int:
         return kernel.open_tree(root, b"", kernel.AT_EMPTY_PATH | kernel.OPEN_TREE_CLOEXEC)
     fd, _ = kernel.open_beneath(root, path, kernel.O_PATH | kernel.O_NOFOLLOW)
     return fd
+
+
+def open_from_root(root: str, path: bytes) -> int:
+    """Open a path as a process with another root would: symlinks do not lead out of it.
+
+    Args:
+        root: path of that directory, as ``/proc/PID/root``.
+        path: an absolute path there.
+
+    Returns:
+        An O_PATH fd, the caller's.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    top = os.open(root, kernel.O_PATH)
+    try:
+        return kernel.openat2(top, path, kernel.O_PATH, kernel.RESOLVE_IN_ROOT)
+    finally:
+        os.close(top)
 
 
 def open_mountpoint(namespace_root: int, mountpoint: bytes) -> int:

@@ -6,7 +6,7 @@
 #include <string.h>
 
 static struct file_facts *files;
-static size_t nr_files, room;
+static size_t nr_files;
 
 /* A link count may be out of date where a server keeps the files. */
 static bool is_deleted(const char *link, const struct file_facts *facts)
@@ -23,15 +23,10 @@ int deleted_file_left(const char *link, const struct file_facts *facts)
 
 	if (!is_deleted(link, facts))
 		return 0;
-	if (nr_files == room) {
-		size_t more = room ? 2 * room : 64;
-
-		grown = realloc(files, more * sizeof(*files));
-		if (!grown)
-			return -1;
-		files = grown;
-		room = more;
-	}
+	grown = realloc(files, (nr_files + 1) * sizeof(*files));
+	if (!grown)
+		return -1;
+	files = grown;
 	files[nr_files++] = *facts;
 	return 0;
 }
@@ -46,5 +41,5 @@ void deleted_files_reset(void)
 {
 	free(files);
 	files = NULL;
-	nr_files = room = 0;
+	nr_files = 0;
 }

@@ -49,16 +49,31 @@ def criu_version(program: str) -> str:
         OSError: it cannot be run.
         subprocess.TimeoutExpired: it hangs.
     """
-    done = subprocess.run(
+    said = said_of_version(program)
+    found = re.search(r"^Version:\s*(\d+\.\d+\S*)", said, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def said_of_version(program: str, *, check: bool = False) -> str:
+    """Return what a program prints when it is asked for its version.
+
+    Args:
+        program: its path.
+        check: it has to succeed.
+
+    Raises:
+        OSError: it cannot be run.
+        subprocess.SubprocessError: it hangs, or fails and should not.
+    """
+    return subprocess.run(
         [program, "--version"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=60,
+        check=check,
         text=True,
         errors="replace",
-    )
-    found = re.search(r"^Version:\s*(\d+\.\d+\S*)", done.stdout, re.MULTILINE)
-    return found[1] if found else ""
+    ).stdout
 
 
 def find_program(name: str) -> str | None:

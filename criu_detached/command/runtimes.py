@@ -72,16 +72,9 @@ def said_of_itself(runtime: str) -> str:
     if not program:
         return ""
     try:
-        done = subprocess.run(
-            [program, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=60,
-            check=True,
-        )
+        return programs.said_of_version(program, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.decode(errors="replace")
 
 
 def libcriu() -> ctypes.CDLL | None:

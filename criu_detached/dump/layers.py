@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel, mountinfo
+from criu_detached import mountinfo, paths
 from criu_detached.dump import processes
 from criu_detached.dump.directories import names_in
 from criu_detached.dump.sources import open_mount
@@ -110,22 +110,13 @@ def _find(pid: int, layer: bytes) -> Iterator[int]:
         return  # where it starts is not known
     for root in (f"/proc/{pid}/root", "/"):
         try:
-            fd = _open_in(root, layer)
+            fd = paths.open_from_root(root, layer)
         except OSError:
             continue
         try:
             yield fd
         finally:
             os.close(fd)
-
-
-def _open_in(root: str, path: bytes) -> int:
-    """An O_PATH fd of a path below a root, which symlinks do not leave; raises OSError."""
-    top = os.open(root, kernel.O_PATH)
-    try:
-        return kernel.openat2(top, path, kernel.O_PATH, kernel.RESOLVE_IN_ROOT)
-    finally:
-        os.close(top)
 
 
 def _look_at(pid: int, mount: MountInfo) -> tuple[int, list[bytes]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel
+from criu_detached import kernel, paths
 from criu_detached.dump.processes import files_bound_to
 from criu_detached.errors import DetachedError
 
@@ -54,16 +54,9 @@ def _led_to(root: str, name: bytes) -> tuple[int, int] | None:
     if not name.startswith(b"/"):
         return None
     try:
-        top = os.open(root, kernel.O_PATH)
+        fd = paths.open_from_root(root, name)
     except OSError:
         return None
-    inside = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
-    try:
-        fd = kernel.openat2(top, name, kernel.O_PATH, inside)
-    except OSError:
-        return None
-    finally:
-        os.close(top)
     try:
         facts = kernel.fstat(fd)
     except OSError:
