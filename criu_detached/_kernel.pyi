@@ -1,4 +1,4 @@
-# Typed stub of the cffi module that plugin/kernel_build.py describes.
+# Typed stub of the cffi module that plugin/kernel/kernel_build.py describes.
 from typing import Any
 
 class _CData:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The functions that the shim calls (plugin/host.h). Imported once, inside CRIU.
+"""The functions that the shim calls (plugin/embed/host.h). Imported once, inside CRIU.
 
 An error becomes a log line here, and nowhere else.
 """
@@ -11,9 +11,9 @@ import sys
 
 from _criu_detached_embed import ffi, lib
 
-from criu_detached import log
+from criu_detached.criu import log
+from criu_detached.criu.host import Host
 from criu_detached.errors import DetachedError, is_shortage, quote
-from criu_detached.host import Host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def dump_deleted_watched(fd: int) -> int:
 @ffi.def_extern(error=-1, onerror=_unexpected)
 def pre_dump_watches() -> int:
     """Let a pre-dump pass by watched files that CRIU finds on no mount; return 0."""
-    from criu_detached.dump.watched import pass_by_watches
+    from criu_detached.dump.kinds.watched import pass_by_watches
 
     pass_by_watches(_host)
     return 0

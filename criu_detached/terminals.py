@@ -13,7 +13,7 @@ import os
 import stat
 
 from criu_detached.errors import DetachedError, quote
-from criu_detached.records import File
+from criu_detached.images.records import File
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-# Typed stub of the cffi-embedded module that plugin/embed_build.py describes.
+# Typed stub of the cffi-embedded module that plugin/embed/embed_build.py describes.
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -25,7 +25,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-import freeze
+from embed import freeze
 
 SOURCE = Path(__file__).resolve().parent
 PACKAGE = freeze.PACKAGE
@@ -33,18 +33,11 @@ PACKAGE = freeze.PACKAGE
 CFLAGS = ["-O2", "-g", "-fPIC", "-fvisibility=hidden", "-D_FILE_OFFSET_BITS=64"]
 WARNINGS = ["-std=gnu11", "-Wall", "-Wextra"]
 
-# C files of what CRIU loads, and of what is opened on need.
-SHIM = (
-    *("criu_detached", "criu", "log", "steer", "host", "embedded", "socket_names", "watch_names"),
-    *("dump", "dump_deleted", "dump_links", "dump_sockets", "dump_threads", "dump_watches"),
-    *("restore", "restore_sockets"),
-)
-EMBEDDED = ("start_python", "known_files", "known_index", "plain_files", "shared")
+# Folders with the C files of what CRIU loads, and of what is opened on need.
+SHIM = ("shim",)
+EMBEDDED = ("embed", "fast")
 # The C files behind kernel.h, for what is opened on need and for the command line tool.
-KERNEL = (
-    *("blkid", "child"),
-    *("kernel_anonymous", "kernel_children", "kernel_files", "kernel_mounts", "kernel_visits"),
-)
+KERNEL = ("kernel",)
 
 LAUNCHER = """#!{python} -I
 import sys
@@ -144,22 +137,26 @@ def extension_modules() -> dict[str, str]:
 
 def build_shim(output: Path) -> None:
     """Build what CRIU loads; it links libc alone and is never unmapped."""
-    sources = [SOURCE / f"{name}.c" for name in SHIM]
-    cc(output, sources, *WARNINGS, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
+    cc(output, c_files(SHIM), *WARNINGS, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
 
 
-def build_objects(scratch: Path, names: tuple[str, ...], *options: str) -> list[Path]:
-    """Compile C files of this directory one by one, and return the object files."""
+def c_files(folders: tuple[str, ...]) -> list[Path]:
+    """Return the C files of some folders beside this file."""
+    return [path for folder in folders for path in sorted((SOURCE / folder).glob("*.c"))]
+
+
+def build_objects(scratch: Path, folders: tuple[str, ...], *options: str) -> list[Path]:
+    """Compile the C files of some folders one by one, and return the object files."""
     objects = []
-    for name in names:
-        objects.append(scratch / f"{name}.o")
-        cc(objects[-1], [SOURCE / f"{name}.c"], *WARNINGS, *options)
+    for source in c_files(folders):
+        objects.append(scratch / f"{source.parent.name}-{source.stem}.o")
+        cc(objects[-1], [source], *WARNINGS, *options)
     return objects
 
 
 def build_kernel(scratch: Path) -> list[Path]:
     """Build ``criu_detached._kernel``, and return its object files."""
-    from kernel_build import builder
+    from kernel.kernel_build import builder
 
     source, output = scratch / "kernel.c", scratch / "kernel.o"
     builder().emit_c_code(str(source))
@@ -175,7 +172,7 @@ def build_embedded(output: Path, kernel: list[Path], scratch: Path) -> None:
         kernel: object files of ``criu_detached._kernel``.
         scratch: a directory for what is needed meanwhile.
     """
-    from embed_build import builder
+    from embed.embed_build import builder
 
     modules = extension_modules()
     source = scratch / "embed.c"

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.options import IMAGES_FILE, SOURCE, Options, escape, place_of
-from criu_detached.recordfile import NAME, Records, damaged, read_records
-from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
-from criu_detached.wire import WireError
+from criu_detached.images.recordfile import NAME, Records, damaged, read_records
+from criu_detached.images.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
+from criu_detached.images.wire import WireError
+from criu_detached.settings import IMAGES_FILE, SOURCE, Options, escape, place_of
 
 _HEAD = ("ID", "TYPE", "FILES", "ROOT", "COMES FROM")
 

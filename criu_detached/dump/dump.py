@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel, log
+from criu_detached import kernel
+from criu_detached.criu import log
+from criu_detached.dump.describe.sources import SourceFinder
 from criu_detached.dump.files import Files, check_owner
+from criu_detached.dump.kinds.terminals import is_left_to_shell_job
 from criu_detached.dump.mounts import Mounts
-from criu_detached.dump.processes import root_task
-from criu_detached.dump.sources import SourceFinder
-from criu_detached.dump.terminals import is_left_to_shell_job
+from criu_detached.dump.observe.processes import root_task
 from criu_detached.dump.writing import Recording
 from criu_detached.errors import DetachedError, quote
+from criu_detached.images.records import ExtFile
 from criu_detached.kernel import FileFacts
-from criu_detached.options import Options
-from criu_detached.records import ExtFile
+from criu_detached.settings import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.contents import ContentWriter
-    from criu_detached.dump.describe import DetachedMount
-    from criu_detached.dump.sockets import SocketAnswer, Sockets
-    from criu_detached.dump.watched import WatchedFiles
-    from criu_detached.host import Host
+    from criu_detached.criu.host import Host
+    from criu_detached.dump.describe.mount import DetachedMount
+    from criu_detached.dump.kinds.sockets import SocketAnswer, Sockets
+    from criu_detached.dump.kinds.watched import WatchedFiles
+    from criu_detached.images.datafile import ContentWriter
 
 
 class Dump:
@@ -140,7 +141,7 @@ class Dump:
         Raises:
             DetachedError: it is on a detached mount.
         """
-        from criu_detached.dump.peers import check_peer  # few dumps need it
+        from criu_detached.dump.kinds.peers import check_peer  # few dumps need it
 
         if name in self._found_peers:
             return
@@ -198,21 +199,21 @@ class Dump:
     def _the_contents(self) -> ContentWriter:
         """The data file."""
         if self._contents is None:
-            from criu_detached.contents import ContentWriter
+            from criu_detached.images.datafile import ContentWriter
 
             self._contents = ContentWriter(self._host.image_dir())
         return self._contents
 
     def _the_sockets(self) -> Sockets:
         if self._sockets is None:
-            from criu_detached.dump.sockets import Sockets
+            from criu_detached.dump.kinds.sockets import Sockets
 
             self._sockets = Sockets(self._host, self._finder)
         return self._sockets
 
     def _the_watched(self) -> WatchedFiles:
         if self._watched is None:
-            from criu_detached.dump.watched import WatchedFiles
+            from criu_detached.dump.kinds.watched import WatchedFiles
 
             self._watched = WatchedFiles(self._host, self._finder, self._record_watched)
         return self._watched

@@ -7,29 +7,29 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.dump.describe import DetachedMount
-from criu_detached.dump.made_anew import MadeAnew
-from criu_detached.dump.roots import handle_of
-from criu_detached.dump.sources import MANY_DEVICES
-from criu_detached.dump.terminals import refuse_terminal
+from criu_detached.dump.describe.mount import DetachedMount
+from criu_detached.dump.describe.roots import handle_of
+from criu_detached.dump.describe.sources import MANY_DEVICES
+from criu_detached.dump.kinds.recreated import MadeAnew
+from criu_detached.dump.kinds.terminals import refuse_terminal
 from criu_detached.errors import DetachedError, quote
-from criu_detached.fstypes import SERVED, is_hidden
+from criu_detached.filesystems.types import SERVED, is_hidden
+from criu_detached.images.records import SUPPLIED, File, Handle, Mount
 from criu_detached.kernel import FileFacts
 from criu_detached.paths import Name
-from criu_detached.records import SUPPLIED, File, Handle, Mount
 from criu_detached.terminals import is_slave, is_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from criu_detached.contents import ContentWriter
+    from criu_detached.criu.host import Host
     from criu_detached.dump.filesystems.memory import Memory
-    from criu_detached.dump.ghosts import GhostDescriber
+    from criu_detached.dump.kinds.ghosts import GhostDescriber
     from criu_detached.dump.mounts import Mounts
     from criu_detached.dump.writing import Recording
-    from criu_detached.host import Host
-    from criu_detached.options import Options
+    from criu_detached.images.datafile import ContentWriter
+    from criu_detached.settings import Options
 
 
 class Files:
@@ -179,7 +179,7 @@ class Files:
     def _the_describer(self) -> GhostDescriber:
         """What describes deleted files."""
         if self._describer is None:
-            from criu_detached.dump.ghosts import GhostDescriber  # few dumps need it
+            from criu_detached.dump.kinds.ghosts import GhostDescriber  # few dumps need it
 
             self._describer = GhostDescriber(
                 self._contents(),
@@ -209,7 +209,7 @@ class Files:
         )
 
     def _plain_file(self, key: tuple[int, int], facts: FileFacts) -> File | None:
-        """A file that the fast path (plugin/plain_files.c) has recorded."""
+        """A file that the fast path (plugin/fast/plain_files.c) has recorded."""
         found = self._host.plain_file_find(*key)
         if found is None:
             return None

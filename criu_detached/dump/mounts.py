@@ -5,29 +5,31 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel, log, paths
-from criu_detached.dump import classify, external
-from criu_detached.dump.classify import Classifier, Kind
-from criu_detached.dump.describe import DetachedMount, describe_mount
-from criu_detached.dump.external import ExternalMount
-from criu_detached.dump.processes import held_files
+from criu_detached import kernel, paths
+from criu_detached.criu import log
+from criu_detached.dump.describe import external
+from criu_detached.dump.describe.external import ExternalMount
+from criu_detached.dump.describe.mount import DetachedMount, describe_mount
+from criu_detached.dump.observe import classify
+from criu_detached.dump.observe.classify import Classifier, Kind
+from criu_detached.dump.observe.processes import held_files
 from criu_detached.errors import DetachedError, quote
-from criu_detached.fstypes import HANDLES, SERVED
+from criu_detached.filesystems.types import HANDLES, SERVED
+from criu_detached.images.records import RECREATED, REMOUNT, SUPPLIED, Mount, is_in_namespace
 from criu_detached.kernel import FileFacts
-from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Mount, is_in_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from criu_detached.contents import ContentWriter
-    from criu_detached.dump.anonymous import AnonymousMounts
+    from criu_detached.criu.host import Host
+    from criu_detached.dump.describe.anonymous import AnonymousMounts
+    from criu_detached.dump.describe.sources import SourceFinder
     from criu_detached.dump.filesystems.soleheld import SoleHeld
-    from criu_detached.dump.made_anew import MadeAnew
-    from criu_detached.dump.sources import SourceFinder
+    from criu_detached.dump.kinds.recreated import MadeAnew
     from criu_detached.dump.writing import Recording
-    from criu_detached.host import Host
-    from criu_detached.options import Options
+    from criu_detached.images.datafile import ContentWriter
+    from criu_detached.settings import Options
 
 _LOCKABLE = (
     kernel.MOUNT_ATTR_RDONLY
@@ -204,7 +206,9 @@ class Mounts:
     def _the_anonymous(self) -> AnonymousMounts:
         """What describes anonymous mounts."""
         if self._anonymous is None:
-            from criu_detached.dump.anonymous import AnonymousMounts  # few dumps need it
+            from criu_detached.dump.describe.anonymous import (
+                AnonymousMounts,  # few dumps need it
+            )
 
             self._anonymous = AnonymousMounts(self._describe_or_leave)
         return self._anonymous
@@ -212,9 +216,7 @@ class Mounts:
     def _the_sole_held(self) -> SoleHeld:
         """What describes mounts that have no bind source."""
         if self._sole_held is None:
-            from criu_detached.dump.filesystems.soleheld import (
-                SoleHeld,  # few dumps need it, and it takes long
-            )
+            from criu_detached.dump.filesystems.soleheld import SoleHeld
 
             self._sole_held = SoleHeld(self._host, self._recording.writer, self._contents())
         return self._sole_held

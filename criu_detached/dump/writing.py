@@ -6,14 +6,14 @@ from __future__ import annotations
 import os
 
 from criu_detached.errors import DetachedError
+from criu_detached.filesystems.superblock import boot_id
+from criu_detached.images.recordfile import RecordWriter
+from criu_detached.images.records import FORMAT, Header
 from criu_detached.kernel import tasks
-from criu_detached.recordfile import RecordWriter
-from criu_detached.records import FORMAT, Header
-from criu_detached.superblock import boot_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.host import Host
+    from criu_detached.criu.host import Host
 
 
 class Recording:

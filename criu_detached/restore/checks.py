@@ -5,14 +5,23 @@ from __future__ import annotations
 
 import stat
 
-from criu_detached import attributes, paths
-from criu_detached.contents import ContentReader
+from criu_detached import paths
 from criu_detached.errors import DetachedError, quote
-from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Ghost, Inode, Mount
+from criu_detached.filesystems import attributes
+from criu_detached.images.datafile import ContentReader
+from criu_detached.images.records import (
+    BIND_SOURCE,
+    RECREATED,
+    REMOUNT,
+    SUPPLIED,
+    Ghost,
+    Inode,
+    Mount,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.recordfile import Records
+    from criu_detached.images.recordfile import Records
 
 _ORIGINS = (BIND_SOURCE, REMOUNT, RECREATED, SUPPLIED)
 _KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK}

@@ -10,18 +10,19 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached import kernel, log, paths
+from criu_detached import kernel, paths
+from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.images.records import File
 from criu_detached.kernel import FileFacts
-from criu_detached.records import File
 from criu_detached.restore.plan import PROC_KEY, Plan
 from criu_detached.restore.source import type_name
 from criu_detached.terminals import is_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.host import Host
-    from criu_detached.restore.inside import Trees
+    from criu_detached.criu.host import Host
+    from criu_detached.restore.in_task import Trees
 
 # F_GETFL never returns these: with them an open would change the filesystem.
 _NEVER_OPEN = os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY

@@ -15,10 +15,10 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.contents import ContentReader
 from criu_detached.errors import DetachedError, quote
-from criu_detached.fstypes import SERVED
-from criu_detached.records import File, Ghost, Inode
+from criu_detached.filesystems.types import SERVED
+from criu_detached.images.datafile import ContentReader
+from criu_detached.images.records import File, Ghost, Inode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import os
 import stat
 
 from criu_detached import kernel
-from criu_detached.idmap import unmapped
-from criu_detached.records import Ghost, Inode, Time, Xattr
+from criu_detached.filesystems.idmap import unmapped
+from criu_detached.images.records import Ghost, Inode, Time, Xattr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ All that the tasks need to know is found out before there is one; each has its o
 from __future__ import annotations
 
 from criu_detached.errors import DetachedError
-from criu_detached.records import BIND_SOURCE, SUPPLIED, Ghost, Mount, Node, is_in_namespace
+from criu_detached.images.records import BIND_SOURCE, SUPPLIED, Ghost, Mount, Node, is_in_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.recordfile import Records
-    from criu_detached.records import File
+    from criu_detached.images.recordfile import Records
+    from criu_detached.images.records import File
     from criu_detached.restore.realise import WithGhosts
 
 # Keys of CRIU's inherited fds

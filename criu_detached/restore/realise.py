@@ -6,16 +6,16 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, paths
-from criu_detached.attributes import mount_attributes
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.records import RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
+from criu_detached.filesystems.attributes import mount_attributes
+from criu_detached.images.records import RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
 from criu_detached.restore.source import check_id_map, check_superblock, check_type, is_same_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from criu_detached.contents import ContentReader
+    from criu_detached.images.datafile import ContentReader
 
     WithGhosts = Callable[[Mount, list[Ghost], int, str, "Means"], "Realised"]
 

@@ -15,21 +15,21 @@ import stat
 
 from criu_detached import paths
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.recordfile import Records, damaged, read_records
-from criu_detached.records import ExtFile, File
+from criu_detached.filesystems.superblock import boot_id
+from criu_detached.images.recordfile import Records, damaged, read_records
+from criu_detached.images.records import ExtFile, File
+from criu_detached.images.wire import WireError
+from criu_detached.restore.before_tasks import Outside
 from criu_detached.restore.checks import check_filesystems, check_mount
 from criu_detached.restore.files import Opener
-from criu_detached.restore.inside import Trees
-from criu_detached.restore.outside import Outside
+from criu_detached.restore.in_task import Trees
 from criu_detached.restore.plan import Plan, mount_key
 from criu_detached.restore.supplied import find_supplies, has_userns
-from criu_detached.superblock import boot_id
 from criu_detached.terminals import other_end
-from criu_detached.wire import WireError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.host import Host
+    from criu_detached.criu.host import Host
     from criu_detached.restore.sockets import SocketNames
 
 

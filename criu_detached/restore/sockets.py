@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The restore of bound unix sockets: their names are made to lead to the realised mount.
 
-CRIU binds and connects the sockets. Before, plugin/restore_sockets.c has the task's root and
+CRIU binds and connects the sockets. Before, plugin/shim/restore_sockets.c has the task's root and
 working directory changed here, and puts the root back when CRIU returns to where it was.
 
 - A relative name is looked up from the working directory: that is set to the directory
@@ -17,17 +17,18 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached import kernel, log, paths
+from criu_detached import kernel, paths
+from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.images.records import RECREATED, BoundSocket, Mount
 from criu_detached.kernel import namespaces
-from criu_detached.records import RECREATED, BoundSocket, Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from criu_detached.host import Host
-    from criu_detached.recordfile import Records
+    from criu_detached.criu.host import Host
+    from criu_detached.images.recordfile import Records
 
 # struct sockaddr_un of unix(7); a name that fills it has no end mark
 MAX_NAME = 108

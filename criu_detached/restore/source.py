@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached import kernel, log
-from criu_detached.attributes import id_map_text
+from criu_detached import kernel
+from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote
+from criu_detached.filesystems.attributes import id_map_text
+from criu_detached.filesystems.superblock import is_same, superblock_of
+from criu_detached.images.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
 from criu_detached.kernel import statmount
-from criu_detached.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
-from criu_detached.superblock import is_same, superblock_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

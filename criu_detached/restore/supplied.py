@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel, log, paths
+from criu_detached import kernel, paths
+from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.images.records import SUPPLIED, BindSource, Ghost, Mount
 from criu_detached.kernel import statmount
-from criu_detached.options import (
+from criu_detached.settings import (
     IMAGES_FILE,
     OPTION,
     SOURCE,
@@ -21,12 +23,11 @@ from criu_detached.options import (
     Source,
     place_of,
 )
-from criu_detached.records import SUPPLIED, BindSource, Ghost, Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.host import Host
-    from criu_detached.recordfile import Records
+    from criu_detached.criu.host import Host
+    from criu_detached.images.recordfile import Records
 
 # Name of the image of a user namespace, up to its number (imgset_template, criu/image-desc.c)
 _USERNS_IMAGE = "userns-"

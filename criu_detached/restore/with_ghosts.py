@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, paths
-from criu_detached.attributes import needs_id_map
 from criu_detached.errors import DetachedError, reason
-from criu_detached.records import Ghost, Mount
+from criu_detached.filesystems.attributes import needs_id_map
+from criu_detached.images.records import Ghost, Mount
 from criu_detached.restore.ghosts import Workshop, depth
 from criu_detached.restore.inodes import give_attributes, give_owners
 from criu_detached.restore.realise import (

@@ -10,7 +10,7 @@ import stat
 import struct
 from pathlib import Path
 
-from .test_served import mount_fuse
+from .mounts.test_served import mount_fuse
 
 FIRST_INODE = (1 << 64) - 1000
 

@@ -27,7 +27,7 @@ settings.register_profile(
 )
 settings.load_profile("ground")
 
-from criu_detached.recordfile import NAME  # noqa: E402  (needs the path)
+from criu_detached.images.recordfile import NAME  # noqa: E402  (needs the path)
 
 from . import support  # noqa: E402  (likewise)
 
@@ -63,7 +63,7 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def known_files_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fast path of a restore (plugin/known_files.h), compiled."""
+    """The fast path of a restore (plugin/fast/known_files.h), compiled."""
     return support.compile_known_files(ROOT / "plugin", tmp_path_factory.mktemp("known_files"))
 
 

@@ -17,10 +17,18 @@ from types import ModuleType
 
 import pytest
 
-from criu_detached import kernel, mountinfo
+from criu_detached import kernel
+from criu_detached.criu.host import Host
 from criu_detached.errors import DetachedError
-from criu_detached.host import Host
-from criu_detached.records import BIND_SOURCE, BindSource, File, Filesystem, Mount, Superblock
+from criu_detached.images.records import (
+    BIND_SOURCE,
+    BindSource,
+    File,
+    Filesystem,
+    Mount,
+    Superblock,
+)
+from criu_detached.kernel import mountinfo
 
 
 def compile_schema(source: Path, output: Path) -> ModuleType:
@@ -167,9 +175,9 @@ def open_fds() -> dict[int, str]:
 
 
 # The fast path of a restore, with a CRIU that has one tree fd only.
-KNOWN_FILES = ("known_files", "known_index", "shared")
+KNOWN_FILES = ("fast/known_files", "fast/known_index", "embed/shared")
 KNOWN_FILES_TEST = """
-#include "known_files.h"
+#include "fast/known_files.h"
 #include <unistd.h>
 static int tree = -1;
 static int image_dir(void) { return 3; }

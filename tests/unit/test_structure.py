@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugin"))
 
-import freeze
+from embed import freeze
 
 # Slow to import, or with side effects; a whole dump of one file may cost 25 ms.
 UNWANTED = [
@@ -57,7 +57,7 @@ def run(lib: Path, script: str) -> str:
 def test_imports(lib: Path) -> None:
     found = run(
         lib,
-        "import criu_detached.dump.dump, criu_detached.restore.restore, criu_detached.host\n"
+        "import criu_detached.dump.dump, criu_detached.restore.restore, criu_detached.criu.host\n"
         "print(*sys.modules, sep='\\n')",
     ).split()
     bare = run(lib, "print(*sys.modules, sep='\\n')").split()
@@ -78,8 +78,8 @@ LATE = {
     ("dump.mounts", "_the_anonymous"),
     ("dump.mounts", "_the_sole_held"),
     ("restore.restore", "__init__"),
-    ("restore.outside", "_load"),
-    ("restore.outside", "_realise_filesystems"),
+    ("restore.before_tasks", "_load"),
+    ("restore.before_tasks", "_realise_filesystems"),
 }
 
 
@@ -132,6 +132,8 @@ def test_packages_are_named() -> None:
     named = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent for path in freeze.PACKAGE.rglob("__init__.py")}
     found = {".".join(folder.relative_to(freeze.PACKAGE.parent).parts) for folder in folders}
+    sources = {path.parent for path in (root / "plugin").rglob("*.c")}
+    found |= {f"criu_detached.plugin.{folder.name}" for folder in sources}
     assert set(named) == {*found, "criu_detached.plugin"}
 
 
@@ -169,10 +171,13 @@ def test_import_has_no_side_effect(lib: Path, module: str) -> None:
 # What is there before the tasks are.
 BEFORE = """
 import os, stat
-from criu_detached import contents, host, kernel, log, paths, recordfile, superblock
+from criu_detached import kernel, paths
+from criu_detached.criu import host, log
+from criu_detached.filesystems import superblock
+from criu_detached.images import datafile, recordfile
 from criu_detached.restore import checks, ghosts, inodes, realise, restore, sockets, with_ghosts
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.records import *
+from criu_detached.images.records import *
 
 log.set_writer(lambda level, text: None)
 tree = os.open(sys.argv[1], os.O_RDONLY)
@@ -243,8 +248,8 @@ GHOSTS = """
 proc = os.open("/proc", os.O_PATH)
 file = os.open(sys.argv[1] + "/file", os.O_RDWR | os.O_CREAT)
 os.write(file, b"content")
-at, size = contents.ContentWriter(tree).add(file, 7)
-reader = contents.ContentReader(contents.open_data(tree))
+at, size = datafile.ContentWriter(tree).add(file, 7)
+reader = datafile.ContentReader(datafile.open_data(tree))
 
 def ghost(path, mode, **inode):
     inode = Inode(uid=os.getuid(), gid=os.getgid(), **inode)
@@ -311,23 +316,23 @@ works = [
     lambda: [attempt(lambda: checks.check_ghost(each, reader)) for each in good + bad + hostile],
     lambda: counts.append(len(make(sorted(good, key=ghosts.depth)))),
     lambda: [attempt(lambda: make([each])) for each in bad],
-    lambda: setattr(contents, "_copy_file_range", refuse),
+    lambda: setattr(datafile, "_copy_file_range", refuse),
     lambda: counts.append(len(make(good))),
-    lambda: setattr(contents, "_sendfile", refuse),
+    lambda: setattr(datafile, "_sendfile", refuse),
     lambda: counts.append(len(make(good))),
-    lambda: setattr(contents, "_read_write", refuse),
+    lambda: setattr(datafile, "_read_write", refuse),
     lambda: make(good),
     lambda: realised(ghost(b"one", 0o100640), ghost(b"two/three", 0o120777, target=b"x")),
     lambda: realised(ghost(b"one", 0o100640), bad[0]),
-    lambda: contents.open_data(proc),
-    lambda: contents.ContentReader(os.open("/dev/null", os.O_RDONLY)),
+    lambda: datafile.open_data(proc),
+    lambda: datafile.ContentReader(os.open("/dev/null", os.O_RDONLY)),
 ]
 """
 
 # As root, all of this works.
 GHOSTS_WORKED = """
 assert os.getuid() or counts == [len(good)] * 3, counts
-assert os.getuid() or sorted(os.listdir(tree)) == [contents.NAME, "dir", "file"], os.listdir(tree)
+assert os.getuid() or sorted(os.listdir(tree)) == [datafile.NAME, "dir", "file"], os.listdir(tree)
 """
 
 

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from criu_detached.errors import DetachedError
-from criu_detached.records import File
+from criu_detached.images.records import File
 from criu_detached.terminals import is_master, is_slave, is_terminal, other_end
 
 CHARACTER = stat.S_IFCHR | 0o620

@@ -10,21 +10,29 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import devices, kernel, log
-from criu_detached.dump.filesystems.trial import mount_for_trial
+from criu_detached import kernel
+from criu_detached.criu import log
+from criu_detached.dump.filesystems.probe import mount_for_trial
 from criu_detached.errors import DetachedError, quote
-from criu_detached.fsoptions import NAME_DEVICES, NOT_SEEN, name_of, options_of, options_of_type
-from criu_detached.fstypes import ON_DISK
+from criu_detached.filesystems import devices
+from criu_detached.filesystems.options import (
+    NAME_DEVICES,
+    NOT_SEEN,
+    name_of,
+    options_of,
+    options_of_type,
+)
+from criu_detached.filesystems.superblock import superblock_of
+from criu_detached.filesystems.types import ON_DISK
+from criu_detached.images.records import BlockDevice, Filesystem
 from criu_detached.kernel import namespaces, new_mounts
-from criu_detached.mountinfo import MountInfo
-from criu_detached.records import BlockDevice, Filesystem
-from criu_detached.superblock import superblock_of
+from criu_detached.kernel.mountinfo import MountInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from criu_detached.dump.sources import Source
+    from criu_detached.dump.describe.sources import Source
     from criu_detached.kernel import FileFacts
     from criu_detached.kernel.statmount import StatMount
 

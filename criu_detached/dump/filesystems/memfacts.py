@@ -11,11 +11,12 @@ import os
 import stat
 from itertools import chain
 
-from criu_detached import kernel, log, paths
-from criu_detached.dump import treeview
+from criu_detached import kernel, paths
+from criu_detached.criu import log
+from criu_detached.dump.describe.roots import handle_of
 from criu_detached.dump.filesystems.layout import Layout
-from criu_detached.dump.processes import files_of, held_files
-from criu_detached.dump.roots import handle_of
+from criu_detached.dump.observe import trees
+from criu_detached.dump.observe.processes import files_of, held_files
 from criu_detached.errors import DetachedError
 from criu_detached.kernel import statmount
 from criu_detached.paths import Name
@@ -24,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from criu_detached.dump.classify import Kind
+    from criu_detached.dump.observe.classify import Kind
     from criu_detached.kernel import FileFacts
     from criu_detached.kernel.statmount import StatMount
 
@@ -123,7 +124,7 @@ def _anchors(dev: int) -> list[_Anchor]:
 def _anchor(fd: int, mnt_id: int) -> _Anchor | None:
     """A mount by a file on it; None: its root is deleted, or not told."""
     try:
-        known = statmount.by_fd(fd, treeview.WANTED | statmount.STATMOUNT_MNT_NS_ID)
+        known = statmount.by_fd(fd, trees.WANTED | statmount.STATMOUNT_MNT_NS_ID)
         if not known.mask & statmount.STATMOUNT_MNT_NS_ID:
             if known.root_deleted:
                 return None
@@ -131,8 +132,8 @@ def _anchor(fd: int, mnt_id: int) -> _Anchor | None:
     except OSError:
         pass  # before Linux 7.0, and an anonymous mount
     try:
-        seen = treeview.view(fd)
-        return _Anchor(treeview.clone(fd), mnt_id, seen[0]) if seen else None
+        seen = trees.view(fd)
+        return _Anchor(trees.clone(fd), mnt_id, seen[0]) if seen else None
     except OSError:
         return None  # the file is deleted
 

@@ -12,16 +12,16 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.contents import ContentWriter
-from criu_detached.dump.describe import DetachedMount, mount_attributes_of
-from criu_detached.dump.directories import climb
+from criu_detached.dump.describe.mount import DetachedMount, mount_attributes_of
 from criu_detached.dump.filesystems.memfacts import Roots, name_of, options_of
-from criu_detached.dump.ghosts import inode_of
+from criu_detached.dump.kinds.ghosts import inode_of
+from criu_detached.dump.observe.directories import climb
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.fstypes import IN_MEMORY
-from criu_detached.idmap import unmapped, unmapped_acl
-from criu_detached.paths import Name
-from criu_detached.records import (
+from criu_detached.filesystems.idmap import unmapped, unmapped_acl
+from criu_detached.filesystems.superblock import superblock_of
+from criu_detached.filesystems.types import IN_MEMORY
+from criu_detached.images.datafile import ContentWriter
+from criu_detached.images.records import (
     RECREATED,
     BindSource,
     File,
@@ -31,14 +31,14 @@ from criu_detached.records import (
     Mount,
     Node,
 )
-from criu_detached.superblock import superblock_of
+from criu_detached.paths import Name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.dump.classify import Kind
-    from criu_detached.dump.made_anew import MadeAnew
+    from criu_detached.dump.kinds.recreated import MadeAnew
+    from criu_detached.dump.observe.classify import Kind
+    from criu_detached.images.recordfile import RecordWriter
     from criu_detached.kernel import FileFacts
-    from criu_detached.recordfile import RecordWriter
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
 _RESTRICTED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV

@@ -12,30 +12,22 @@ import stat
 from itertools import chain
 
 from criu_detached import kernel, paths
-from criu_detached.dump.directories import names_in, root_by_held
-from criu_detached.dump.filesystems.trial import mount_for_trial, superblock_flags
-from criu_detached.dump.filesystems.twins import LayerTwins
-from criu_detached.dump.processes import held_files
-from criu_detached.dump.roots import SEARCH_LIMIT
+from criu_detached.dump.describe.roots import SEARCH_LIMIT
+from criu_detached.dump.filesystems.probe import mount_for_trial, superblock_flags
+from criu_detached.dump.filesystems.same_file import LayerTwins
+from criu_detached.dump.observe.directories import names_in, root_by_held
+from criu_detached.dump.observe.processes import held_files
 from criu_detached.errors import DetachedError, quote
+from criu_detached.filesystems.layers import DATA, LOWER, UPPER, WORK, Layers, is_in_use, take_apart
+from criu_detached.filesystems.superblock import superblock_of
+from criu_detached.images.records import Filesystem
 from criu_detached.kernel import namespaces
-from criu_detached.overlay_layers import (
-    DATA,
-    LOWER,
-    UPPER,
-    WORK,
-    Layers,
-    is_in_use,
-    take_apart,
-)
-from criu_detached.records import Filesystem
-from criu_detached.superblock import superblock_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from criu_detached.dump.sources import Source
+    from criu_detached.dump.describe.sources import Source
     from criu_detached.kernel import FileFacts
     from criu_detached.kernel.statmount import StatMount
 

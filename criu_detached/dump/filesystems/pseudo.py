@@ -11,22 +11,22 @@ import os
 import stat
 
 from criu_detached import kernel
-from criu_detached.dump.directories import names_in, root_by_held
-from criu_detached.dump.filesystems.trial import mount_for_trial, superblock_flags
-from criu_detached.dump.filesystems.twins import NamedTwins
-from criu_detached.dump.processes import holding_processes
+from criu_detached.dump.filesystems.probe import mount_for_trial, superblock_flags
+from criu_detached.dump.filesystems.same_file import NamedTwins
+from criu_detached.dump.observe.directories import names_in, root_by_held
+from criu_detached.dump.observe.processes import holding_processes
 from criu_detached.errors import DetachedError, quote
-from criu_detached.fstypes import BINFMT_MAGIC, BPF_MAGIC, FRESH, KEYED
+from criu_detached.filesystems.superblock import superblock_of
+from criu_detached.filesystems.types import BINFMT_MAGIC, BPF_MAGIC, FRESH, KEYED
+from criu_detached.images.records import Filesystem
 from criu_detached.kernel import namespaces
-from criu_detached.records import Filesystem
-from criu_detached.superblock import superblock_of
 from criu_detached.terminals import is_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from criu_detached.dump.sources import Source
+    from criu_detached.dump.describe.sources import Source
     from criu_detached.kernel import FileFacts
     from criu_detached.kernel.statmount import StatMount
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel
-from criu_detached.dump.describe import DetachedMount, describe_mount
+from criu_detached.dump.describe.mount import DetachedMount, describe_mount
 from criu_detached.dump.filesystems.disk import remounted
 from criu_detached.dump.filesystems.memory import Memory
 from criu_detached.dump.filesystems.overlay import overlaid
 from criu_detached.dump.filesystems.pseudo import mounted_anew
-from criu_detached.dump.holders import attached_mount, outside_holder
+from criu_detached.dump.observe.holders import attached_mount, outside_holder
 from criu_detached.errors import DetachedError
-from criu_detached.fstypes import (
+from criu_detached.filesystems.types import (
     BTRFS_MAGIC,
     FRESH,
     IN_MEMORY,
@@ -33,14 +33,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from criu_detached.contents import ContentWriter
-    from criu_detached.dump.classify import Kind
-    from criu_detached.dump.made_anew import MadeAnew
-    from criu_detached.dump.sources import Source
-    from criu_detached.host import Host
+    from criu_detached.criu.host import Host
+    from criu_detached.dump.describe.sources import Source
+    from criu_detached.dump.kinds.recreated import MadeAnew
+    from criu_detached.dump.observe.classify import Kind
+    from criu_detached.images.datafile import ContentWriter
+    from criu_detached.images.recordfile import RecordWriter
+    from criu_detached.images.records import Filesystem
     from criu_detached.kernel import FileFacts
-    from criu_detached.recordfile import RecordWriter
-    from criu_detached.records import Filesystem
 
 # What gives the trial mounts of a type, by its magic number; of all others ``remounted``.
 _TRIALS = {OVERLAYFS_MAGIC: overlaid, **dict.fromkeys((*FRESH, *KEYED), mounted_anew)}

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import devices, kernel, log
+from criu_detached import kernel
+from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote
-from criu_detached.fsoptions import (
+from criu_detached.filesystems import devices
+from criu_detached.filesystems.options import (
     NAME_DEVICES,
     NO_OPTIONS,
     NOT_SEEN,
@@ -15,13 +17,13 @@ from criu_detached.fsoptions import (
     options_of,
     options_of_type,
 )
+from criu_detached.images.records import Filesystem
 from criu_detached.kernel import new_mounts
-from criu_detached.mountinfo import info_of
-from criu_detached.records import Filesystem
+from criu_detached.kernel.mountinfo import info_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.devices import Found
+    from criu_detached.filesystems.devices import Found
 
 
 def find_devices(filesystem: Filesystem) -> list[Found]:

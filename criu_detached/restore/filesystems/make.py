@@ -11,7 +11,7 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError
-from criu_detached.fstypes import IN_MEMORY
+from criu_detached.filesystems.types import IN_MEMORY
 from criu_detached.kernel import new_mounts
 from criu_detached.restore.filesystems.disk import check_mounted, find_devices, mount_again
 from criu_detached.restore.filesystems.memory import fill, make_memory, set_limits
@@ -20,9 +20,9 @@ from criu_detached.restore.filesystems.pseudo import mount_anew
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.devices import Found
-    from criu_detached.recordfile import Records
-    from criu_detached.records import Filesystem
+    from criu_detached.filesystems.devices import Found
+    from criu_detached.images.recordfile import Records
+    from criu_detached.images.records import Filesystem
     from criu_detached.restore.realise import Means
 
 

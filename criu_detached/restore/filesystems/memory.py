@@ -12,14 +12,14 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote
+from criu_detached.images.records import Filesystem, Inode, Node
 from criu_detached.kernel import new_mounts
-from criu_detached.records import Filesystem, Inode, Node
 from criu_detached.restore.checks import check_inode
 from criu_detached.restore.inodes import set_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.contents import ContentReader
+    from criu_detached.images.datafile import ContentReader
     from criu_detached.restore.realise import Means
 
 

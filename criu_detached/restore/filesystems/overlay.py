@@ -7,13 +7,13 @@ import time
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, quote
+from criu_detached.filesystems.layers import DATA, LOWER, UPPER, WORK, Layers, is_in_use
+from criu_detached.filesystems.superblock import is_same, superblock_of
 from criu_detached.kernel import new_mounts
-from criu_detached.overlay_layers import DATA, LOWER, UPPER, WORK, Layers, is_in_use
-from criu_detached.superblock import is_same, superblock_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.records import Filesystem, Layer
+    from criu_detached.images.records import Filesystem, Layer
     from criu_detached.restore.realise import Means
 
 # The old overlay may be on its way out: the kernel unmounts it after the last task's end.

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from criu_detached import mountinfo
 from criu_detached.errors import DetachedError, quote
-from criu_detached.fstypes import FROM_NOTHING
-from criu_detached.kernel import new_mounts
-from criu_detached.records import Filesystem
+from criu_detached.filesystems.types import FROM_NOTHING
+from criu_detached.images.records import Filesystem
+from criu_detached.kernel import mountinfo, new_mounts
 
 # What mountinfo shows among the options of cgroup2 besides its own.
 _NOT_OF_CGROUP2 = {b"ro", b"rw", b"seclabel"}

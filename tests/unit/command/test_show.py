@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import options
+from criu_detached import settings
 from criu_detached.command import cli
 from criu_detached.command.show import show
 from criu_detached.errors import DetachedError
-from criu_detached.recordfile import NAME, RecordWriter
-from criu_detached.records import (
+from criu_detached.images.recordfile import NAME, RecordWriter
+from criu_detached.images.records import (
     BIND_SOURCE,
     FORMAT,
     RECREATED,
@@ -33,7 +33,7 @@ from criu_detached.records import (
 @pytest.fixture
 def writer(directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordWriter:
     """Images, and no settings of the machine that the test runs on."""
-    monkeypatch.setattr(options, "SYSTEM_FILE", str(tmp_path / "system.conf"))
+    monkeypatch.setattr(settings, "SYSTEM_FILE", str(tmp_path / "system.conf"))
     return RecordWriter(directory, Header(format=FORMAT))
 
 
@@ -83,7 +83,7 @@ def test_origins(writer: RecordWriter, tmp_path: Path) -> None:
         ["40", "fuse", "0", "?", 'to be supplied: "source 40 PATH" in criu-detached.conf'],
     ]
     assert rows(tmp_path) == expected
-    (tmp_path / options.IMAGES_FILE).write_text("source 40 /here\nmap /srv /there\n")
+    (tmp_path / settings.IMAGES_FILE).write_text("source 40 /here\nmap /srv /there\n")
     found = rows(tmp_path)
     assert found[0][4] == "supplied: /there/tree (criu-detached.conf)"
     assert found[1:5] == expected[1:5]

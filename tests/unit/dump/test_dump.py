@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import contents, kernel, log
-from criu_detached.dump.describe import DetachedMount
+from criu_detached import kernel
+from criu_detached.criu import log
+from criu_detached.dump.describe.mount import DetachedMount
 from criu_detached.dump.dump import Dump
 from criu_detached.errors import DetachedError
+from criu_detached.filesystems.superblock import boot_id
+from criu_detached.images import datafile
+from criu_detached.images.recordfile import NAME, read_records
+from criu_detached.images.records import BIND_SOURCE, File, Mount, Time
 from criu_detached.paths import Name
-from criu_detached.recordfile import NAME, read_records
-from criu_detached.records import BIND_SOURCE, File, Mount, Time
-from criu_detached.superblock import boot_id
 
 from .. import support
 from ..support import KnownFiles, StandInHost
@@ -177,7 +179,7 @@ def test_deleted(ground: Ground) -> None:
         Time(nsec=5),
         Time(sec=(1 << 64) - 1, nsec=999_999_999),
     )
-    data = (ground.path / "images" / contents.NAME).read_bytes()
+    data = (ground.path / "images" / datafile.NAME).read_bytes()
     assert data[ghost.inode.data_at :][: ghost.inode.data_size].endswith(b"content")
 
 
@@ -198,7 +200,7 @@ def test_deleted_name(ground: Ground) -> None:
     assert ghost.inode is None
     shown = Path(os.fsdecode(support.mount_of(ground.source).mountpoint))
     assert shown / os.fsdecode(ghost.alias) == ground.source / "dir" / "second"
-    assert not (ground.path / "images" / contents.NAME).exists()
+    assert not (ground.path / "images" / datafile.NAME).exists()
 
 
 @pytest.mark.parametrize("first", ["file", "second"])

@@ -6,7 +6,7 @@ import pytest
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError
-from criu_detached.records import BindSource
+from criu_detached.images.records import BindSource
 from criu_detached.restore.checks import check_mount
 
 from ..support import good_mount

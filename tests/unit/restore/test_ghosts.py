@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from criu_detached import kernel
-from criu_detached.contents import ContentReader, ContentWriter, open_data
 from criu_detached.errors import DetachedError
-from criu_detached.records import File, Ghost, Handle, Inode, Time, Xattr
+from criu_detached.images.datafile import ContentReader, ContentWriter, open_data
+from criu_detached.images.records import File, Ghost, Handle, Inode, Time, Xattr
 from criu_detached.restore import ghosts
 from criu_detached.restore.checks import check_ghost
 from criu_detached.restore.ghosts import Workshop, depth

@@ -9,17 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import attributes, kernel
-from criu_detached.dump.roots import handle_of
+from criu_detached import kernel
+from criu_detached.dump.describe.roots import handle_of
 from criu_detached.errors import DetachedError
-from criu_detached.records import (
-    BindSource,
-    File,
-    Ghost,
-    Inode,
-    Mount,
-    Superblock,
-)
+from criu_detached.filesystems import attributes
+from criu_detached.images.records import BindSource, File, Ghost, Inode, Mount, Superblock
 from criu_detached.restore import realise
 from criu_detached.restore.with_ghosts import realise_with_ghosts
 

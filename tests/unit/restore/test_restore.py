@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import contents, kernel, log
-from criu_detached.contents import ContentWriter
+from criu_detached import kernel
+from criu_detached.criu import log
 from criu_detached.errors import DetachedError
-from criu_detached.recordfile import NAME, RecordWriter
-from criu_detached.records import (
+from criu_detached.filesystems.superblock import boot_id, superblock_of
+from criu_detached.images import datafile
+from criu_detached.images.datafile import ContentWriter
+from criu_detached.images.recordfile import NAME, RecordWriter
+from criu_detached.images.records import (
     BIND_SOURCE,
     FORMAT,
     BindSource,
@@ -28,7 +31,6 @@ from criu_detached.records import (
     Superblock,
 )
 from criu_detached.restore.restore import Restore
-from criu_detached.superblock import boot_id, superblock_of
 
 from .. import support
 from ..support import KnownFiles, StandInHost
@@ -529,13 +531,13 @@ def test_damaged_data_file(placed: Ground, damage: str) -> None:
     """Found before there is any task, and before anything is made."""
     before = support.names_in(placed.tree)
     placed.ghost("doomed", content=b"content")
-    path = placed.path / "images" / contents.NAME
+    path = placed.path / "images" / datafile.NAME
     if damage == "missing":
         path.unlink()
     else:
         data = path.read_bytes()
         path.write_bytes(data[:-1] if damage == "cut" else b"x" + data[1:])
-    refused(placed, contents.NAME)
+    refused(placed, datafile.NAME)
     assert support.names_in(placed.tree) == before
 
 

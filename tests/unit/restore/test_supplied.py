@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import log, options
+from criu_detached import settings
+from criu_detached.criu import log
 from criu_detached.errors import DetachedError
-from criu_detached.recordfile import Records, RecordWriter, read_records
-from criu_detached.records import (
+from criu_detached.images.recordfile import Records, RecordWriter, read_records
+from criu_detached.images.records import (
     BIND_SOURCE,
     FORMAT,
     RECREATED,
@@ -60,7 +61,7 @@ class Ground:
 
     def settings(self, text: str) -> None:
         """Write them beside the images."""
-        (self.path / options.IMAGES_FILE).write_text(text)
+        (self.path / settings.IMAGES_FILE).write_text(text)
 
     def find(self) -> dict[int, Supply]:
         """Read the records, and the settings for them."""
@@ -82,7 +83,7 @@ def ground(
     directory: int, tmp_path: Path, known_files: KnownFiles, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Ground]:
     """An image directory, and no settings of the machine that the test runs on."""
-    monkeypatch.setattr(options, "SYSTEM_FILE", str(tmp_path / "system.conf"))
+    monkeypatch.setattr(settings, "SYSTEM_FILE", str(tmp_path / "system.conf"))
     monkeypatch.setattr("criu_detached.restore.supplied.SYSTEM_FILE", str(tmp_path / "system.conf"))
     made = Ground(directory, tmp_path, known_files)
     log.set_writer(made.host.log)
@@ -130,7 +131,7 @@ def test_not_supplied(ground: Ground) -> None:
 def test_unknown_mount(ground: Ground) -> None:
     """The setting of the whole machine may be meant for other images."""
     ground.writer.mount(mount(5, BIND_SOURCE))
-    Path(options.SYSTEM_FILE).write_text("source 6 /there")
+    Path(settings.SYSTEM_FILE).write_text("source 6 /there")
     assert ground.find() == {}
     assert any("mount 6" in text for level, text in ground.host.lines if level == log.WARN)
     ground.settings("source 6 /there")
@@ -141,7 +142,7 @@ def test_unknown_mount(ground: Ground) -> None:
 def test_settings_of_the_machine(ground: Ground, setting: str) -> None:
     """A mount id is another mount's in other images; a place is the same one."""
     ground.writer.mount(mount(5, BIND_SOURCE))
-    Path(options.SYSTEM_FILE).write_text(setting)
+    Path(settings.SYSTEM_FILE).write_text(setting)
     assert 5 in ground.find()
     warned = [text for level, text in ground.host.lines if level == log.WARN]
     assert len(warned) == setting.startswith("source"), warned

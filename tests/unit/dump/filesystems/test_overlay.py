@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from criu_detached import kernel
 from criu_detached.dump.filesystems import overlay
-from criu_detached.dump.filesystems.twins import LayerTwins, real_handle
+from criu_detached.dump.filesystems.same_file import LayerTwins, real_handle
 from criu_detached.errors import DetachedError
-from criu_detached.overlay_layers import DATA, LOWER, UPPER, WORK, Layers, take_apart
+from criu_detached.filesystems.layers import DATA, LOWER, UPPER, WORK, Layers, take_apart
 
 from ... import support
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached.kernel import namespaces
-from criu_detached.recordfile import Records, RecordWriter, read_records
-from criu_detached.records import (
+from criu_detached.images.recordfile import Records, RecordWriter, read_records
+from criu_detached.images.records import (
     FORMAT,
     RECREATED,
     BindSource,
@@ -21,6 +20,7 @@ from criu_detached.records import (
     Node,
     Superblock,
 )
+from criu_detached.kernel import namespaces
 from criu_detached.restore.filesystems.make import make_filesystems, settle_filesystems
 from criu_detached.restore.realise import Means
 

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What kind of mount is a file on? Asked for mounts that CRIU does not know.
+
+With STATMOUNT_BY_FD (Linux 7.0) the kernel answers. Before, what is attached in no
+mount namespace is detached: from Linux 6.12 every namespace is asked for the mount,
+before that the mountinfo of every process is read, which misses namespaces that no
+process lives in.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from criu_detached import kernel
+from criu_detached.dump.observe import trees
+from criu_detached.filesystems.types import HANDLES
+from criu_detached.kernel import mountinfo, namespaces, statmount
+from criu_detached.kernel.statmount import StatMount
+
+ATTACHED = "attached"  # in some mount namespace; CRIU's business
+DETACHED = "detached"
+ANONYMOUS = "anonymous"
+INTERNAL = "kernel-internal"
+
+_WANTED = trees.WANTED | statmount.STATMOUNT_MNT_NS_ID
+
+# linux/magic.h: filesystems that only the kernel mounts
+_INTERNAL_MAGIC = {
+    0x09041934,  # anon_inodefs
+    0x50495045,  # pipefs
+    0x534F434B,  # sockfs
+    0x5345434D,  # secretmem
+    0x62646576,  # bdevfs
+    0x444D4142,  # dma-buf
+    0x47414552,  # aio
+}
+_NO_WALK = {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
+
+_HUGETLBFS_MAGIC = 0x958458F6
+
+
+class Kind:
+    """The answer: the kind of the mount, and what statmount says where the kernel can."""
+
+    __slots__ = ("name", "statmount")
+
+    def __init__(self, name: str, statmount: StatMount | None = None) -> None:
+        self.name = name
+        self.statmount = statmount
+
+
+class Classifier:
+    """Tells kinds of mounts apart, by the best means that the running kernel has."""
+
+    def __init__(self) -> None:
+        """Probe the kernel."""
+        self.by_fd = statmount.has_by_fd()
+
+    def classify(self, fd: int, mnt_id: int) -> Kind:
+        """Classify the mount of an open file.
+
+        Args:
+            fd: the file, O_PATH will do.
+            mnt_id: its mount's 32-bit id.
+
+        Raises:
+            OSError: the kernel refused an answer.
+        """
+        if self.by_fd:
+            return _by_fd(fd, mnt_id)
+        if _is_internal(fd):
+            return Kind(INTERNAL)
+        if _is_attached(fd, mnt_id):
+            return Kind(ATTACHED)
+        return Kind(ANONYMOUS if _is_anonymous(fd) else DETACHED)
+
+
+def _by_fd(fd: int, mnt_id: int) -> Kind:
+    try:
+        found = statmount.by_fd(fd, _WANTED)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return Kind(INTERNAL)
+        if error.errno == errno.ENOENT:
+            return Kind(ANONYMOUS)
+        raise
+    if not found.mask & statmount.STATMOUNT_MNT_NS_ID:
+        return Kind(DETACHED, found)
+    # An anonymous tree of several mounts has an id like a namespace, but it is none that is seen.
+    anonymous = not _is_attached(fd, mnt_id) and _is_anonymous(fd)
+    return Kind(ANONYMOUS if anonymous else ATTACHED, found)
+
+
+def _is_internal(fd: int) -> bool:
+    magic = kernel.fstatfs(fd).magic
+    if magic == _HUGETLBFS_MAGIC:
+        return kernel.fstat(fd).dev in _hugetlb_devices()
+    if magic in HANDLES:
+        # Where one is bind-mounted its link is a path.
+        return not os.readlink(b"/proc/self/fd/%d" % fd).startswith(b"/")
+    return magic in _INTERNAL_MAGIC
+
+
+def _hugetlb_devices() -> set[int]:
+    """Devices of the kernel's own hugetlbfs mounts, one for each size of huge page."""
+    devices: set[int] = set()
+    try:
+        names = os.listdir("/sys/kernel/mm/hugepages")  # hugepages-2048kB
+    except OSError:
+        return devices  # no sysfs here
+    for name in names:
+        kib = int(name.removeprefix("hugepages-").removesuffix("kB"))
+        log2 = (kib << 10).bit_length() - 1
+        try:
+            fd = os.memfd_create("criu-detached", os.MFD_HUGETLB | log2 << os.MFD_HUGE_SHIFT)
+        except OSError:
+            continue
+        devices.add(kernel.fstat(fd).dev)
+        os.close(fd)
+    return devices
+
+
+def _is_attached(fd: int, mnt_id: int) -> bool:
+    try:
+        unique = kernel.mnt_id_unique(fd)
+        return any(statmount.mount_in_ns(unique, ns_id) for ns_id in namespaces.mount_ns_ids())
+    except OSError as error:
+        # Before Linux 6.8 no unique id, before 6.12 no walk over the namespaces; and from
+        # within a PID namespace it is not allowed (EPERM of NS_MNT_GET_NEXT).
+        if error.errno not in _NO_WALK:
+            raise
+    for _, pids in mountinfo.namespaces():
+        for _, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
+            if mount.mnt_id == mnt_id:
+                return True
+    return False
+
+
+def _is_anonymous(fd: int) -> bool:
+    """From Linux 6.15 open_tree clones anonymous mounts, and still no detached ones.
+
+    Before 6.15 an anonymous mount is taken for a detached one.
+    """
+    try:
+        return bool(trees.view(fd))
+    except OSError:
+        return True  # it was cloned, but a deleted file cannot be attached

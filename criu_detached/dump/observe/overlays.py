@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Overlays that have a layer on a filesystem, and so hold it."""
+
+from __future__ import annotations
+
+import os
+
+from criu_detached import paths
+from criu_detached.dump.describe.sources import open_mount
+from criu_detached.dump.observe import processes
+from criu_detached.dump.observe.directories import names_in
+from criu_detached.errors import quote
+from criu_detached.filesystems.layers import DATA, LOWER, UPPER, take_apart
+from criu_detached.filesystems.types import OVERLAYFS_MAGIC
+from criu_detached.kernel import mountinfo, namespaces, statmount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from criu_detached.kernel.mountinfo import MountInfo
+    from criu_detached.kernel.statmount import StatMount
+
+
+_FIRST_INO = 2  # that an overlay gives, to its root: ovl_next_ino and ovl_fill_super
+_TRIES = 3  # somebody may make files in an overlay while it is looked at
+
+# What a mount of an overlay tells: are its layers what is at their paths? The first of these that
+# one of its mounts tells is what counts: elsewhere the paths may lead to other things.
+_PROVEN = 0
+_REFUTED = 1
+_LIKELY = 2  # there is something at each path, and no more is to be seen
+_UNKNOWN = 3
+
+
+def overlay_on(dev: int) -> str | None:
+    """Name an overlay with a layer on a filesystem in memory, for a message; None: there is none.
+
+    A layer that is not known to be elsewhere may be there, so it counts as if it was. Not so
+    those of a root: whoever made that made it of what is out of reach from within. Nor those of
+    an overlay that is made of one filesystem, which is another one.
+
+    Args:
+        dev: device of the filesystem's superblock.
+    """
+    told: dict[int, dict[int, bytes]] = {}  # overlays by device: what is told, and where
+    inodes = set()
+    for inode, pids in processes.namespaces():
+        inodes.add(inode)
+        for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
+            if mount.fs_type != b"overlay":
+                continue
+            found, places = _look_at(pid, mount)
+            if _is_on(dev, pid, [*_layers(mount.super_options), *places]):
+                return f"the overlay at {quote(mount.mountpoint)} as a layer"
+            overlay = told.setdefault(mount.dev, {})
+            if mount.mountpoint != b"/" or found in (_PROVEN, _LIKELY):
+                overlay.setdefault(found, mount.mountpoint)
+    for overlay in told.values():
+        found = min(overlay, default=_PROVEN)
+        if found in (_REFUTED, _UNKNOWN):
+            return f"the overlay at {quote(overlay[found])} as a layer, or perhaps so"
+    return _without_process(dev, inodes, set(told))
+
+
+def _without_process(dev: int, inodes: set[int], seen: set[int]) -> str | None:
+    """As overlay_on, for what is mounted in namespaces alone that no process lives in.
+
+    Args:
+        dev: as there.
+        inodes: of the other namespaces.
+        seen: overlays in those.
+    """
+    for ns_id, mount in _mounts_without_process(inodes):
+        if mount.sb_magic != OVERLAYFS_MAGIC or mount.sb_dev in seen:
+            continue
+        name = f"the overlay at {quote(mount.mnt_point)} in mount namespace {ns_id}, which no"
+        layers = _layers(mount.mnt_opts)
+        if _is_on(dev, os.getpid(), layers):
+            return f"{name} process lives in, as a layer"
+        if not _are_there(os.getpid(), layers) and mount.mnt_point != b"/":
+            return f"{name} process lives in, as a layer, or perhaps so"
+    return None
+
+
+def _mounts_without_process(inodes: set[int]) -> Iterator[tuple[int, StatMount]]:
+    wanted = (
+        statmount.STATMOUNT_SB_BASIC | statmount.STATMOUNT_MNT_POINT | statmount.STATMOUNT_MNT_OPTS
+    )
+    try:
+        for fd in namespaces.mount_ns_fds():
+            if os.fstat(fd).st_ino not in inodes:
+                ns_id = namespaces.mount_ns_id(fd)
+                yield from ((ns_id, mount) for mount in statmount.mounts_in_ns(ns_id, wanted))
+    except OSError:
+        pass  # before Linux 6.12, and in a PID namespace
+
+
+def _is_on(dev: int, pid: int, layers: list[bytes]) -> bool:
+    """Tell whether something at the path of a layer is on a filesystem."""
+    return any(os.fstat(fd).st_dev == dev for layer in layers for fd in _find(pid, layer))
+
+
+def _find(pid: int, layer: bytes) -> Iterator[int]:
+    """Open what is at the path of a layer, as a process sees it and as this one does.
+
+    Each O_PATH fd is closed after.
+    """
+    if not layer.startswith(b"/"):
+        return  # where it starts is not known
+    for root in (f"/proc/{pid}/root", "/"):
+        try:
+            fd = paths.open_from_root(root, layer)
+        except OSError:
+            continue
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _look_at(pid: int, mount: MountInfo) -> tuple[int, list[bytes]]:
+    """See whether the layers of an overlay are what is at their paths.
+
+    Paths alone tell little: what was mounted at one may be gone, and then something else is there.
+    But they have to do where the root of the overlay is out of reach.
+
+    Args:
+        pid: a process that sees it.
+        mount: of it.
+
+    Returns:
+        What is told, and the paths, absolute ones, if it is more than their being there.
+    """
+    root = open_mount(pid, mount) if mount.root == b"/" else -1
+    layers = _layers(mount.super_options)
+    if root < 0:
+        return (_LIKELY if _are_there(pid, layers) else _UNKNOWN), []
+    try:
+        relative = not all(layer.startswith(b"/") for layer in layers)
+        for start in _above(mount.mountpoint) if relative else (b"/",):
+            found = _seen_from(start, pid, mount, root)
+            if found is not None:
+                return (_LIKELY if mount.mountpoint in found else _PROVEN), found
+    finally:
+        os.close(root)
+    return _REFUTED, []
+
+
+def _are_there(pid: int, layers: list[bytes]) -> bool:
+    """Tell whether there is something at the path of each layer."""
+    return all(any(True for _ in _find(pid, layer)) for layer in layers)
+
+
+def _above(mountpoint: bytes) -> Iterator[bytes]:
+    """Yield the directories above a mountpoint: docker has relative paths begin in one."""
+    while mountpoint.strip(b"/"):
+        mountpoint = mountpoint.rpartition(b"/")[0]
+        yield mountpoint or b"/"
+
+
+def _seen_from(start: bytes, pid: int, mount: MountInfo, root: int) -> list[bytes] | None:
+    """The paths of an overlay's layers, if it shows that these are there.
+
+    Args:
+        start: where relative paths may begin.
+        pid: a process that sees the overlay.
+        mount: of it.
+        root: fd of its root.
+
+    Returns:
+        Absolute paths, perhaps without those that are on the filesystem of another one; None: a
+        layer may be somewhere else.
+    """
+
+    def absolute(names: tuple[bytes, ...]) -> list[bytes]:
+        found = _layers(mount.super_options, names)
+        return [
+            path if path.startswith(b"/") else start.rstrip(b"/") + b"/" + path for path in found
+        ]
+
+    uppers, lowers, data = absolute((UPPER,)), absolute((LOWER,)), absolute((DATA,))
+    first, *others = [*uppers, *lowers] or [b""]
+    if first != mount.mountpoint:
+        upper = _uppermost(pid, first, root)
+        if upper is None:
+            return None
+        if _is_of_one_filesystem(mount, os.fstat(root), upper):
+            return [first]
+    # Of one for data alone nothing is shown: that something is there has to do.
+    if not _are_there(pid, data):
+        return None
+    for layer in others:
+        # What the overlay is mounted over it covers.
+        if layer != mount.mountpoint and not any(_is_shown(root, fd) for fd in _find(pid, layer)):
+            return None
+    return [first, *others, *data]
+
+
+def _uppermost(pid: int, layer: bytes, root: int) -> os.stat_result | None:
+    """What is at the path of the uppermost layer, if it is that; None: it is something else."""
+    for _ in range(_TRIES):
+        shown = os.fstat(root)
+        for fd in _find(pid, layer):
+            found = os.fstat(fd)
+            if found.st_dev != shown.st_dev and _taken_over(found) == _taken_over(shown):
+                return found
+    return None
+
+
+def _taken_over(file: os.stat_result) -> tuple[int, ...]:
+    """What the root of an overlay has of its uppermost layer: ovl_getattr, fs/overlayfs/inode.c.
+
+    Other files have it of the layer that they are of. Two have the same by chance only if they
+    were last changed in one tick of the kernel's clock. Owners may be mapped.
+    """
+    return file.st_ctime_ns, file.st_mtime_ns, file.st_mode, file.st_size
+
+
+def _is_shown(root: int, layer: int) -> bool:
+    """Tell whether an overlay shows something of a directory: then that is a layer of it.
+
+    Args:
+        root: fd of the overlay's root.
+        layer: of the directory.
+    """
+    if os.fstat(layer).st_dev == os.fstat(root).st_dev:
+        return False  # it is covered by the overlay
+    try:
+        names = names_in(layer)
+    except OSError:
+        return False
+    for name in names:
+        try:
+            shown = os.stat(name, dir_fd=root, follow_symlinks=False)
+            own = os.stat(name, dir_fd=layer, follow_symlinks=False)
+            if _taken_over(shown) == _taken_over(own):
+                return True
+        except OSError:
+            continue  # it is removed in the overlay, or not to be reached there
+    return False
+
+
+def _is_of_one_filesystem(mount: MountInfo, root: os.stat_result, upper: os.stat_result) -> bool:
+    """Tell whether all layers of an overlay are where its uppermost one is.
+
+    Then its root has the inode number of that directory, else the first that overlays give:
+    ovl_map_ino, fs/overlayfs/inode.c. A directory may have that number, too (the first that is
+    made in a tmpfs), and then nothing is told. With "xino" it has it in any case; "xino=auto" is
+    off where a layer is in memory (ovl_lower_dir, fs/overlayfs/super.c). podman needs this:
+    where it maps ids, the lower layers are mounts that are gone once the overlay is there.
+    """
+    if b"xino=on" in mount.super_options:
+        return False
+    return root.st_ino == upper.st_ino != _FIRST_INO
+
+
+def _layers(options: list[bytes], names: tuple[bytes, ...] = (UPPER, LOWER, DATA)) -> list[bytes]:
+    r"""The paths of layers, from options as mountinfo has them: a colon in one may be ``\072``."""
+    shown = [mountinfo.unescape(option.replace(rb"\072", rb"\134:")) for option in options]
+    return [path for name, path in take_apart(shown)[0] if name in names and path]

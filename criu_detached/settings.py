@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Settings of the plugin, for one run of criu or for the whole machine.
+
+Later places win: /etc/criu/criu-detached.conf, criu-detached.conf in the image directory,
+and criu's own --plugin-option criu_detached.NAME=VALUE (CRIU 4.3 and newer). Files have
+one setting a line, a name and a value, and comments after ``#``, as CRIU's own have
+(criu/config.c). In a path any character can be written as in fstab(5): a backslash and its
+three octal digits.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.images.records import BIND_SOURCE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.images.records import BindSource, Mount
+
+SYSTEM_FILE = "/etc/criu/criu-detached.conf"
+IMAGES_FILE = "criu-detached.conf"
+# In messages of a dump
+WHERE = f"to {SYSTEM_FILE} or to {IMAGES_FILE} in the image directory before the dump"
+OPTION = "--plugin-option"
+_PREFIX = b"--criu_detached."
+_MAX_FILE = 1 << 20  # bytes
+
+GHOST_LIMIT = b"ghost-limit"
+EXTERNAL = b"external"  # at dump: the user will supply a mount
+SOURCE = b"source"  # at restore: where a mount is
+MAP = b"map"  # at restore: where bind sources are that were elsewhere at the dump
+
+_ALL = b"all"
+
+# DEFAULT_GHOST_LIMIT of criu/include/cr_options.h, bytes
+DEFAULT_GHOST_LIMIT = 1 << 20
+
+_UNITS = {b"K": 10, b"M": 20, b"G": 30}
+
+
+class Source:
+    """Where the user says that a mount is."""
+
+    __slots__ = ("path", "where")
+
+    def __init__(self, path: bytes, where: str) -> None:
+        self.path = path  # absolute
+        self.where = where  # the setting stands
+
+
+class Options:
+    """The settings that are in force."""
+
+    def __init__(self, image_dir: int, plugin_options: list[bytes]) -> None:
+        """Read them.
+
+        Args:
+            image_dir: fd of the image directory; it stays the caller's.
+            plugin_options: criu's, each "--NAME=VALUE"; those of other plugins are left.
+
+        Raises:
+            DetachedError: a file cannot be read, or a setting is unknown or malformed.
+        """
+        # Bytes on disk that a deleted file may have, as of criu's --ghost-limit.
+        self.ghost_limit = DEFAULT_GHOST_LIMIT
+        self.sources: dict[int, Source] = {}  # by mount id
+        self.maps: dict[bytes, Source] = {}  # by the place at the dump
+        self.external_ids: set[int] = set()
+        self.external_all = False  # all that have no source
+        self._read_file(SYSTEM_FILE, None)
+        self._read_file(IMAGES_FILE, image_dir)
+        for option in plugin_options:
+            if option.startswith(_PREFIX):
+                name, _, value = option[len(_PREFIX) :].partition(b"=")
+                self._set(name, value, b":", OPTION)
+
+    def source_of(self, mount: Mount) -> tuple[Source, bytes] | None:
+        """Look for what is said of a mount.
+
+        Args:
+            mount: its record, as the dump made it.
+
+        Returns:
+            The setting for it, or else the longest map of its bind source where criu runs; and
+            what is to be appended to that path ("." for nothing). None: nothing is said of it.
+        """
+        if mount.mnt_id in self.sources:
+            return self.sources[mount.mnt_id], b"."
+        source = mount.bind_source
+        if mount.origin != BIND_SOURCE or source is None or source.in_namespace:
+            return None
+        place = place_of(source)
+        for old in sorted(self.maps, key=len, reverse=True):
+            prefix = old.rstrip(b"/") + b"/"
+            if (place + b"/").startswith(prefix):
+                return self.maps[old], place[len(prefix) :] or b"."
+        return None
+
+    def _read_file(self, name: str, directory: int | None) -> None:
+        for line in _read(name, directory).split(b"\n"):
+            words = line.split(b"#")[0].split(None, 1)
+            if words:
+                self._set(words[0], words[1].strip() if len(words) > 1 else b"", None, name)
+
+    def _set(self, name: bytes, value: bytes, separator: bytes | None, where: str) -> None:
+        """Take a setting; a later one of the same name and subject wins."""
+        try:
+            if name == GHOST_LIMIT:
+                self.ghost_limit = parse_size(value)
+            elif name == EXTERNAL and value == _ALL:
+                self.external_all = True
+            elif name == EXTERNAL:
+                self.external_ids.add(_mount_id(value))
+            elif name == SOURCE:
+                mnt_id, path = _two(value, separator, "a mount id and a path")
+                number = _mount_id(mnt_id)
+                self.sources[number] = Source(_absolute(path), where)
+            elif name == MAP:
+                old, new = _two(value, separator, "two paths")
+                self.maps[_absolute(old)] = Source(_absolute(new), where)
+            else:
+                raise DetachedError("there is no such setting")
+        except DetachedError as error:
+            raise DetachedError(f"{where}: {quote(name)}: {error}") from error
+
+
+def _two(value: bytes, separator: bytes | None, wanted: str) -> list[bytes]:
+    words = value.split(separator)
+    if len(words) != 2:
+        raise DetachedError(
+            f"{_shown(value)} is not {wanted} (write a blank in a path as \\040, a colon as \\072)"
+        )
+    return words
+
+
+def _shown(value: bytes) -> str:
+    """A value in a message, or that there is none."""
+    return quote(value) or "an empty value"
+
+
+def _mount_id(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 10:
+        raise DetachedError(
+            f"{_shown(text)} is no mount id (CRIU's log and criu-detached show have them)"
+        )
+    return int(text)
+
+
+def _absolute(text: bytes) -> bytes:
+    """A path as the setting means it, without what says nothing in it."""
+    head, *parts = text.split(b"\\")
+    for part in parts:
+        octal = part[:3]
+        if len(octal) < 3 or octal.strip(b"01234567") or octal > b"377" or octal == b"000":
+            raise DetachedError(
+                f"{quote(text)} has a backslash without three octal digits (a backslash itself is"
+                " \\134)"
+            )
+        head += bytes((int(octal, 8),)) + part[3:]
+    if not head.startswith(b"/") or b"\0" in head:
+        raise DetachedError(f"{quote(text)} is no absolute path")
+    return _normal(head)
+
+
+def place_of(source: BindSource) -> bytes:
+    """Absolute path of a mount's root through its bind source."""
+    return _normal(source.mountpoint + b"/" + source.path)
+
+
+def _normal(path: bytes) -> bytes:
+    return b"/" + b"/".join(name for name in path.split(b"/") if name not in (b"", b"."))
+
+
+def escape(path: bytes) -> str:
+    """Write a path as a setting has it, in printable characters alone."""
+    plain = range(0x21, 0x7F)
+    special = b"\\:#"
+    return "".join(
+        chr(byte) if byte in plain and byte not in special else f"\\{byte:03o}" for byte in path
+    )
+
+
+def parse_size(text: bytes) -> int:
+    """Turn "1048576", "1024K", "1M" or "1G" into bytes; raises DetachedError."""
+    shift = _UNITS.get(text[-1:].upper(), 0)
+    digits = text[:-1] if shift else text
+    if not digits.isdigit() or len(digits) > 15:
+        raise DetachedError(f"{_shown(text)} is no size: give bytes, or a number with K, M or G")
+    return int(digits) << shift
+
+
+def _read(name: str, directory: int | None) -> bytes:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    if directory is not None:
+        flags |= os.O_NOFOLLOW  # images are input
+    try:
+        fd = os.open(name, flags, dir_fd=directory)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise DetachedError(f"can't open {name}: {reason(error.errno or 0)}") from error
+    try:
+        _check_file(name, os.fstat(fd), images=directory is not None)
+        text = os.read(fd, _MAX_FILE + 1)
+    except OSError as error:
+        raise DetachedError(f"can't read {name}: {reason(error.errno or 0)}") from error
+    finally:
+        os.close(fd)
+    if len(text) > _MAX_FILE:
+        raise DetachedError(f"{name} has more than {_MAX_FILE} bytes: make it shorter")
+    return text
+
+
+def _check_file(name: str, facts: os.stat_result, *, images: bool) -> None:
+    """Settings give tasks what they name: those of the machine are to be its admin's alone.
+
+    Those beside the images are as trusted as these, whoever they belong to.
+    """
+    if not stat.S_ISREG(facts.st_mode):
+        raise DetachedError(f"{name} is no regular file: write the settings to one, or remove it")
+    if not images and (facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022):
+        raise DetachedError(
+            f"{name} could be written by others than root (user {facts.st_uid}, mode"
+            f" {stat.S_IMODE(facts.st_mode):o}): chown it to root, and chmod it to 644"
+        )

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The fast path of a dump, in CRIU's process. criu_detached/dump/ tells it of the mounts and files
+ * that it has recorded, and writes what this has pending; start_python.c asks it about each link.
+ */
+#ifndef CRIU_DETACHED_PLAIN_FILES_H
+#define CRIU_DETACHED_PLAIN_FILES_H
+
+#include "embed/host.h"
+
+#include <stddef.h>
+
+/* A file that has a record. */
+struct plain_file {
+	uint64_t ino;
+	uint64_t dev;
+	uint32_t mnt_id;
+	const char *path; /* beneath the mount's root */
+};
+
+/**
+ * plain_mount_add - let the plain files of a recorded mount be taken here
+ * @mnt_id: the detached mount
+ * @root: fd of its root as the bind source shows it; it must stay open
+ * @source_mnt_id: the bind source's mount
+ * @compare_owner: a file must have the same owner there
+ *
+ * Return: 0, or -1 without memory.
+ */
+int plain_mount_add(uint32_t mnt_id, int root, uint32_t source_mnt_id, int compare_owner);
+
+/**
+ * plain_file_note - say that Python has recorded a file
+ *
+ * Return: 0, or -1 without memory.
+ */
+int plain_file_note(uint32_t mnt_id, uint64_t ino, uint64_t dev, const char *path);
+
+/** plain_file_find - the file with this name among those that have a record, or NULL */
+const struct plain_file *plain_file_find(uint32_t mnt_id, uint64_t ino);
+
+/**
+ * plain_file_take - record a file, if there is nothing to decide about it
+ * @link: its link, which starts with '/'
+ * @facts: of the file
+ *
+ * Takes a regular file of one name, beneath the root of a mount that was added, which
+ * the bind source shows at the same path; and every further fd of a file that has a
+ * record with the same path.
+ *
+ * Return: whether it is recorded; if not, it is for Python to decide.
+ */
+bool plain_file_take(const char *link, const struct file_facts *facts);
+
+/**
+ * plain_files_pending - the records that were made, ready for the record file
+ * @size: of them, in bytes
+ * @entries: how many
+ */
+const uint8_t *plain_files_pending(size_t *size, unsigned int *entries);
+
+/** plain_files_written - forget the pending records */
+void plain_files_written(void);
+
+/** plain_files_reset - forget everything: another dump begins */
+void plain_files_reset(void);
+
+#endif

@@ -1,0 +1,137 @@
+"""The C part of a dump takes plain files alone, and writes for them what Python would write."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from criu_detached import kernel
+from criu_detached.images.records import Entry, File
+from criu_detached.images.wire import decode, encode
+
+PLUGIN = Path(__file__).resolve().parents[3] / "plugin"
+MOUNT = 300
+
+TEST = """
+#include "fast/plain_files.h"
+
+int take(int fd, const char *link, uint32_t mnt_id)
+{
+	struct file_facts facts;
+
+	if (facts_of(fd, &facts))
+		return -1;
+	facts.mnt_id = mnt_id;
+	return plain_file_take(link, &facts);
+}
+
+const char *path_of(uint32_t mnt_id, uint64_t ino)
+{
+	const struct plain_file *found = plain_file_find(mnt_id, ino);
+
+	return found ? found->path : NULL;
+}
+"""
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[ctypes.CDLL]:
+    """plugin/fast/plain_files.c as a library of its own."""
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler")
+    test, library = tmp_path / "test.c", tmp_path / "plain_files.so"
+    test.write_text(TEST)
+    command = ["cc", "-O1", "-g", "-shared", "-fPIC", f"-I{PLUGIN}", "-o", str(library)]
+    subprocess.run([*command, str(PLUGIN / "fast" / "plain_files.c"), str(test)], check=True)
+    lib = ctypes.CDLL(str(library))
+    lib.plain_file_note.argtypes = (
+        *(ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64),
+        ctypes.c_char_p,
+    )
+    lib.path_of.argtypes = (ctypes.c_uint32, ctypes.c_uint64)
+    lib.path_of.restype = ctypes.c_char_p
+    lib.plain_files_pending.restype = ctypes.c_void_p
+    yield lib
+    lib.plain_files_reset()
+
+
+def pending(lib: ctypes.CDLL) -> bytes:
+    """The records that were made, as they go into the record file."""
+    size, entries = ctypes.c_size_t(), ctypes.c_uint()
+    at = lib.plain_files_pending(ctypes.byref(size), ctypes.byref(entries))
+    return ctypes.string_at(at, size.value) if entries.value else b""
+
+
+@pytest.fixture
+def directory(plain: ctypes.CDLL, tmp_path: Path) -> Iterator[Path]:
+    """The root of a bind source, whose mount shows the files."""
+    source = tmp_path / "source"
+    (source / "dir").mkdir(parents=True)
+    root = os.open(source, os.O_PATH)
+    assert plain.plain_mount_add(MOUNT, root, kernel.fstat(root).mnt_id, 0) == 0
+    yield source
+    os.close(root)
+
+
+def take(lib: ctypes.CDLL, path: Path, link: bytes, mount: int = MOUNT) -> bool:
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        return bool(lib.take(fd, link, ctypes.c_uint32(mount)))
+    finally:
+        os.close(fd)
+
+
+def test_record(plain: ctypes.CDLL, directory: Path) -> None:
+    """Two fds of a file have one record, and it is the one that Python makes."""
+    path = directory / "dir" / "file"
+    path.write_bytes(b"x" * 300)
+    found = path.stat()
+    assert take(plain, path, b"/dir/file") and take(plain, path, b"/dir/file")
+    record = File(
+        mnt_id=MOUNT,
+        ino=found.st_ino,
+        dev=found.st_dev,
+        mode=found.st_mode,
+        path=b"dir/file",
+        size=300,
+    )
+    framed = pending(plain)
+    assert int.from_bytes(framed[:4], "little") == len(framed) - 4
+    assert encode(decode(Entry, framed[4:])) == encode(Entry(file=record))
+    plain.plain_files_written()
+    assert pending(plain) == b""
+    assert plain.path_of(MOUNT, found.st_ino) == b"dir/file"
+
+
+def test_left_to_python(plain: ctypes.CDLL, directory: Path) -> None:
+    path, other = directory / "file", directory / "other"
+    path.touch()
+    other.touch()
+    assert not take(plain, path, b"/file", MOUNT + 1)
+    assert not take(plain, path, b"/other")  # another file has the name
+    assert not take(plain, path, b"/")
+    assert not take(plain, directory / "dir", b"/dir")
+    (directory / "link").symlink_to("file")
+    assert not take(plain, directory / "link", b"/link")
+    os.link(other, directory / "second")
+    assert not take(plain, other, b"/other")
+    assert take(plain, path, b"/file")
+    assert not take(plain, path, b"/renamed")
+    assert plain.path_of(MOUNT, other.stat().st_ino) is None
+
+
+def test_inodes_that_are_alike(plain: ctypes.CDLL) -> None:
+    """Filesystems may number inodes by their place, so that the lowest bits are all the same."""
+    inodes = [number << 20 for number in range(1, 30_000)]
+    for ino in inodes:
+        assert plain.plain_file_note(MOUNT, ino, 7, b"%d" % ino) == 0
+    assert plain.plain_file_note(MOUNT, inodes[0], 7, b"again") == 0
+    assert plain.path_of(MOUNT, inodes[0]) == b"again"
+    assert all(plain.path_of(MOUNT, ino) == b"%d" % ino for ino in inodes[1:])
+    assert plain.path_of(MOUNT + 1, inodes[1]) is None
