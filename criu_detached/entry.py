@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _LEAVE, _EXTERNAL, _REFUSE = 0, 1, -1
 
 _host = Host(ffi, lib)
-log.set_writer(_host.log)
+log.set_writer(_host.criu.log)
 _dump: Dump | None = None
 _restore: Restore | None = None
 
@@ -145,7 +145,7 @@ def pre_dump_watches() -> int:
     """Let a pre-dump pass by watched files that CRIU finds on no mount; return 0."""
     from criu_detached.dump.kinds.watched import pass_by_watches
 
-    pass_by_watches(_host)
+    pass_by_watches(_host.criu)
     return 0
 
 

@@ -37,7 +37,7 @@ class Dump:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._settings: Options | None = None
-        self._finder = SourceFinder(host.dumps_mount_namespace(), host.mount_known)
+        self._finder = SourceFinder(host.criu.dumps_mount_namespace(), host.criu.mount_known)
         self._recording = Recording(host)
         self._mounts = Mounts(
             host, self._finder, self._recording, self._options, self._the_contents
@@ -146,7 +146,7 @@ class Dump:
         if name in self._found_peers:
             return
         # In the first task's mount namespace, if it is dumped: prep_unix_sk_cwd, criu/sk-unix.c
-        pid = root_task() if self._host.dumps_mount_namespace() else 0
+        pid = root_task() if self._host.criu.dumps_mount_namespace() else 0
         check_peer(name, f"/proc/{pid}/root" if pid else "/", self.is_detached)
         self._found_peers.add(name)
 
@@ -193,7 +193,7 @@ class Dump:
         if self._recording.begun():
             self._mounts.finish(self._files.made_anew)
             named = self._watched.named if self._watched else set()
-            self._files.made_anew.check(named, self._host.deleted_files_left())
+            self._files.made_anew.check(named, self._host.criu.deleted_files_left())
             self._recording.finish()
 
     def _the_contents(self) -> ContentWriter:
@@ -201,27 +201,27 @@ class Dump:
         if self._contents is None:
             from criu_detached.images.datafile import ContentWriter
 
-            self._contents = ContentWriter(self._host.image_dir())
+            self._contents = ContentWriter(self._host.criu.image_dir())
         return self._contents
 
     def _the_sockets(self) -> Sockets:
         if self._sockets is None:
             from criu_detached.dump.kinds.sockets import Sockets
 
-            self._sockets = Sockets(self._host, self._finder)
+            self._sockets = Sockets(self._host.criu, self._finder)
         return self._sockets
 
     def _the_watched(self) -> WatchedFiles:
         if self._watched is None:
             from criu_detached.dump.kinds.watched import WatchedFiles
 
-            self._watched = WatchedFiles(self._host, self._finder, self._record_watched)
+            self._watched = WatchedFiles(self._host.criu, self._finder, self._record_watched)
         return self._watched
 
     def _options(self) -> Options:
         """The settings, read when the first is asked for."""
         if self._settings is None:
-            self._settings = Options(self._host.image_dir(), self._host.plugin_options())
+            self._settings = Options(self._host.criu.image_dir(), self._host.criu.plugin_options())
         return self._settings
 
 

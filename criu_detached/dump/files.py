@@ -85,7 +85,7 @@ class Files:
         if known is None:
             known = self._new_file(fd, link, facts, mount)
             self._files[key] = known
-            self._host.plain_file_note(*key, known.dev, known.path)
+            self._host.fast_path.plain_file_note(*key, known.dev, known.path)
         elif (
             known.path not in {name.path for name in paths.readings(link, facts)}
             or known.dev != facts.dev
@@ -184,8 +184,8 @@ class Files:
             self._describer = GhostDescriber(
                 self._contents(),
                 self._options,
-                self._host.userns_ids,
-                self._host.dumps_user_namespace(),
+                self._host.criu.userns_ids,
+                self._host.criu.dumps_user_namespace(),
             )
         return self._describer
 
@@ -199,7 +199,7 @@ class Files:
             return
         if handle_of(fd) is None:
             why = "its filesystem has no file handles"
-        elif self._host.dumps_user_namespace():
+        elif self._host.criu.dumps_user_namespace():
             why = "in a user namespace no file is opened by its handle"
         else:
             return
@@ -210,7 +210,7 @@ class Files:
 
     def _plain_file(self, key: tuple[int, int], facts: FileFacts) -> File | None:
         """A file that the fast path (plugin/fast/plain_files.c) has recorded."""
-        found = self._host.plain_file_find(*key)
+        found = self._host.fast_path.plain_file_find(*key)
         if found is None:
             return None
         return File(mnt_id=key[0], ino=key[1], dev=found[0], mode=facts.mode, path=found[1])

@@ -157,7 +157,7 @@ class Mounts:
         record = mount.record
         source = record.bind_source
         assert source is not None
-        if self._host.dumps_user_namespace():
+        if self._host.criu.dumps_user_namespace():
             if record.origin == REMOUNT:
                 _confine(record)
             if record.anonymous and record.origin != RECREATED and not is_in_namespace(record):
@@ -167,9 +167,11 @@ class Mounts:
         superblock = record.superblock
         assert superblock is not None
         plain = has_plain_files and not mount.twins and superblock.magic not in SERVED
-        if self._host.flushes() and mount.root >= 0 and plain:
+        if self._host.criu.flushes() and mount.root >= 0 and plain:
             compare_owner = not mount.maps_known
-            self._host.plain_mount_add(record.mnt_id, mount.root, source.mnt_id, compare_owner)
+            self._host.fast_path.plain_mount_add(
+                record.mnt_id, mount.root, source.mnt_id, compare_owner
+            )
         log.info(
             f"mount {record.mnt_id} is {kind.name}; its root {quote(record.root or b'?')} "
             + _way_back(record)
@@ -218,7 +220,7 @@ class Mounts:
         if self._sole_held is None:
             from criu_detached.dump.filesystems.soleheld import SoleHeld
 
-            self._sole_held = SoleHeld(self._host, self._recording.writer, self._contents())
+            self._sole_held = SoleHeld(self._host.criu, self._recording.writer, self._contents())
         return self._sole_held
 
 

@@ -37,15 +37,15 @@ class Recording:
             _refuse_stream()
             release = os.fsencode(os.uname().release)
             header = Header(format=FORMAT, boot_id=boot_id(), machine=release)
-            self._writer = RecordWriter(self._host.image_dir(), header)
-            if self._host.need_plugin():
+            self._writer = RecordWriter(self._host.criu.image_dir(), header)
+            if self._host.criu.need_plugin():
                 raise DetachedError("CRIU did not note in its inventory that the plugin is needed")
         return self._writer
 
     def finish(self) -> None:
         """Write the records of the fast path, which are in memory; raises DetachedError."""
         writer = self.writer()
-        writer.framed(*self._host.take_plain_records())
+        writer.framed(*self._host.fast_path.take_plain_records())
         writer.flush()
 
 

@@ -85,9 +85,9 @@ class Outside:
         proc = _open_proc()
         data, reader = self._open_data()
         self._realise_all(proc, reader)
-        self._host.inherit_fd_add(proc, PROC_KEY)
+        self._host.fds.add_inherited(proc, PROC_KEY)
         if data >= 0:
-            self._host.inherit_fd_add(data, DATA_KEY)
+            self._host.fds.add_inherited(data, DATA_KEY)
 
     def _load(self) -> None:
         """Import what this restore needs, and few do; tasks can import nothing."""
@@ -102,7 +102,7 @@ class Outside:
         data, reader = -1, None
         nodes = (node for nodes in self._records.nodes.values() for node in nodes)
         if any(map(has_content, ghosts)) or any(map(has_content, nodes)):
-            data = open_data(self._host.image_dir())
+            data = open_data(self._host.criu.image_dir())
             reader = ContentReader(data)
         for ghost in ghosts:
             check_ghost(ghost, reader)
@@ -119,7 +119,7 @@ class Outside:
                 if is_in_namespace(mount):
                     userns = _new_user_namespace(mount)
                     if userns >= 0:
-                        self._host.inherit_fd_add(userns, userns_key(mount))
+                        self._host.fds.add_inherited(userns, userns_key(mount))
                 elif mount.origin in (BIND_SOURCE, SUPPLIED):
                     self._realise_if_needed(mount, means)
             if self._records.filesystems:
@@ -189,10 +189,10 @@ class Outside:
         self._plan.keeps_inodes[mount.mnt_id] = found.keeps_inodes
         if self._socket_names is not None:
             self._socket_names.check_directories(mount, found.tree)
-        self._host.inherit_fd_add(found.tree, mount_key(mount))
+        self._host.fds.add_inherited(found.tree, mount_key(mount))
         for ghost, fd in found.ghosts:
             assert ghost.file is not None  # recordfile
-            self._host.inherit_fd_add(fd, ghost_key(ghost.file))
+            self._host.fds.add_inherited(fd, ghost_key(ghost.file))
         log.info(f"mount {mount.mnt_id} is realised")
 
 

@@ -132,7 +132,7 @@ class Opener:
         That link is one itself, so what had O_NOFOLLOW is opened by its handle.
         open_by_handle_at(2) wants an fd that is no O_PATH one to tell the mount.
         """
-        proc = self._host.inherit_fd_get(PROC_KEY)
+        proc = self._host.fds.get_inherited(PROC_KEY)
         try:
             if not flags & os.O_NOFOLLOW:
                 return os.open(b"self/fd/%d" % fd, flags, dir_fd=proc)

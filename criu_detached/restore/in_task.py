@@ -67,16 +67,16 @@ class Trees:
             raise DetachedError(self._plan.not_realised[mnt_id])
         index = self._plan.in_tasks.get(mnt_id)
         if index is None:
-            return self._host.inherit_fd_get(mount_key(self._plan.mounts[mnt_id]))
+            return self._host.fds.get_inherited(mount_key(self._plan.mounts[mnt_id]))
         if (tree := self._stored_tree(mnt_id, index)) >= 0:
             return tree
         lock = self._plan.in_tasks[self._plan.root_of(mnt_id)]
-        self._host.shared_lock(lock)
+        self._host.shared.lock(lock)
         try:
             tree = self._stored_tree(mnt_id, index)
             return tree if tree >= 0 else self._realise_tree(mnt_id)
         finally:
-            self._host.shared_unlock(lock)
+            self._host.shared.unlock(lock)
 
     def ghost_fd(self, file: File) -> int:
         """A new O_PATH fd of a deleted file; its mount is realised.
@@ -89,17 +89,17 @@ class Trees:
         """
         number = self._plan.ghosts_in_tasks.get((file.mnt_id, file.ino))
         if number is None:
-            return self._host.inherit_fd_get(ghost_key(file))
-        return self._host.fdstore_get(self._host.shared_get(number))
+            return self._host.fds.get_inherited(ghost_key(file))
+        return self._host.fds.get(self._host.shared.get(number))
 
     def _stored_tree(self, mnt_id: int, index: int) -> int:
         """A new fd of a tree that some task has realised; -1 when none has."""
-        value = self._host.shared_get(index)
+        value = self._host.shared.get(index)
         if value < 0:
             return -1
         # known_files.h: the fd store's id, and in the lowest bit whether inodes are kept
         self._plan.keeps_inodes[mnt_id] = bool(value & 1)
-        return self._host.fdstore_get(value >> 1)
+        return self._host.fds.get(value >> 1)
 
     def _realise_tree(self, mnt_id: int) -> int:
         """Realise a mount, and those of its tree: this task is the first to need one."""
@@ -121,11 +121,11 @@ class Trees:
         if mount.mnt_id in self._plan.not_realised:
             raise DetachedError(self._plan.not_realised[mount.mnt_id])
         found = Realised(
-            self._host.inherit_fd_get(mount_key(mount)), self._plan.keeps_inodes[mount.mnt_id]
+            self._host.fds.get_inherited(mount_key(mount)), self._plan.keeps_inodes[mount.mnt_id]
         )
         for ghost in self._plan.ghosts.get(mount.mnt_id, []):
             assert ghost.file is not None  # recordfile
-            found.ghosts.append((ghost, self._host.inherit_fd_get(ghost_key(ghost.file))))
+            found.ghosts.append((ghost, self._host.fds.get_inherited(ghost_key(ghost.file))))
         return found
 
     def _realise_inside(self, mount: Mount) -> Realised:
@@ -138,13 +138,13 @@ class Trees:
         def inherited(key: bytes, wanted: bool) -> int:
             if not wanted:
                 return -1
-            opened.append(self._host.inherit_fd_get(key))
+            opened.append(self._host.fds.get_inherited(key))
             return opened[-1]
 
         try:
             data = inherited(DATA_KEY, any(has_content(ghost) for ghost in ghosts))
             means = Means(
-                self._host.mntns_root(source.mnt_id),
+                self._host.criu.mntns_root(source.mnt_id),
                 self._same_boot,
                 inherited(userns_key(mount), needs_id_map(mount)),
                 self._clone_inside,
@@ -169,7 +169,7 @@ class Trees:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                place = self._host.mntns_root(source.mnt_id)
+                place = self._host.criu.mntns_root(source.mnt_id)
                 self._visit(
                     place, lambda ns, own: namespaces.attach_visiting(ns, own, tree, target)
                 )
@@ -187,10 +187,10 @@ class Trees:
             for ghost, fd in found.ghosts:
                 assert ghost.file is not None  # recordfile
                 number = self._plan.ghosts_in_tasks[mnt_id, ghost.file.ino]
-                self._host.shared_set(number, self._host.fdstore_add(fd))
+                self._host.shared.set(number, self._host.fds.add(fd))
             # Last: now the others look no further.
-            kept = self._host.fdstore_add(found.tree)
-            self._host.shared_set(self._plan.in_tasks[mnt_id], kept << 1 | int(found.keeps_inodes))
+            kept = self._host.fds.add(found.tree)
+            self._host.shared.set(self._plan.in_tasks[mnt_id], kept << 1 | int(found.keeps_inodes))
         except DetachedError:
             os.close(found.tree)
             raise
@@ -215,7 +215,7 @@ class Trees:
             fd: a file on the mount.
             work: is given fds of that namespace and of this task's own.
         """
-        proc = self._host.inherit_fd_get(PROC_KEY)
+        proc = self._host.fds.get_inherited(PROC_KEY)
         own = other = -1
         try:
             own = os.open(b"self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)

@@ -46,7 +46,7 @@ class Restore:
             DetachedError: the records are bad, or a bind source is.
         """
         self._host = host
-        self._records = read_records(host.image_dir())
+        self._records = read_records(host.criu.image_dir())
         for mount in self._records.mounts.values():
             check_mount(mount)
         self._socket_names: SocketNames | None = None
@@ -61,7 +61,7 @@ class Restore:
         outside = Outside(host, self._records, self._plan, supplies, self._socket_names, same_boot)
         self._trees = Trees(host, self._plan, same_boot, has_userns(host))
         self._opener = Opener(host, self._plan, self._trees)
-        host.shared_alloc(self._plan.shared_count())
+        host.shared.alloc(self._plan.shared_count())
         outside.realise()
         self._index_files()
 
@@ -71,8 +71,8 @@ class Restore:
             index = self._plan.in_tasks.get(mount.mnt_id, -1)
             key = mount_key(mount) if index < 0 else None
             keeps = self._plan.keeps_inodes.get(mount.mnt_id, False)
-            self._host.known_mount_add(mount.mnt_id, key, index, keeps)
-        if not self._host.known_files_load(self._records.data):
+            self._host.fast_path.known_mount_add(mount.mnt_id, key, index, keeps)
+        if not self._host.fast_path.known_files_load(self._records.data):
             _refuse_files(self._records)
 
     def open(self, name: bytes, flags: int) -> int:

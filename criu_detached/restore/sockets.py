@@ -52,7 +52,7 @@ class SocketNames:
             _check(record)
             self._on_mount.setdefault(record.mnt_id, []).append(record)
             self._make_root(record)
-            host.socket_name_add(record.id, record.name, bool(record.deleted))
+            host.criu.socket_name_add(record.id, record.name, bool(record.deleted))
 
     def _make_root(self, record: BoundSocket) -> None:
         directory = _directory_of_name(record)
@@ -60,7 +60,7 @@ class SocketNames:
             return
         key = b"criu-detached-root-%d" % len(self._roots)
         try:
-            self._host.inherit_fd_add(_root_for(directory), key)
+            self._host.fds.add_inherited(_root_for(directory), key)
         except OSError as error:
             raise DetachedError(
                 f"can't make a root for the socket {quote(record.name)}: {error}"
@@ -132,7 +132,7 @@ class SocketNames:
     def _change_to(self, record: BoundSocket, directory: int) -> None:
         name = _directory_of_name(record)
         if name:
-            root = self._host.inherit_fd_get(self._roots[name])
+            root = self._host.fds.get_inherited(self._roots[name])
             try:
                 os.fchdir(root)
                 os.chroot(b".")

@@ -91,7 +91,7 @@ def find_supplies(records: Records, host: Host) -> dict[int, Supply]:
         DetachedError: the settings are malformed, name a mount that is not there, or leave
             one out that is to be supplied.
     """
-    options = Options(host.image_dir(), host.plugin_options())
+    options = Options(host.criu.image_dir(), host.criu.plugin_options())
     _refuse_unknown(records, options)
     found = {}
     for mnt_id, mount in records.mounts.items():
@@ -160,7 +160,7 @@ def _refuse_deleted(mount: Mount, ghosts: list[Ghost], host: Host) -> None:
 
 def has_userns(host: Host) -> bool:
     """Tell whether the images have a user namespace; CRIU dumps one at most."""
-    return any(name.startswith(_USERNS_IMAGE) for name in os.listdir(host.image_dir()))
+    return any(name.startswith(_USERNS_IMAGE) for name in os.listdir(host.criu.image_dir()))
 
 
 def _say(mount: Mount, supply: Supply, *, by_id: bool) -> None:

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Numbers that the restored tasks share, for criu_detached/criu/host.py and known_files.c: CRIU's
- * process maps them before it forks the tasks.
+ * Numbers that the restored tasks share, for criu_detached/criu/shared_numbers.py and
+ * known_files.c: CRIU's process maps them before it forks the tasks.
  */
 #ifndef CRIU_DETACHED_SHARED_H
 #define CRIU_DETACHED_SHARED_H

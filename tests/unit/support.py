@@ -18,7 +18,11 @@ from types import ModuleType
 import pytest
 
 from criu_detached import kernel
+from criu_detached.criu.criu import Criu
+from criu_detached.criu.fast_path import FastPath
+from criu_detached.criu.fd_store import FdStore
 from criu_detached.criu.host import Host
+from criu_detached.criu.shared_numbers import SharedNumbers
 from criu_detached.errors import DetachedError
 from criu_detached.images.records import (
     BIND_SOURCE,
@@ -229,27 +233,18 @@ class KnownFiles:
         return int(self._lib.test_open(tree, name, flags))
 
 
-class StandInHost(Host):
-    """CRIU as a restore sees it, in one process: it keeps fds and shared numbers."""
+class StandInCriu(Criu):
+    """CRIU in one process, with its own root for that of every restored namespace."""
 
-    def __init__(self, image_dir: int, known_files: KnownFiles, root: Path = Path("/")) -> None:
+    def __init__(self, image_dir: int, root: Path) -> None:
         self.directory = image_dir
-        self.known_files = known_files
         self.root = root
+        self.roots: list[int] = []
         self.lines: list[tuple[int, str]] = []
-        self.inherited: dict[bytes, int] = {}
-        self.stored: list[int] = []
-        self.numbers: list[int] = []
-        self.locked: set[int] = set()
         self.in_user_namespace = False
         self.options: list[bytes] = []
         self.socket_names: dict[int, tuple[bytes, bool]] = {}
         self.mount_known: Callable[[int], int] = lambda mnt_id: 0
-
-    def close(self) -> None:
-        """Let go of all fds that were given."""
-        for fd in [*self.inherited.values(), *self.stored]:
-            os.close(fd)
 
     def log(self, level: int, text: str) -> None:
         self.lines.append((level, text))
@@ -275,31 +270,26 @@ class StandInHost(Host):
     def flushes(self) -> bool:
         return False
 
+    def mntns_root(self, mnt_id: int) -> int:
+        fd = os.open(self.root, os.O_PATH)
+        self.roots.append(fd)  # CRIU's own, closed in the end
+        return fd
+
+    def socket_name_add(self, number: int, name: bytes, deleted: bool) -> None:
+        self.socket_names[number] = (name, deleted)
+
+
+class StandInFastPath(FastPath):
+    """The fast path: at dump it knows of nothing, at restore it is the C part itself."""
+
+    def __init__(self, known_files: KnownFiles) -> None:
+        self.known_files = known_files
+
     def plain_file_note(self, mnt_id: int, ino: int, dev: int, path: bytes) -> None:
         pass
 
     def plain_file_find(self, mnt_id: int, ino: int) -> tuple[int, bytes] | None:
         return None
-
-    def mntns_root(self, mnt_id: int) -> int:
-        fd = os.open(self.root, os.O_PATH)
-        self.stored.append(fd)  # CRIU's own, closed in the end
-        return fd
-
-    def fdstore_add(self, fd: int) -> int:
-        self.stored.append(os.dup(fd))
-        return len(self.stored) - 1
-
-    def fdstore_get(self, number: int) -> int:
-        return os.dup(self.stored[number])
-
-    def inherit_fd_add(self, fd: int, key: bytes) -> None:
-        self.inherited[key] = fd
-
-    def inherit_fd_get(self, key: bytes) -> int:
-        if key not in self.inherited:
-            raise DetachedError("no such inherited fd")
-        return os.dup(self.inherited[key])
 
     def known_mount_add(
         self, mnt_id: int, key: bytes | None, shared: int, keeps_inodes: bool
@@ -309,24 +299,76 @@ class StandInHost(Host):
     def known_files_load(self, data: bytes) -> bool:
         return self.known_files.load(data) >= 0
 
-    def socket_name_add(self, number: int, name: bytes, deleted: bool) -> None:
-        self.socket_names[number] = (name, deleted)
 
-    def shared_alloc(self, count: int) -> None:
+class StandInNumbers(SharedNumbers):
+    """The numbers that tasks share, of one process."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.locked: set[int] = set()
+
+    def alloc(self, count: int) -> None:
         self.numbers = [-1] * count
 
-    def shared_lock(self, index: int) -> None:
+    def lock(self, index: int) -> None:
         assert index not in self.locked
         self.locked.add(index)
 
-    def shared_unlock(self, index: int) -> None:
+    def unlock(self, index: int) -> None:
         self.locked.remove(index)
 
-    def shared_get(self, index: int) -> int:
+    def get(self, index: int) -> int:
         return self.numbers[index]
 
-    def shared_set(self, index: int, value: int) -> None:
+    def set(self, index: int, value: int) -> None:
         self.numbers[index] = value
+
+
+class StandInFds(FdStore):
+    """The fds that CRIU keeps."""
+
+    def __init__(self) -> None:
+        self.inherited: dict[bytes, int] = {}
+        self.stored: list[int] = []
+
+    def add(self, fd: int) -> int:
+        self.stored.append(os.dup(fd))
+        return len(self.stored) - 1
+
+    def get(self, number: int) -> int:
+        return os.dup(self.stored[number])
+
+    def add_inherited(self, fd: int, key: bytes) -> None:
+        self.inherited[key] = fd
+
+    def get_inherited(self, key: bytes) -> int:
+        if key not in self.inherited:
+            raise DetachedError("no such inherited fd")
+        return os.dup(self.inherited[key])
+
+
+class StandInHost(Host):
+    """CRIU and the C parts as the package sees them, in one process."""
+
+    criu: StandInCriu
+    fast_path: StandInFastPath
+    shared: StandInNumbers
+    fds: StandInFds
+
+    def __init__(self, image_dir: int, known_files: KnownFiles, root: Path = Path("/")) -> None:
+        self.criu = StandInCriu(image_dir, root)
+        self.fast_path = StandInFastPath(known_files)
+        self.shared = StandInNumbers()
+        self.fds = StandInFds()
+
+    def kept(self) -> list[int]:
+        """The fds that CRIU has for itself."""
+        return [*self.fds.stored, *self.criu.roots]
+
+    def close(self) -> None:
+        """Let go of all fds that were given."""
+        for fd in [*self.fds.inherited.values(), *self.kept()]:
+            os.close(fd)
 
 
 def memory_record(number: int, fs_type: str = "tmpfs", options: str = "") -> Filesystem:

@@ -188,6 +188,7 @@ class Stub:
         for number, directory in ((1, b"dir"), (2, b"absent\\xff"))
     }
     socket_name_add = staticmethod(lambda number, name, deleted: None)
+Stub.criu = Stub
 names = sockets.SocketNames(Stub, Stub)
 """
 

@@ -33,7 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from criu_detached.criu.host import Host
+    from criu_detached.criu.criu import Criu
     from criu_detached.dump.describe.sources import Source
     from criu_detached.dump.kinds.recreated import MadeAnew
     from criu_detached.dump.observe.classify import Kind
@@ -50,16 +50,16 @@ class SoleHeld:
     """The sole-held filesystems of one dump."""
 
     def __init__(
-        self, host: Host, records: Callable[[], RecordWriter], contents: ContentWriter
+        self, criu: Criu, records: Callable[[], RecordWriter], contents: ContentWriter
     ) -> None:
         """Take what it needs.
 
         Args:
-            host: CRIU.
+            criu: CRIU.
             records: gives the record file.
             contents: where contents of files go.
         """
-        self._host = host
+        self._criu = criu
         self._records = records
         self._contents = contents
         self._filesystems: dict[int, Filesystem] = {}  # by the device of the superblock
@@ -106,7 +106,7 @@ class SoleHeld:
                 f"its filesystem is of type {SERVED[magic]}, which its server alone can mount"
                 " again: mount it somewhere before the dump"
             )
-        if magic in OWNED and self._host.dumps_user_namespace():
+        if magic in OWNED and self._criu.dumps_user_namespace():
             raise DetachedError(
                 "its filesystem may belong to the dumped user namespace, and would belong to criu's"
                 " if it was mounted again: keep it mounted in the mount namespace of the tasks"
@@ -147,12 +147,12 @@ class SoleHeld:
         """The filesystem in memory of an open file, if the dumped tasks alone hold it."""
         if device in self._memories:
             return self._memories[device]
-        if not self._host.flushes():
+        if not self._criu.flushes():
             raise DetachedError(
                 "its filesystem is in memory alone, and this CRIU does not say when a dump ends,"
                 " which it takes to save it"
             )
-        if os.fstat(self._host.image_dir()).st_dev == device:
+        if os.fstat(self._criu.image_dir()).st_dev == device:
             raise DetachedError(
                 "its filesystem is in memory alone, and the image directory is on it: the images"
                 " would be gone with the processes; give another one (--images-dir)"
@@ -169,7 +169,7 @@ class SoleHeld:
             kind,
             self._records(),
             self._contents,
-            self._host.dumps_user_namespace(),
+            self._criu.dumps_user_namespace(),
         )
         self._filesystems[device] = memory.record
         self._memories[device] = memory

@@ -17,7 +17,7 @@ from criu_detached.images.records import BoundSocket, Mount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.criu.host import Host
+    from criu_detached.criu.criu import Criu
     from criu_detached.dump.describe.sources import SourceFinder
     from criu_detached.paths import Name
 
@@ -40,8 +40,8 @@ class SocketAnswer:
 class Sockets:
     """The names of the sockets that a dump has met on detached mounts."""
 
-    def __init__(self, host: Host, finder: SourceFinder) -> None:
-        self._host = host
+    def __init__(self, criu: Criu, finder: SourceFinder) -> None:
+        self._criu = criu
         self._finder = finder
         self._records: dict[tuple[int, bytes, bytes, int], BoundSocket] = {}
         self._places: dict[tuple[int, bytes], int] = {}
@@ -76,7 +76,7 @@ class Sockets:
                 )
             check_directory(record, mount)
             record.id = len(self._records)
-        inside = stand_in(mount, self._host, self._finder)
+        inside = stand_in(mount, self._criu, self._finder)
         answer = SocketAnswer(known.id, inside, number, record.deleted)
         return answer, record if known is record else None
 
@@ -158,20 +158,20 @@ def _check_in_source(root: int, directory: bytes) -> None:
     os.close(fd)
 
 
-def stand_in(mount: DetachedMount, host: Host, finder: SourceFinder) -> int:
+def stand_in(mount: DetachedMount, criu: Criu, finder: SourceFinder) -> int:
     """An fd of something on a mount that CRIU knows in the dumped namespaces; -1: no need.
 
     At restore CRIU enters the namespace of that mount before it binds the socket.
 
     Args:
         mount: that the socket's file is on.
-        host: CRIU.
+        criu: CRIU.
         finder: gives the processes of the dumped namespaces.
 
     Raises:
         DetachedError: there is none.
     """
-    if not host.dumps_mount_namespace():
+    if not criu.dumps_mount_namespace():
         return -1
     source = mount.record.bind_source
     if source is not None and source.in_namespace:
@@ -181,7 +181,7 @@ def stand_in(mount: DetachedMount, host: Host, finder: SourceFinder) -> int:
             fd = os.open(f"/proc/{pid}/root", kernel.O_PATH)
         except OSError:
             continue
-        if host.mount_known(kernel.fstat(fd).mnt_id):
+        if criu.mount_known(kernel.fstat(fd).mnt_id):
             return fd
         os.close(fd)
     raise DetachedError("no dumped process has its root on a mount that CRIU knows")

@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from criu_detached.criu.host import Host
+    from criu_detached.criu.criu import Criu
     from criu_detached.dump.describe.sources import SourceFinder
     from criu_detached.dump.observe.watches import Watch
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def pass_by_watches(host: Host) -> None:
+def pass_by_watches(criu: Criu) -> None:
     """Give some name to each watched inode, for CRIU to note in a pre-dump.
 
     The tasks run by then, and nothing tells them from others. A dump asks for the names
@@ -41,22 +41,22 @@ def pass_by_watches(host: Host) -> None:
     """
     found = {(watch.dev, watch.ino) for watch in all_watches()}
     for number, (dev, ino) in enumerate(found):
-        host.watch_name_add(dev, ino, b"ile[0:%x]" % number)
+        criu.watch_name_add(dev, ino, b"ile[0:%x]" % number)
 
 
 class WatchedFiles:
     """The watched files of one dump that CRIU does not find."""
 
-    def __init__(self, host: Host, finder: SourceFinder, record: Record) -> None:
+    def __init__(self, criu: Criu, finder: SourceFinder, record: Record) -> None:
         """Take what it needs.
 
         Args:
-            host: CRIU.
+            criu: CRIU.
             finder: gives the attached mounts.
             record: makes the record of an open file, and returns its mount id and inode;
                 None when its mount is not detached. Raises DetachedError.
         """
-        self._host = host
+        self._criu = criu
         self._finder = finder
         self._record = record
         self._superblocks: dict[int, _Superblock] = {}  # by device
@@ -85,7 +85,7 @@ class WatchedFiles:
             log.info(f"the watch of {_describe(watch)} is of inode {ino} on mount {mnt_id}")
             name = b"ile[%x:%x]" % (mnt_id, ino)
             self.named.add(key)
-            self._host.watch_name_add(watch.dev, watch.ino, name)
+            self._criu.watch_name_add(watch.dev, watch.ino, name)
 
     def claim(self, fd: int) -> bool:
         """Tell whether a deleted file that is watched is held on a detached mount.
@@ -105,7 +105,7 @@ class WatchedFiles:
 
     def _superblock(self, dev: int) -> _Superblock:
         if dev not in self._superblocks:
-            self._superblocks[dev] = _Superblock(dev, self._finder, self._host.mount_known)
+            self._superblocks[dev] = _Superblock(dev, self._finder, self._criu.mount_known)
         return self._superblocks[dev]
 
     def _record_watched(self, watch: Watch) -> tuple[int, int]:

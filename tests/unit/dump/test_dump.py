@@ -42,7 +42,7 @@ class Ground:
         self.images = os.open(path / "images", os.O_RDONLY | os.O_DIRECTORY)
         stack.callback(os.close, self.images)
         self.host = StandInHost(self.images, known_files)
-        log.set_writer(self.host.log)
+        log.set_writer(self.host.criu.log)
         self.root = self.detach(path / "mnt", self.source)
         self.dump = Dump(self.host)
 
@@ -256,7 +256,7 @@ def test_deleted_in_a_user_namespace(ground: Ground) -> None:
     fd = ground.open("file", os.O_RDONLY | os.O_NOFOLLOW)
     by_path = ground.open("file", os.O_PATH | os.O_NOFOLLOW)
     (ground.source / "file").unlink()
-    ground.host.in_user_namespace = True
+    ground.host.criu.in_user_namespace = True
     assert ground.take(by_path)
     ground.refused(fd, "O_NOFOLLOW .* in a user namespace")
 
@@ -270,7 +270,7 @@ def test_limit_of_deleted_files(ground: Ground, place: str) -> None:
     ground.dump = Dump(ground.host)
     (ground.path / "images" / NAME).unlink()
     if place == "option":
-        ground.host.options = [b"--criu_detached.ghost-limit=2M"]
+        ground.host.criu.options = [b"--criu_detached.ghost-limit=2M"]
     else:
         (ground.path / "images" / "criu-detached.conf").write_text("ghost-limit 2M\n")
     assert ground.take(fd)

@@ -126,7 +126,7 @@ def test_name_leads_to_the_mount(
         if parent != Path("/") and as_user:
             parent.chmod(parent.stat().st_mode | 0o5)
     names = ground.names(name, directory)
-    assert ground.host.socket_names == {1: (name, False)}
+    assert ground.host.criu.socket_names == {1: (name, False)}
     go_read, go_write = os.pipe()
     ready_read, ready_write = os.pipe()
     pid = os.fork()

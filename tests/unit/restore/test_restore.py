@@ -121,15 +121,15 @@ class Ground:
     def open(self, name: bytes, flags: int = os.O_RDONLY) -> int:
         """Open a file as a task would, and see that no other fd is left open in it."""
         restore = self.restore()
-        before = set(support.open_fds()) | set(self.host.stored)
+        before = set(support.open_fds()) | set(self.host.kept())
         try:
             fd = restore.open(name, flags)
         except DetachedError:
-            assert set(support.open_fds()) <= before | set(self.host.stored)
-            assert not self.host.locked
+            assert set(support.open_fds()) <= before | set(self.host.kept())
+            assert not self.host.shared.locked
             raise
-        assert set(support.open_fds()) - before - set(self.host.stored) == {fd}
-        assert not self.host.locked
+        assert set(support.open_fds()) - before - set(self.host.kept()) == {fd}
+        assert not self.host.shared.locked
         return fd
 
 
@@ -140,7 +140,7 @@ def ground(tmp_path: Path, known_files: KnownFiles) -> Iterator[Ground]:
     fd = os.open(tmp_path, os.O_PATH)
     os.close(support.clone_mount(fd))
     os.close(fd)
-    log.set_writer(made.host.log)
+    log.set_writer(made.host.criu.log)
     yield made
     made.close()
 
@@ -180,10 +180,10 @@ def test_fd_of_a_tree(placed: Ground, anonymous: int, flags: int) -> None:
     placed.mount.anonymous = anonymous
     restore = placed.restore()
     fds = [restore.open(key, flags), restore.open(key, flags)]
-    for kept in [*placed.host.inherited.values(), *placed.host.stored]:
+    for kept in [*placed.host.fds.inherited.values(), *placed.host.fds.stored]:
         os.close(kept)
-    placed.host.inherited.clear()
-    placed.host.stored.clear()
+    placed.host.fds.inherited.clear()
+    placed.host.fds.stored.clear()
     assert len({kernel.fstat(fd).mnt_id for fd in fds}) == 1
     given = bool(anonymous) and flags == os.O_PATH
     assert (is_tree_fd(fds[0]), is_tree_fd(fds[1])) in {(given, given), (False, False)}
@@ -208,7 +208,7 @@ def test_branches(branched: Ground) -> None:
     keys = [branched.file("file"), branched.file("dir/file", mnt_id=MNT_ID + 1)]
     top = branched.file(".")
     restore = branched.restore()
-    before = set(support.open_fds()) - set(branched.host.stored)
+    before = set(support.open_fds()) - set(branched.host.kept())
     try:
         lower, upper = (restore.open(key, os.O_RDONLY) for key in keys)
     except DetachedError as error:
@@ -222,8 +222,8 @@ def test_branches(branched: Ground) -> None:
     there = os.open("dir/dir/file", os.O_PATH, dir_fd=tree)
     assert kernel.fstat(there).mnt_id == kernel.fstat(upper).mnt_id
     opened = {lower, upper, tree, there}
-    assert set(support.open_fds()) - set(branched.host.stored) - before == opened
-    assert not branched.host.locked
+    assert set(support.open_fds()) - set(branched.host.kept()) - before == opened
+    assert not branched.host.shared.locked
     for fd in opened:
         os.close(fd)
 
@@ -479,7 +479,7 @@ def test_source_in_the_namespace_is_gone(ground: Ground) -> None:
     for _ in range(2):
         with pytest.raises(DetachedError, match=r"bind source .*cannot be opened"):
             restore.open(key, os.O_RDONLY)
-        assert not ground.host.locked
+        assert not ground.host.shared.locked
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class Ground:
 
     def find(self) -> dict[int, Supply]:
         """Read the records, and the settings for them."""
-        self.records = read_records(self.host.image_dir())
+        self.records = read_records(self.host.criu.image_dir())
         return find_supplies(self.records, self.host)
 
     def refused(self, *parts: str) -> None:
@@ -86,7 +86,7 @@ def ground(
     monkeypatch.setattr(settings, "SYSTEM_FILE", str(tmp_path / "system.conf"))
     monkeypatch.setattr("criu_detached.restore.supplied.SYSTEM_FILE", str(tmp_path / "system.conf"))
     made = Ground(directory, tmp_path, known_files)
-    log.set_writer(made.host.log)
+    log.set_writer(made.host.criu.log)
     yield made
     log.set_writer(log._to_stderr)
 
@@ -108,7 +108,7 @@ def test_supplied(ground: Ground, origin: int) -> None:
         ground.writer.mount(mount(6, origin, filesystem=1))
     ground.writer.mount(mount(5, origin, filesystem=1 if origin in (REMOUNT, RECREATED) else 0))
     ground.settings("source 5 /there\nsource 6 /here\n" if origin in (REMOUNT, RECREATED) else "")
-    ground.host.options = [b"--criu_detached.source=5:/there"]
+    ground.host.criu.options = [b"--criu_detached.source=5:/there"]
     found = ground.find()
     assert found[5].path == b"/there"
     assert ground.records is not None
@@ -133,7 +133,7 @@ def test_unknown_mount(ground: Ground) -> None:
     ground.writer.mount(mount(5, BIND_SOURCE))
     Path(settings.SYSTEM_FILE).write_text("source 6 /there")
     assert ground.find() == {}
-    assert any("mount 6" in text for level, text in ground.host.lines if level == log.WARN)
+    assert any("mount 6" in text for level, text in ground.host.criu.lines if level == log.WARN)
     ground.settings("source 6 /there")
     ground.refused("criu-detached.conf", "mount 6", "criu-detached show")
 
@@ -144,7 +144,7 @@ def test_settings_of_the_machine(ground: Ground, setting: str) -> None:
     ground.writer.mount(mount(5, BIND_SOURCE))
     Path(settings.SYSTEM_FILE).write_text(setting)
     assert 5 in ground.find()
-    warned = [text for level, text in ground.host.lines if level == log.WARN]
+    warned = [text for level, text in ground.host.criu.lines if level == log.WARN]
     assert len(warned) == setting.startswith("source"), warned
 
 

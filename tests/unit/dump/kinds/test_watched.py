@@ -48,11 +48,11 @@ class Ground:
 
     def begin(self) -> WatchedFiles:
         """The dump begins."""
-        host: Any = SimpleNamespace(
+        criu: Any = SimpleNamespace(
             watch_name_add=lambda *name: self.names.append(name),
             mount_known=lambda mnt_id: self.known(mnt_id),
         )
-        return WatchedFiles(host, SourceFinder(False, host.mount_known), self.record)
+        return WatchedFiles(criu, SourceFinder(False, criu.mount_known), self.record)
 
     def record(self, fd: int) -> tuple[int, int] | None:
         """What dump.py does."""
@@ -233,8 +233,8 @@ def test_pre_dump(ground: Ground) -> None:
     code = "import ctypes; libc = ctypes.CDLL(None); fd = libc.inotify_init1(0)"
     code += f"; libc.inotify_add_watch(fd, {str(ground.source).encode()!r}, 2)"
     ground.stack.enter_context(process(code))
-    host: Any = SimpleNamespace(watch_name_add=lambda *name: ground.names.append(name))
-    pass_by_watches(host)
+    criu: Any = SimpleNamespace(watch_name_add=lambda *name: ground.names.append(name))
+    pass_by_watches(criu)
     found = ground.source.stat()
     assert (found.st_dev, found.st_ino) in {name[:2] for name in ground.names}
     assert len({name for _, _, name in ground.names}) == len(ground.names)

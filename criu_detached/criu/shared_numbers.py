@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Numbers that the restored tasks share (plugin/embed/shared.h)."""
+
+from __future__ import annotations
+
+from criu_detached.errors import DetachedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class SharedNumbers:
+    """Memory of all tasks: entries of a lock and a number each."""
+
+    def __init__(self, lib: Any) -> None:
+        """Share nothing yet.
+
+        Args:
+            lib: functions of the embedded module.
+        """
+        self._lib = lib
+
+    def alloc(self, count: int) -> None:
+        """Make the entries, in CRIU's process, before there is a task.
+
+        Args:
+            count: how many.
+
+        Raises:
+            DetachedError: there is no memory.
+        """
+        if self._lib.shared_alloc(count):
+            raise DetachedError("no memory to share between the restored tasks")
+
+    def lock(self, index: int) -> None:
+        """Take the lock of an entry."""
+        self._lib.shared_lock(index)
+
+    def unlock(self, index: int) -> None:
+        """Let go of the lock of an entry."""
+        self._lib.shared_unlock(index)
+
+    def get(self, index: int) -> int:
+        """Return the number of an entry; -1 at first."""
+        return int(self._lib.shared_get(index))
+
+    def set(self, index: int, value: int) -> None:
+        """Set the number of an entry.
+
+        Args:
+            index: which.
+            value: not negative.
+        """
+        self._lib.shared_set(index, value)
