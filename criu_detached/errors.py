@@ -16,6 +16,16 @@ class DetachedError(Exception):
     The text is one line for CRIU's log: what is wrong, with what, and what to do.
     """
 
+    def __init__(self, text: str, *, errno: int = 0) -> None:
+        super().__init__(text)
+        self._errno = errno
+
+    @property
+    def errno(self) -> int:
+        """The number that was given, or that of the error it is raised from; 0 where none is."""
+        cause = self.__cause__
+        return self._errno or (getattr(cause, "errno", 0) or 0)
+
 
 def quote(name: bytes) -> str:
     """Return a name of the dumped system for a message: one line, control characters escaped.
@@ -33,6 +43,11 @@ def quote(name: bytes) -> str:
 def reason(number: int) -> str:
     """Return what an error number means, as strerror(3) has it."""
     return os.strerror(number)
+
+
+def why(error: OSError) -> str:
+    """Return what the error number of an error means; its text where it has none."""
+    return reason(error.errno) if error.errno else str(error)
 
 
 def is_shortage(error: BaseException) -> bool:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import os
-
 from criu_detached import kernel
-from criu_detached.kernel import FileFacts
+from criu_detached.kernel import FileStat
+from criu_detached.kernel.fds import Fd
 
 ROOT = b"."
 
@@ -29,7 +28,7 @@ class Name:
 DELETED = b" (deleted)"
 
 
-def readings(link: bytes, facts: FileFacts) -> list[Name]:
+def readings(link: bytes, facts: FileStat) -> list[Name]:
     """What a link may mean: a name can itself end in " (deleted)" (d_path, fs/d_path.c).
 
     Args:
@@ -86,12 +85,12 @@ def below(path: bytes, root: bytes) -> bytes | None:
     return path[len(prefix) :] if path.startswith(prefix) else None
 
 
-def facts_at(root: int, path: bytes) -> FileFacts:
+def facts_at(root: int, path: bytes) -> FileStat:
     """Facts of a path beneath a root that may be a file itself; raises OSError."""
     return kernel.fstat(root) if path == ROOT else kernel.stat_beneath(root, path)
 
 
-def open_at(root: int, path: bytes) -> int:
+def open_at(root: int, path: bytes) -> Fd:
     """An O_PATH fd of a path beneath a root that may be a file itself; raises OSError."""
     if path == ROOT:
         return kernel.open_tree(root, b"", kernel.AT_EMPTY_PATH | kernel.OPEN_TREE_CLOEXEC)
@@ -99,7 +98,7 @@ def open_at(root: int, path: bytes) -> int:
     return fd
 
 
-def open_from_root(root: str, path: bytes) -> int:
+def open_from_root(root: str, path: bytes) -> Fd:
     """Open a path as a process with another root would: symlinks do not lead out of it.
 
     Args:
@@ -112,14 +111,11 @@ def open_from_root(root: str, path: bytes) -> int:
     Raises:
         OSError: it cannot be reached.
     """
-    top = os.open(root, kernel.O_PATH)
-    try:
+    with Fd.open(root, kernel.O_PATH) as top:
         return kernel.openat2(top, path, kernel.O_PATH, kernel.RESOLVE_IN_ROOT)
-    finally:
-        os.close(top)
 
 
-def open_mountpoint(namespace_root: int, mountpoint: bytes) -> int:
+def open_mountpoint(namespace_root: int, mountpoint: bytes) -> Fd:
     """An O_PATH fd of a mountpoint, reached from its namespace's root; raises OSError."""
     path = from_link(mountpoint)
     return kernel.openat2(

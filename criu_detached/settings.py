@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.records import BIND_SOURCE
 
 TYPE_CHECKING = False
@@ -201,12 +201,12 @@ def _read(name: str, directory: int | None) -> bytes:
     except FileNotFoundError:
         return b""
     except OSError as error:
-        raise DetachedError(f"can't open {name}: {reason(error.errno or 0)}") from error
+        raise DetachedError(f"can't open {name}: {why(error)}") from error
     try:
         _check_file(name, os.fstat(fd), images=directory is not None)
         text = os.read(fd, _MAX_FILE + 1)
     except OSError as error:
-        raise DetachedError(f"can't read {name}: {reason(error.errno or 0)}") from error
+        raise DetachedError(f"can't read {name}: {why(error)}") from error
     finally:
         os.close(fd)
     if len(text) > _MAX_FILE:

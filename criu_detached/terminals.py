@@ -17,7 +17,7 @@ from criu_detached.images.records import File
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
 
 # Device numbers (get_tty_driver, criu/tty.c): /dev/tty, console and ptmx; virtual consoles;
 # serial lines; slaves of pseudo terminals.
@@ -28,17 +28,17 @@ _PTMX_INODE, _FIRST_SLAVE_INODE = 2, 3
 _MAJORS = (4, 5, _SLAVE_MAJOR, 188, 204)
 
 
-def is_terminal(file: FileFacts | File) -> bool:
+def is_terminal(file: FileStat | File) -> bool:
     """Tell a terminal by its device number."""
     return stat.S_ISCHR(file.mode) and os.major(file.rdev) in _MAJORS
 
 
-def is_master(file: FileFacts | File) -> bool:
+def is_master(file: FileStat | File) -> bool:
     """Tell the master of a pseudo terminal."""
     return stat.S_ISCHR(file.mode) and file.rdev == _PTMX
 
 
-def is_slave(file: FileFacts | File) -> bool:
+def is_slave(file: FileStat | File) -> bool:
     """Tell the slave of a pseudo terminal."""
     return stat.S_ISCHR(file.mode) and os.major(file.rdev) == _SLAVE_MAJOR
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.recordfile import NAME, Records, damaged, read_records
 from criu_detached.images.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
 from criu_detached.images.wire import WireError
@@ -37,9 +37,7 @@ def show(images: Path) -> list[str]:
     try:
         directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise DetachedError(
-            f"can't open {quote(os.fsencode(images))}: {reason(error.errno or 0)}"
-        ) from error
+        raise DetachedError(f"can't open {quote(os.fsencode(images))}: {why(error)}") from error
     try:
         if NAME not in os.listdir(directory):
             raise DetachedError(

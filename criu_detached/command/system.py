@@ -13,6 +13,7 @@ from typing import Any
 
 from criu_detached.command.built import INSTALL
 from criu_detached.command.line import FAIL, OK, WARN, Line
+from criu_detached.errors import why
 
 
 def check_kernel() -> Line:
@@ -76,7 +77,7 @@ def _refused(kernel: Any, root: int) -> Iterator[str]:
         except OSError as error:
             # The last one is root's alone.
             if os.geteuid() == 0 or error.errno != errno.EPERM:
-                yield f"{name} fails ({os.strerror(error.errno or 0)})"
+                yield f"{name} fails ({why(error)})"
 
 
 def _kernel() -> tuple[Any, Any, Any]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from criu_detached.errors import DetachedError
-from criu_detached.kernel import FileFacts
+from criu_detached.kernel import FileStat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,12 +91,12 @@ class Criu:
         if self._criu.socket_name_add(number, name, deleted):
             raise DetachedError("no memory for the names of unix sockets")
 
-    def deleted_files_left(self) -> Iterator[FileFacts]:
+    def deleted_files_left(self) -> Iterator[FileStat]:
         """Yield deleted files on mounts that CRIU knows; those without links it makes anew."""
         count = self._ffi.new("size_t *")
         files = self._criu.deleted_files_left(count)
         for index in range(count[0]):
-            yield FileFacts(files[index])
+            yield FileStat(files[index])
 
     def watch_name_add(self, dev: int, ino: int, name: bytes) -> None:
         """Let CRIU find a watched inode under a name (plugin/shim/watch_names.h).

@@ -19,7 +19,7 @@ from criu_detached.dump.observe.processes import root_task
 from criu_detached.dump.writing import Recording
 from criu_detached.errors import DetachedError, quote
 from criu_detached.images.records import ExtFile
-from criu_detached.kernel import FileFacts
+from criu_detached.kernel import FileStat
 from criu_detached.settings import Options
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ class Dump:
         self._watched: WatchedFiles | None = None
         self._found_peers: set[bytes] = set()  # names that a restore will follow to their sockets
 
-    def link_read(self, fd: int, link: bytes, facts: FileFacts) -> bool:
+    def link_read(self, fd: int, link: bytes, facts: FileStat) -> bool:
         """Take note of a file that CRIU is about to dump as a regular file.
 
         Args:
@@ -78,7 +78,7 @@ class Dump:
             return False
         return True
 
-    def ext_file(self, fd: int, file_id: int, facts: FileFacts) -> bool:
+    def ext_file(self, fd: int, file_id: int, facts: FileStat) -> bool:
         """Take note of a device that CRIU leaves to plugins.
 
         Args:
@@ -107,7 +107,7 @@ class Dump:
         )
         return True
 
-    def socket_bound(self, fd: int, name: bytes, facts: FileFacts) -> SocketAnswer | None:
+    def socket_bound(self, fd: int, name: bytes, facts: FileStat) -> SocketAnswer | None:
         """Take note of the name of a unix socket that CRIU is about to dump.
 
         Args:
@@ -175,12 +175,12 @@ class Dump:
         self._files.record(fd, link, facts, mount, watched=True)
         return facts.mnt_id, facts.ino
 
-    def _link_and_mount(self, fd: int, facts: FileFacts) -> tuple[bytes, DetachedMount | None]:
+    def _link_and_mount(self, fd: int, facts: FileStat) -> tuple[bytes, DetachedMount | None]:
         """A file's /proc/self/fd link, which CRIU has not read, and its mount, if detached."""
         link = os.readlink(b"/proc/self/fd/%d" % fd)
         return link, self._mounts.mount_of(fd, link, facts)
 
-    def is_detached(self, fd: int, facts: FileFacts) -> bool:
+    def is_detached(self, fd: int, facts: FileStat) -> bool:
         """Tell whether an open file is on a mount that the plugin is there for."""
         return self._mounts.is_detached(fd, facts)
 

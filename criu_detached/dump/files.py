@@ -15,7 +15,7 @@ from criu_detached.dump.kinds.terminals import refuse_terminal
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.types import SERVED, is_hidden
 from criu_detached.images.records import SUPPLIED, File, Handle, Mount
-from criu_detached.kernel import FileFacts
+from criu_detached.kernel import FileStat
 from criu_detached.paths import Name
 from criu_detached.terminals import is_slave, is_terminal
 
@@ -64,7 +64,7 @@ class Files:
         self.made_anew = MadeAnew()  # their inodes will be others
 
     def record(
-        self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount, watched: bool = False
+        self, fd: int, link: bytes, facts: FileStat, mount: DetachedMount, watched: bool = False
     ) -> None:
         """Write a file's record, once; every further fd of it is only compared.
 
@@ -113,7 +113,7 @@ class Files:
         handle = handle_of(fd)
         return self._handles.setdefault(key, handle) != handle
 
-    def _new_file(self, fd: int, link: bytes, facts: FileFacts, mount: DetachedMount) -> File:
+    def _new_file(self, fd: int, link: bytes, facts: FileStat, mount: DetachedMount) -> File:
         """Write the record of a file that has none."""
         name = mount.name_of(fd, link, facts)
         _refuse_types(name.path, facts, mount)
@@ -140,7 +140,7 @@ class Files:
         fd: int,
         record: File,
         name: Name,
-        facts: FileFacts,
+        facts: FileStat,
         mount: DetachedMount,
         memory: Memory,
     ) -> None:
@@ -162,14 +162,14 @@ class Files:
 
     @staticmethod
     def _save_link(
-        fd: int, link: bytes, facts: FileFacts, mount: DetachedMount, memory: Memory
+        fd: int, link: bytes, facts: FileStat, mount: DetachedMount, memory: Memory
     ) -> None:
         """Save a file in memory by a second name, if the first one is deleted."""
         name = mount.name_of(fd, link, facts)
         if not name.deleted:
             memory.save(fd, _file_record(fd, name.path, facts), facts, mount.record)
 
-    def _record_ghost(self, fd: int, record: File, facts: FileFacts, mount: DetachedMount) -> None:
+    def _record_ghost(self, fd: int, record: File, facts: FileStat, mount: DetachedMount) -> None:
         """Describe a deleted file, and write its record."""
         ghost = self._the_describer().describe(fd, record, facts, mount)
         if ghost.inode:
@@ -208,7 +208,7 @@ class Files:
             f" its file handle would, but {why}; open it without O_NOFOLLOW"
         )
 
-    def _plain_file(self, key: tuple[int, int], facts: FileFacts) -> File | None:
+    def _plain_file(self, key: tuple[int, int], facts: FileStat) -> File | None:
         """A file that the fast path (plugin/fast/plain_files.c) has recorded."""
         found = self._host.fast_path.plain_file_find(*key)
         if found is None:
@@ -233,7 +233,7 @@ def _superblock_dev(fd: int) -> int:
         return 0  # it may not be watched
 
 
-def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
+def _file_record(fd: int, path: bytes, facts: FileStat) -> File:
     record = File(
         mnt_id=facts.mnt_id,
         ino=facts.ino,
@@ -250,7 +250,7 @@ def _file_record(fd: int, path: bytes, facts: FileFacts) -> File:
 
 
 def _refuse_other_file(
-    fd: int, link: bytes, known: File, facts: FileFacts, mount: DetachedMount, ghost: bool
+    fd: int, link: bytes, known: File, facts: FileStat, mount: DetachedMount, ghost: bool
 ) -> None:
     """CRIU names external files by mount and inode: two files of one name are mixed up."""
     deleted = ghost or link.endswith(paths.DELETED)
@@ -284,7 +284,7 @@ def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
         os.close(other)
 
 
-def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
+def _refuse_types(path: bytes, facts: FileStat, mount: DetachedMount) -> None:
     """Refuse what would come back as something else."""
     if stat.S_ISSOCK(facts.mode):
         raise DetachedError(
@@ -308,7 +308,7 @@ def _refuse_types(path: bytes, facts: FileFacts, mount: DetachedMount) -> None:
             )
 
 
-def check_owner(mount: DetachedMount, path: bytes, facts: FileFacts) -> None:
+def check_owner(mount: DetachedMount, path: bytes, facts: FileStat) -> None:
     """Refuse a file that has another owner in the bind source.
 
     Where the kernel does not tell a mount's id-map, that does.

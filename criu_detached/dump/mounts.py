@@ -16,7 +16,7 @@ from criu_detached.dump.observe.processes import held_files
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.types import HANDLES, SERVED
 from criu_detached.images.records import RECREATED, REMOUNT, SUPPLIED, Mount, is_in_namespace
-from criu_detached.kernel import FileFacts
+from criu_detached.kernel import FileStat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Mounts:
         self._anonymous: AnonymousMounts | None = None
         self._sole_held: SoleHeld | None = None
 
-    def is_detached(self, fd: int, facts: FileFacts) -> bool:
+    def is_detached(self, fd: int, facts: FileStat) -> bool:
         """Tell whether an open file is on a mount that the plugin is there for.
 
         Args:
@@ -79,7 +79,7 @@ class Mounts:
         kind = self._classifier.classify(fd, facts.mnt_id).name
         return kind in (classify.DETACHED, classify.ANONYMOUS)
 
-    def mount_of(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
+    def mount_of(self, fd: int, link: bytes, facts: FileStat) -> DetachedMount | None:
         """The mount of an open file, recorded when it is first met; None: it is not detached.
 
         Args:
@@ -108,7 +108,7 @@ class Mounts:
         record = mount.record
         return self._the_anonymous().relative(link, record.mnt_id) if record.anonymous else link
 
-    def note_file(self, mount: DetachedMount, fd: int, facts: FileFacts) -> None:
+    def note_file(self, mount: DetachedMount, fd: int, facts: FileStat) -> None:
         """Take note of an open file that is recorded: it may be the fd of an anonymous tree.
 
         Args:
@@ -134,7 +134,7 @@ class Mounts:
         if self._sole_held is not None:
             self._sole_held.finish(made_anew)
 
-    def _new_mount(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount | None:
+    def _new_mount(self, fd: int, link: bytes, facts: FileStat) -> DetachedMount | None:
         kind = self._classifier.classify(fd, facts.mnt_id)
         if kind.name in (classify.DETACHED, classify.ANONYMOUS):
             _refuse_handle(fd)
@@ -178,7 +178,7 @@ class Mounts:
         )
 
     def _describe_or_leave(
-        self, fd: int, link: bytes, facts: FileFacts, kind: Kind
+        self, fd: int, link: bytes, facts: FileStat, kind: Kind
     ) -> DetachedMount:
         """Describe a mount; what has no source may be the user's to supply."""
         options = self._options()
@@ -192,7 +192,7 @@ class Mounts:
             log.info(f"mount {facts.mnt_id} is external: {error}")
         return ExternalMount(fd, link, facts, kind)
 
-    def _describe_mount(self, fd: int, link: bytes, facts: FileFacts, kind: Kind) -> DetachedMount:
+    def _describe_mount(self, fd: int, link: bytes, facts: FileStat, kind: Kind) -> DetachedMount:
         """Describe a mount by a file on it; before Linux 7.0 a deleted one may not do."""
         try:
             return describe_mount(fd, link, facts, kind, self._finder.candidates)

@@ -14,7 +14,7 @@ import stat
 from binascii import crc32
 
 from criu_detached import kernel
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems import loops
 from criu_detached.filesystems.types import BTRFS_MAGIC
 from criu_detached.images.records import BlockDevice, Loop
@@ -125,7 +125,7 @@ def _open_number(path: bytes, dev: int) -> int:
         fd = os.open(path, _OPEN)
     except OSError as error:
         raise DetachedError(
-            f"its block device {quote(path)} cannot be opened: {reason(error.errno or 0)}"
+            f"its block device {quote(path)} cannot be opened: {why(error)}"
         ) from error
     facts = kernel.fstat(fd)
     if stat.S_ISBLK(facts.mode) and facts.rdev == dev:
@@ -200,12 +200,12 @@ def _identify(fd: int, path: bytes, offset: int = 0) -> BlockDevice:
         size = os.lseek(fd, 0, os.SEEK_END)
     except OSError as error:
         if error.errno == errno.ELIBACC:
-            why = "libblkid.so.1 is not installed: it tells one filesystem from another"
+            what = "libblkid.so.1 is not installed: it tells one filesystem from another"
         elif error.errno == errno.ENODATA:
-            why = "it carries no filesystem"
+            what = "it carries no filesystem"
         else:
-            why = reason(error.errno or 0)
-        raise DetachedError(f"{quote(path)}: {why}") from error
+            what = why(error)
+        raise DetachedError(f"{quote(path)}: {what}") from error
     return BlockDevice(
         path=path, size=size, type=fs_type, uuid=uuid, uuid_sub=uuid_sub, checksum=checksum
     )
@@ -269,7 +269,7 @@ class _Search:
             fd = os.open(path, _OPEN)
         except OSError as error:
             if noted:
-                self.notes.append(f"{quote(path)}: {reason(error.errno or 0)}")
+                self.notes.append(f"{quote(path)}: {why(error)}")
             return None
         try:
             found = _identify(fd, path)
@@ -300,7 +300,7 @@ class _Search:
         try:
             file = loops.open_file(loop)
         except OSError as error:
-            self.notes.append(f"its backing file {quote(loop.file)}: {reason(error.errno or 0)}")
+            self.notes.append(f"its backing file {quote(loop.file)}: {why(error)}")
             return None
         try:
             if not loop.partition and not self._is_image(file, loop):

@@ -7,7 +7,7 @@ import errno
 import os
 
 from criu_detached import kernel
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.images.records import Layer
 from criu_detached.kernel import new_mounts
@@ -133,9 +133,7 @@ def _open_layer(option: bytes, path: bytes) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise DetachedError(
-            f"{what} cannot be opened where criu runs: {reason(error.errno or 0)}"
-        ) from error
+        raise DetachedError(f"{what} cannot be opened where criu runs: {why(error)}") from error
 
 
 def is_in_use(upper: int) -> bool:

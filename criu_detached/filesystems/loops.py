@@ -13,7 +13,7 @@ import stat
 import sys
 
 from criu_detached import kernel
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.records import Loop
 
 TYPE_CHECKING = False
@@ -56,8 +56,7 @@ def describe_loop(name: bytes) -> Loop | None:
         info = _status(name)
     except OSError as error:
         raise DetachedError(
-            f"its loop device {quote(name)} does not tell its backing file:"
-            f" {reason(error.errno or 0)}"
+            f"its loop device {quote(name)} does not tell its backing file: {why(error)}"
         ) from error
     if _identity(file) != (_number(info, 0), _number(info, 8)):
         raise DetachedError(
@@ -181,7 +180,7 @@ def attach(loop: Loop, file: int) -> tuple[int, bytes]:
             os.close(control)
     except OSError as error:
         raise DetachedError(
-            f"can't set up a loop device over {quote(loop.file)}: {reason(error.errno or 0)}"
+            f"can't set up a loop device over {quote(loop.file)}: {why(error)}"
         ) from error
 
 

@@ -14,7 +14,7 @@ import os
 import stat
 
 from criu_detached import kernel
-from criu_detached.errors import DetachedError, reason
+from criu_detached.errors import DetachedError, why
 from criu_detached.images.recordfile import magics
 
 TYPE_CHECKING = False
@@ -187,8 +187,7 @@ def open_data(image_dir: int) -> int:
         fd = os.open(NAME, flags, dir_fd=image_dir)
     except OSError as error:
         raise DetachedError(
-            f"can't open {NAME} ({reason(error.errno or 0)}), but the images need it:"
-            " copy the whole directory"
+            f"can't open {NAME} ({why(error)}), but the images need it: copy the whole directory"
         ) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -281,7 +280,7 @@ def _shorter() -> OSError:
 
 
 def _cannot_write(error: OSError) -> DetachedError:
-    return DetachedError(f"can't write {NAME}: {reason(error.errno or 0)}")
+    return DetachedError(f"can't write {NAME}: {why(error)}")
 
 
 def _damaged(what: str) -> DetachedError:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from binascii import crc32
 
-from criu_detached.errors import DetachedError, reason
+from criu_detached.errors import DetachedError, why
 from criu_detached.images.records import (
     BIND_SOURCE,
     FORMAT,
@@ -327,7 +327,7 @@ def _read(image_dir: int) -> bytes:
             " copy the whole directory"
         ) from error
     except OSError as error:
-        raise DetachedError(f"can't open {NAME}: {reason(error.errno or 0)}") from error
+        raise DetachedError(f"can't open {NAME}: {why(error)}") from error
     try:
         size = os.fstat(fd).st_size
         if size > MAX_FILE:
@@ -337,7 +337,7 @@ def _read(image_dir: int) -> bytes:
             data += piece
         return data
     except OSError as error:
-        raise DetachedError(f"can't read {NAME}: {reason(error.errno or 0)}") from error
+        raise DetachedError(f"can't read {NAME}: {why(error)}") from error
     finally:
         os.close(fd)
 

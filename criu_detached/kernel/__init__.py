@@ -14,6 +14,7 @@ import os
 import stat
 
 from criu_detached._kernel import ffi, lib
+from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def checked(result: int, call: str) -> int:
 _FROZEN = 0x10 | 0x20  # linux/stat.h, STATX_ATTR_IMMUTABLE and STATX_ATTR_APPEND
 
 
-class FileFacts:
+class FileStat:
     """What tells one file from another, as statx(2) has it."""
 
     __slots__ = (
@@ -128,10 +129,10 @@ class FileFacts:
 _facts = ffi.new("struct file_facts *")
 
 
-def fstat(fd: int) -> FileFacts:
+def fstat(fd: int) -> FileStat:
     """statx(2) of an open file, with its mount id (Linux 5.8)."""
     checked(lib.sys_fstat(fd, _facts), "statx")
-    return FileFacts(_facts)
+    return FileStat(_facts)
 
 
 def mnt_id_unique(fd: int) -> int:
@@ -141,7 +142,7 @@ def mnt_id_unique(fd: int) -> int:
     return int(found[0])
 
 
-def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileFacts:
+def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileStat:
     """Facts of a path that stays beneath a directory; the last component is not followed.
 
     Args:
@@ -155,10 +156,10 @@ def stat_beneath(dirfd: int, path: bytes, resolve: int = STAY_BENEATH) -> FileFa
     Source: openat2(2), Linux 5.6.
     """
     checked(lib.sys_stat_beneath(dirfd, path, resolve, _facts), "openat2")
-    return FileFacts(_facts)
+    return FileStat(_facts)
 
 
-def open_beneath(dirfd: int, path: bytes, flags: int) -> tuple[int, FileFacts]:
+def open_beneath(dirfd: int, path: bytes, flags: int) -> tuple[Fd, FileStat]:
     """Open a path that stays beneath a directory.
 
     Args:
@@ -173,7 +174,7 @@ def open_beneath(dirfd: int, path: bytes, flags: int) -> tuple[int, FileFacts]:
         OSError: as stat_beneath.
     """
     fd = checked(lib.sys_open_beneath(dirfd, path, flags, STAY_BENEATH, _facts), "openat2")
-    return fd, FileFacts(_facts)
+    return Fd(fd), FileStat(_facts)
 
 
 class StatFs:
@@ -194,17 +195,17 @@ def fstatfs(fd: int) -> StatFs:
     return StatFs(out[0], out[1], out[2])
 
 
-def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> int:
+def openat2(dirfd: int, path: bytes, flags: int, resolve: int) -> Fd:
     """openat2(2), Linux 5.6; the fd is the caller's."""
-    return checked(lib.sys_openat2(dirfd, path, flags, resolve), "openat2")
+    return Fd(checked(lib.sys_openat2(dirfd, path, flags, resolve), "openat2"))
 
 
-def open_tree(dirfd: int, path: bytes, flags: int) -> int:
+def open_tree(dirfd: int, path: bytes, flags: int) -> Fd:
     """open_tree(2), Linux 5.2; the fd is the caller's."""
-    return checked(lib.sys_open_tree(dirfd, path, flags), "open_tree")
+    return Fd(checked(lib.sys_open_tree(dirfd, path, flags), "open_tree"))
 
 
-def clone_mount(fd: int) -> int:
+def clone_mount(fd: int) -> Fd:
     """Clone a mount: open_tree(2) with OPEN_TREE_CLONE, without what is mounted below.
 
     Args:
@@ -259,7 +260,7 @@ def name_to_handle(fd: int, flags: int = 0) -> tuple[int, bytes]:
     return int(kind[0]), bytes(ffi.buffer(data))[: size[0]]
 
 
-def open_by_handle(mount_fd: int, handle: tuple[int, bytes], flags: int) -> int:
+def open_by_handle(mount_fd: int, handle: tuple[int, bytes], flags: int) -> Fd:
     """open_by_handle_at(2): open a file on the mount of another fd.
 
     Args:
@@ -274,9 +275,8 @@ def open_by_handle(mount_fd: int, handle: tuple[int, bytes], flags: int) -> int:
         OSError: ESTALE where there is no such file; EPERM without CAP_DAC_READ_SEARCH.
     """
     kind, data = handle
-    return checked(
-        lib.sys_open_by_handle(mount_fd, kind, data, len(data), flags), "open_by_handle_at"
-    )
+    opened = lib.sys_open_by_handle(mount_fd, kind, data, len(data), flags)
+    return Fd(checked(opened, "open_by_handle_at"))
 
 
 def superblock_dev(fd: int) -> int:

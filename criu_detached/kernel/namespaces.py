@@ -8,6 +8,7 @@ import os
 
 from criu_detached._kernel import ffi, lib
 from criu_detached.kernel import checked
+from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _namespaces_from(start: int, backwards: int) -> Iterator[int]:
         os.close(fd)
 
 
-def clone_mount_visiting(ns_fd: int, own_ns_fd: int, fd: int) -> int:
+def clone_mount_visiting(ns_fd: int, own_ns_fd: int, fd: int) -> Fd:
     """As clone_mount, for a mount of another mount namespace, which is entered for it.
 
     Args:
@@ -72,7 +73,8 @@ def clone_mount_visiting(ns_fd: int, own_ns_fd: int, fd: int) -> int:
     Raises:
         OSError: EINVAL when this task shares its root and directory with another (setns(2)).
     """
-    return checked(lib.sys_clone_mount_visiting(ns_fd, own_ns_fd, fd), "setns or open_tree")
+    result = lib.sys_clone_mount_visiting(ns_fd, own_ns_fd, fd)
+    return Fd(checked(result, "setns or open_tree"))
 
 
 def attach_visiting(ns_fd: int, own_ns_fd: int, tree: int, target: int) -> int:
@@ -101,7 +103,7 @@ def rehearse_clone(
     checked(result, "open_tree or mount_setattr")
 
 
-def clone_in_one_of(ns_fds: list[int], fd: int) -> int:
+def clone_in_one_of(ns_fds: list[int], fd: int) -> Fd:
     """As clone_mount, of an anonymous mount, by a child in one of some mount namespaces.
 
     Args:
@@ -112,10 +114,10 @@ def clone_in_one_of(ns_fds: list[int], fd: int) -> int:
         OSError: EINVAL when the mount is cloned in none of them.
     """
     result = lib.sys_clone_in_one_of(ns_fds, len(ns_fds), fd)
-    return checked(result, "clone an anonymous mount")
+    return Fd(checked(result, "clone an anonymous mount"))
 
 
-def root_with_proc(name: bytes) -> int:
+def root_with_proc(name: bytes) -> Fd:
     """Make a tree of an empty tmpfs and, at a name in it, this process's procfs.
 
     It is in no mount namespace; the mounts end when the fd, the caller's, and all its
@@ -124,10 +126,10 @@ def root_with_proc(name: bytes) -> int:
     Source: open_tree(2) with OPEN_TREE_CLONE and AT_RECURSIVE, in a mount namespace of a
     child's own.
     """
-    return checked(lib.sys_root_with_proc(name), "mount or open_tree")
+    return Fd(checked(lib.sys_root_with_proc(name), "mount or open_tree"))
 
 
-def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
+def user_namespace(uid_map: bytes, gid_map: bytes) -> Fd:
     """Make a user namespace with the given maps, for MOUNT_ATTR_IDMAP.
 
     Args:
@@ -137,7 +139,7 @@ def user_namespace(uid_map: bytes, gid_map: bytes) -> int:
     Returns:
         An fd of it, the caller's; the namespace lives as long as something holds it.
     """
-    return checked(lib.sys_userns(uid_map, gid_map), "user namespace")
+    return Fd(checked(lib.sys_userns(uid_map, gid_map), "user namespace"))
 
 
 class PrivateNamespace:

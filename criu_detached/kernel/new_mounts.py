@@ -7,6 +7,7 @@ import os
 
 from criu_detached._kernel import ffi, lib
 from criu_detached.kernel import O_PATH, attach, checked
+from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _FSCONFIG_CMD_CREATE, _FSCONFIG_CMD_RECONFIGURE = 6, 7
 
 def new_mount(
     fs_type: bytes, source: bytes, options: list[bytes], fds: Iterable[tuple[bytes, int]] = ()
-) -> int:
+) -> Fd:
     """Mount a filesystem: fsopen(2), fsconfig(2) and fsmount(2), Linux 5.2.
 
     Args:
@@ -35,17 +36,14 @@ def new_mount(
     Raises:
         OSError: as mount(2); the text has what the filesystem says.
     """
-    fd = checked(lib.sys_fsopen(fs_type), "fsopen")
-    try:
+    with Fd(checked(lib.sys_fsopen(fs_type), "fsopen")) as fd:
         if source:
             _configure(fd, _FSCONFIG_SET_STRING, b"source", source)
         _set_options(fd, options)
         for name, opened in fds:
             _tell(fd, name, lib.sys_fsconfig_fd(fd, name, opened))
         _configure(fd, _FSCONFIG_CMD_CREATE, ffi.NULL, ffi.NULL)
-        return checked(lib.sys_fsmount(fd, 0), "fsmount")
-    finally:
-        os.close(fd)
+        return Fd(checked(lib.sys_fsmount(fd, 0), "fsmount"))
 
 
 def remount(tree: int, options: list[bytes]) -> None:
@@ -58,12 +56,9 @@ def remount(tree: int, options: list[bytes]) -> None:
     Raises:
         OSError: as mount(2); the text has what the filesystem says.
     """
-    fd = checked(lib.sys_fspick(tree), "fspick")
-    try:
+    with Fd(checked(lib.sys_fspick(tree), "fspick")) as fd:
         _set_options(fd, options)
         _configure(fd, _FSCONFIG_CMD_RECONFIGURE, ffi.NULL, ffi.NULL)
-    finally:
-        os.close(fd)
 
 
 def refused_options(fs_type: bytes, options: list[bytes]) -> list[tuple[bytes, OSError]]:
@@ -80,15 +75,12 @@ def refused_options(fs_type: bytes, options: list[bytes]) -> list[tuple[bytes, O
         OSError: there is no such type.
     """
     refused = []
-    fd = checked(lib.sys_fsopen(fs_type), "fsopen")
-    try:
+    with Fd(checked(lib.sys_fsopen(fs_type), "fsopen")) as fd:
         for option in options:
             try:
                 _set_option(fd, option)
             except OSError as error:
                 refused.append((option, error))
-    finally:
-        os.close(fd)
     return refused
 
 
@@ -124,8 +116,5 @@ def _tell(fd: int, key: Any, result: int) -> None:
 
 def attach_at_root(tree: int) -> None:
     """Attach a tree on top of all that there is: in a private mount namespace, to look at it."""
-    root = os.open("/", O_PATH)
-    try:
+    with Fd.open("/", O_PATH) as root:
         attach(tree, root)
-    finally:
-        os.close(root)

@@ -7,11 +7,12 @@ import os
 
 from criu_detached._kernel import lib
 from criu_detached.kernel import checked
+from criu_detached.kernel.fds import Fd
 
 _KCMP_FILES, _KCMP_FS = 2, 3  # linux/kcmp.h
 
 
-def fd_of_process(pid: int, number: int) -> int:
+def fd_of_process(pid: int, number: int) -> Fd:
     """pidfd_getfd(2), Linux 5.6: a duplicate of an fd of another process; it is the caller's.
 
     Args:
@@ -21,14 +22,11 @@ def fd_of_process(pid: int, number: int) -> int:
     Raises:
         OSError: it has ended or has no such fd, or may not be looked into.
     """
-    process = os.pidfd_open(pid)
-    try:
-        return checked(lib.sys_pidfd_getfd(process, number), "pidfd_getfd")
-    finally:
-        os.close(process)
+    with Fd(os.pidfd_open(pid)) as process:
+        return Fd(checked(lib.sys_pidfd_getfd(process, number), "pidfd_getfd"))
 
 
-def bound_file(pid_fd: int, fd: int, name: bytes = b"") -> int:
+def bound_file(pid_fd: int, fd: int, name: bytes = b"") -> Fd:
     """Open the file that a unix socket of another process is bound to (O_PATH).
 
     Args:
@@ -39,7 +37,8 @@ def bound_file(pid_fd: int, fd: int, name: bytes = b"") -> int:
     Raises:
         OSError: it is none, or bound to no file or another name, or the process has ended.
     """
-    return checked(lib.sys_bound_file(pid_fd, fd, name), "pidfd_getfd or SIOCUNIXFILE")
+    found = lib.sys_bound_file(pid_fd, fd, name)
+    return Fd(checked(found, "pidfd_getfd or SIOCUNIXFILE"))
 
 
 def shares_files(tid: int, other: int) -> bool:

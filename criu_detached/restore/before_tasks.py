@@ -11,7 +11,7 @@ import os
 
 from criu_detached import kernel
 from criu_detached.criu import log
-from criu_detached.errors import DetachedError, reason
+from criu_detached.errors import DetachedError, why
 from criu_detached.filesystems.attributes import user_namespace
 from criu_detached.images.datafile import ContentReader, open_data
 from criu_detached.images.records import (
@@ -202,7 +202,7 @@ def _new_user_namespace(mount: Mount) -> int:
         return user_namespace(mount)
     except OSError as error:
         raise DetachedError(
-            f"can't make the id-map of mount {mount.mnt_id}: {reason(error.errno or 0)}"
+            f"can't make the id-map of mount {mount.mnt_id}: {why(error)}"
         ) from error
 
 

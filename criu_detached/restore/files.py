@@ -12,9 +12,9 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.criu import log
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.records import File
-from criu_detached.kernel import FileFacts
+from criu_detached.kernel import FileStat
 from criu_detached.restore.plan import PROC_KEY, Plan
 from criu_detached.restore.source import type_name
 from criu_detached.terminals import is_terminal
@@ -72,7 +72,7 @@ class Opener:
             raise  # CRIU expects it where it breaks a lease (restore_lease_prebreaking_state)
         except OSError as error:
             raise DetachedError(
-                f"can't open {quote(file.path)} on mount {file.mnt_id}: {reason(error.errno or 0)}"
+                f"can't open {quote(file.path)} on mount {file.mnt_id}: {why(error)}"
             ) from error
         finally:
             os.close(tree)
@@ -146,7 +146,7 @@ class Opener:
         finally:
             os.close(proc)
 
-    def _compare(self, file: File, found: FileFacts) -> None:
+    def _compare(self, file: File, found: FileStat) -> None:
         """Refuse another file, and say how this one has changed: whether it may, CRIU decides."""
         if stat.S_IFMT(found.mode) != stat.S_IFMT(file.mode):
             raise DetachedError(

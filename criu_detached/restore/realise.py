@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, paths
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.attributes import mount_attributes
 from criu_detached.images.records import RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
 from criu_detached.restore.source import check_id_map, check_superblock, check_type, is_same_root
@@ -174,8 +174,7 @@ def attach(mount: Mount, tree: int, parent: int, move: Callable[[int, int], None
 
 def _cannot_open(where: str, error: OSError) -> DetachedError:
     return DetachedError(
-        f"the bind source {where} cannot be opened ({reason(error.errno or 0)}):"
-        " mount its filesystem there again"
+        f"the bind source {where} cannot be opened ({why(error)}): mount its filesystem there again"
     )
 
 
@@ -252,6 +251,5 @@ def set_flags(
         kernel.mount_setattr(tree, attr_set, attr_clr, userns_fd, propagation)
     except OSError as error:
         raise DetachedError(
-            f"can't give the clone of {where} the attributes {attr_set:#x}:"
-            f" {reason(error.errno or 0)}"
+            f"can't give the clone of {where} the attributes {attr_set:#x}: {why(error)}"
         ) from error

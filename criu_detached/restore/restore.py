@@ -14,7 +14,7 @@ import os
 import stat
 
 from criu_detached import paths
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.superblock import boot_id
 from criu_detached.images.recordfile import Records, damaged, read_records
 from criu_detached.images.records import ExtFile, File
@@ -182,6 +182,5 @@ def _set_position(fd: int, record: ExtFile) -> None:
     except OSError as error:
         os.close(fd)
         raise DetachedError(
-            f"can't restore position {record.pos} of external file {record.id:#x}:"
-            f" {reason(error.errno or 0)}"
+            f"can't restore position {record.pos} of external file {record.id:#x}: {why(error)}"
         ) from error

@@ -19,7 +19,7 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.criu import log
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.records import RECREATED, BoundSocket, Mount
 from criu_detached.kernel import namespaces
 
@@ -114,7 +114,7 @@ class SocketNames:
         except OSError as error:
             raise DetachedError(
                 f"can't make the socket's name {quote(record.name)} lead to mount"
-                f" {record.mnt_id}: {reason(error.errno or 0)}"
+                f" {record.mnt_id}: {why(error)}"
             ) from error
         finally:
             os.close(directory)
@@ -189,7 +189,7 @@ class _Attributes:
         except OSError as error:
             log.warn(
                 f"the file of the socket {quote(self._name)} has other times or extended"
-                f" attributes than it had: {reason(error.errno or 0)}"
+                f" attributes than it had: {why(error)}"
             )
 
 
@@ -223,7 +223,7 @@ def _start_of(record: BoundSocket, tree: int) -> int:
     except OSError as error:
         raise DetachedError(
             f"the directory of the socket {quote(record.name)} on mount {record.mnt_id} is not"
-            f" there: {reason(error.errno or 0)}"
+            f" there: {why(error)}"
         ) from error
 
 

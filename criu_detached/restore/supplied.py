@@ -11,7 +11,7 @@ import os
 
 from criu_detached import kernel, paths
 from criu_detached.criu import log
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.records import SUPPLIED, BindSource, Ghost, Mount
 from criu_detached.kernel import statmount
 from criu_detached.settings import (
@@ -70,7 +70,7 @@ class Supply:
         except OSError as error:
             raise DetachedError(
                 f"{self.source.where}: {quote(self.path)}, the source for mount {mount.mnt_id},"
-                f" cannot be opened: {reason(error.errno or 0)}"
+                f" cannot be opened: {why(error)}"
             ) from error
         assert mount.bind_source is not None
         mount.bind_source.id_mapped = int(_has_id_map(fd, mount))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, paths
-from criu_detached.errors import DetachedError, reason
+from criu_detached.errors import DetachedError, why
 from criu_detached.filesystems.attributes import needs_id_map
 from criu_detached.images.records import Ghost, Mount
 from criu_detached.restore.ghosts import Workshop, depth
@@ -71,7 +71,7 @@ def realise_with_ghosts(
     except OSError as error:
         let_go(realised)
         raise DetachedError(
-            f"can't make the deleted files of {where} again: {reason(error.errno or 0)}"
+            f"can't make the deleted files of {where} again: {why(error)}"
         ) from error
     except DetachedError:
         let_go(realised)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criu_detached.errors import is_shortage, quote, reason
+from criu_detached.errors import DetachedError, is_shortage, quote, reason, why
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,39 @@ def test_long_name() -> None:
 
 def test_reason() -> None:
     assert reason(errno.ENOENT) == "No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOENT, "ignored", "/a"), "No such file or directory"),
+        (OSError("without a number"), "without a number"),
+    ],
+)
+def test_why(error: OSError, text: str) -> None:
+    assert why(error) == text
+
+
+@pytest.mark.parametrize(
+    ("cause", "number"),
+    [
+        (None, 0),
+        (ValueError(), 0),
+        (OSError("without a number"), 0),
+        (OSError(errno.ENOENT, "x"), errno.ENOENT),
+        (DetachedError("x", errno=errno.EXDEV), errno.EXDEV),
+    ],
+)
+def test_errno_of_what_it_is_raised_from(cause: Exception | None, number: int) -> None:
+    with pytest.raises(DetachedError, match="a line") as error:
+        raise DetachedError("a line") from cause
+    assert error.value.errno == number
+
+
+def test_errno_that_was_given() -> None:
+    with pytest.raises(DetachedError) as error:
+        raise DetachedError("a line", errno=errno.EBUSY) from OSError(errno.ENOENT, "x")
+    assert error.value.errno == errno.EBUSY
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,14 @@ from criu_detached.dump.observe.classify import ANONYMOUS, Kind
 from criu_detached.dump.observe.processes import held_directories, held_files, is_tree_held
 from criu_detached.errors import DetachedError, quote
 from criu_detached.images.records import BIND_SOURCE, SUPPLIED, is_in_namespace
-from criu_detached.kernel import FileFacts, mountinfo, statmount
+from criu_detached.kernel import FileStat, mountinfo, statmount
 from criu_detached.kernel.statmount import StatMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Describe = Callable[[int, bytes, FileFacts, Kind], DetachedMount]
+    Describe = Callable[[int, bytes, FileStat, Kind], DetachedMount]
 
 _NO_VIEW = (
     "it is in an anonymous tree (open_tree) of several mounts whose mount namespace is gone, and"
@@ -58,7 +58,7 @@ class AnonymousMounts:
         self._members: dict[int, Member] = {}  # of the trees that are known, by mount id
         self._alone: set[int] = set()  # mounts that were recorded by themselves
 
-    def describe(self, fd: int, link: bytes, facts: FileFacts) -> list[DetachedMount]:
+    def describe(self, fd: int, link: bytes, facts: FileStat) -> list[DetachedMount]:
         """Describe the mounts of the tree that an open file is in, parents first.
 
         Args:
@@ -121,7 +121,7 @@ class AnonymousMounts:
                 )
         return link
 
-    def note(self, fd: int, facts: FileFacts) -> None:
+    def note(self, fd: int, facts: FileStat) -> None:
         """Take note of a file on an anonymous mount.
 
         Args:
@@ -141,7 +141,7 @@ class AnonymousMounts:
                 )
             self._alone.remove(facts.mnt_id)
 
-    def _describe_alone(self, fd: int, link: bytes, facts: FileFacts) -> DetachedMount:
+    def _describe_alone(self, fd: int, link: bytes, facts: FileStat) -> DetachedMount:
         """Describe a mount by a file that is no directory."""
         described = _view_file(fd, link)
         if described is not None:
@@ -173,7 +173,7 @@ class AnonymousMounts:
         return mount
 
     def _describe(
-        self, fd: int, link: bytes, facts: FileFacts, known: StatMount | None
+        self, fd: int, link: bytes, facts: FileStat, known: StatMount | None
     ) -> DetachedMount:
         mount = self._describe_mount(fd, link, facts, Kind(ANONYMOUS, known))
         mount.record.anonymous = 1

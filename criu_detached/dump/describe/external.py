@@ -14,7 +14,7 @@ from criu_detached.dump.observe.classify import Kind
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.images.records import SUPPLIED, BindSource, Mount
-from criu_detached.kernel import FileFacts, fstatfs
+from criu_detached.kernel import FileStat, fstatfs
 from criu_detached.paths import Name
 from criu_detached.settings import EXTERNAL, IMAGES_FILE, SOURCE, WHERE
 
@@ -50,7 +50,7 @@ def at_restore(mount: Mount) -> str:
 class ExternalMount(DetachedMount):
     """A detached mount that the user will supply."""
 
-    def __init__(self, fd: int, link: bytes, facts: FileFacts, kind: Kind) -> None:
+    def __init__(self, fd: int, link: bytes, facts: FileStat, kind: Kind) -> None:
         """Describe it by a file on it.
 
         Args:
@@ -82,7 +82,7 @@ class ExternalMount(DetachedMount):
         )
         super().__init__(record, -1, -1, False)
 
-    def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
+    def name_of(self, fd: int, link: bytes, facts: FileStat) -> Name:
         """Read a link that nothing can be compared with.
 
         Args:

@@ -15,7 +15,7 @@ from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.filesystems.attributes import mount_attributes, user_namespace
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.images.records import BIND_SOURCE, REMOUNT, BindSource, Mount
-from criu_detached.kernel import FileFacts, namespaces, statmount
+from criu_detached.kernel import FileStat, namespaces, statmount
 from criu_detached.paths import Name
 
 TYPE_CHECKING = False
@@ -60,7 +60,7 @@ class DetachedMount:
         self.twins = twins  # of the bind source
         self.memory: Memory | None = None  # the filesystem, if it is in memory and has no source
 
-    def seen(self, fd: int, path: bytes, facts: FileFacts) -> FileFacts:
+    def seen(self, fd: int, path: bytes, facts: FileStat) -> FileStat:
         """Facts that a file has in the bind source, if it is there; raises OSError.
 
         Args:
@@ -77,7 +77,7 @@ class DetachedMount:
             root: its root, or a directory of it; nothing is mounted on what is seen from there.
         """
 
-    def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
+    def name_of(self, fd: int, link: bytes, facts: FileStat) -> Name:
         """Where a file is: the restore will open the path beneath the source.
 
         Args:
@@ -118,7 +118,7 @@ class DetachedMount:
 
 
 def describe_mount(
-    fd: int, link: bytes, facts: FileFacts, kind: Kind, candidates: Candidates
+    fd: int, link: bytes, facts: FileStat, kind: Kind, candidates: Candidates
 ) -> DetachedMount:
     """Describe the detached mount of an open file.
 
@@ -143,7 +143,7 @@ def describe_mount(
 
 
 def _find_source(
-    fd: int, name: Name, facts: FileFacts, kind: Kind, candidates: Candidates
+    fd: int, name: Name, facts: FileStat, kind: Kind, candidates: Candidates
 ) -> tuple[DetachedMount | None, str]:
     """Look for a bind source that fits a reading of the link; else say why there is none."""
     magic = kernel.fstatfs(fd).magic
@@ -167,7 +167,7 @@ def _find_source(
 
 
 def _mount_from(
-    fd: int, name: Name, facts: FileFacts, kind: Kind, source: Source, inside: bytes
+    fd: int, name: Name, facts: FileStat, kind: Kind, source: Source, inside: bytes
 ) -> tuple[DetachedMount | None, str]:
     """Describe the mount as one of a source, if that shows the file as the mount does.
 
@@ -273,7 +273,7 @@ def _user_namespace_of(pid: int) -> int:
 
 
 def _root_in_source(
-    fd: int, name: Name, facts: FileFacts, kind: Kind, source: Source
+    fd: int, name: Name, facts: FileStat, kind: Kind, source: Source
 ) -> bytes | None:
     if kind.statmount:
         root = kind.statmount.root_path
@@ -305,7 +305,7 @@ def _id_maps(source: Source) -> tuple[list[bytes], list[bytes]]:
         os.close(ns_fd)
 
 
-def _shows(source: Source, root: int, path: bytes, fd: int, facts: FileFacts) -> bool:
+def _shows(source: Source, root: int, path: bytes, fd: int, facts: FileStat) -> bool:
     try:
         found = paths.facts_at(root, path)
         if source.twins:
@@ -318,7 +318,7 @@ def _shows(source: Source, root: int, path: bytes, fd: int, facts: FileFacts) ->
 def _record(
     fd: int,
     name: Name,
-    facts: FileFacts,
+    facts: FileStat,
     kind: Kind,
     source: Source,
     inside: bytes,

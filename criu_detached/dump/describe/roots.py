@@ -15,7 +15,7 @@ from criu_detached import kernel, paths
 from criu_detached.dump.describe.sources import Source
 from criu_detached.filesystems.types import is_hidden
 from criu_detached.images.records import Handle
-from criu_detached.kernel import FileFacts
+from criu_detached.kernel import FileStat
 from criu_detached.paths import Name
 
 TYPE_CHECKING = False
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SEARCH_LIMIT = 20_000
 
 
-def find_root(fd: int, name: Name, facts: FileFacts, source: Source) -> bytes | None:
+def find_root(fd: int, name: Name, facts: FileStat, source: Source) -> bytes | None:
     """Find a detached mount's root through a source.
 
     Args:
@@ -52,7 +52,7 @@ def find_root(fd: int, name: Name, facts: FileFacts, source: Source) -> bytes | 
     return found
 
 
-def is_at(root: int, path: bytes, facts: FileFacts) -> bool:
+def is_at(root: int, path: bytes, facts: FileStat) -> bool:
     """Tell whether a path beneath a root reaches the very file.
 
     Args:
@@ -75,7 +75,7 @@ def _has_handles(fd: int) -> bool:
     return True
 
 
-def _by_handle(fd: int, name: Name, facts: FileFacts, source: Source) -> bytes | None:
+def _by_handle(fd: int, name: Name, facts: FileStat, source: Source) -> bytes | None:
     """Open the file on the source by its handle, and read where it lies there."""
     try:
         there = open_on(source.fd, kernel.name_to_handle(fd))
@@ -125,7 +125,7 @@ def _strip(inside: bytes, path: bytes) -> bytes | None:
     return inside[: -len(path) - 1] if inside.endswith(b"/" + path) else None
 
 
-def _by_search(path: bytes, facts: FileFacts, source: Source) -> bytes | None:
+def _by_search(path: bytes, facts: FileStat, source: Source) -> bytes | None:
     """Try each directory of the source, up to a limit; one inode must be one file."""
     if facts.nlink > 1 and not stat.S_ISDIR(facts.mode):
         return None
@@ -139,7 +139,7 @@ def _by_search(path: bytes, facts: FileFacts, source: Source) -> bytes | None:
     return None
 
 
-def search_inode(source: int, facts: FileFacts) -> bytes | None:
+def search_inode(source: int, facts: FileStat) -> bytes | None:
     """Look for a name of a file in the directories of a mount, up to a limit.
 
     Args:
@@ -152,7 +152,7 @@ def search_inode(source: int, facts: FileFacts) -> bytes | None:
     return next(names_of_inode(source, facts), None)
 
 
-def names_of_inode(source: int, facts: FileFacts) -> Iterator[bytes]:
+def names_of_inode(source: int, facts: FileStat) -> Iterator[bytes]:
     """As search_inode, yield each path of a file.
 
     Directories need not tell the inodes of what a server has hidden (readdir_ino, lib/fuse.c).

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.dump.describe.sources import Source
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
     from criu_detached.kernel.statmount import StatMount
 
 
-def remounted(fd: int, facts: FileFacts, known: StatMount | None, number: int) -> Iterator[Source]:
+def remounted(fd: int, facts: FileStat, known: StatMount | None, number: int) -> Iterator[Source]:
     """Yield, opened, the trial mount of a file's filesystem, if it lies on a block device.
 
     Args:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.dump.observe.classify import Kind
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
     from criu_detached.kernel.statmount import StatMount
 
 
@@ -45,7 +45,7 @@ class Roots:
         if self._layout is not None:
             self._layout.close()
 
-    def root_of(self, fd: int, facts: FileFacts, kind: Kind) -> tuple[bytes, bool]:
+    def root_of(self, fd: int, facts: FileStat, kind: Kind) -> tuple[bytes, bool]:
         """The root of a mount, and whether it is deleted.
 
         Args:
@@ -174,7 +174,7 @@ def _huge(files: Iterator[int]) -> list[bytes]:
     return sorted(found)[:1]
 
 
-def name_of(fd: int, link: bytes, facts: FileFacts) -> Name:
+def name_of(fd: int, link: bytes, facts: FileStat) -> Name:
     """Read a file's link: one that ends in " (deleted)" may be the name of a file that is not.
 
     That is so if the file's handle leads to the same name, for it prefers those that are there.
@@ -193,7 +193,7 @@ def _is_deleted_root(fd: int) -> bool:
     return name.path == paths.ROOT and name.deleted
 
 
-def _link_by_handle(fd: int, facts: FileFacts) -> bytes:
+def _link_by_handle(fd: int, facts: FileStat) -> bytes:
     """The link of a file as its handle leads to it; empty: there is no such way."""
     handle = handle_of(fd)
     if handle is None or not stat.S_ISREG(facts.mode):

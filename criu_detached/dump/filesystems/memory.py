@@ -16,7 +16,7 @@ from criu_detached.dump.describe.mount import DetachedMount, mount_attributes_of
 from criu_detached.dump.filesystems.memfacts import Roots, name_of, options_of
 from criu_detached.dump.kinds.ghosts import inode_of
 from criu_detached.dump.observe.directories import climb
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.idmap import unmapped, unmapped_acl
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.filesystems.types import IN_MEMORY
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from criu_detached.dump.kinds.recreated import MadeAnew
     from criu_detached.dump.observe.classify import Kind
     from criu_detached.images.recordfile import RecordWriter
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
 _RESTRICTED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
@@ -93,7 +93,7 @@ class Memory:
         )
         records.filesystem(self.record)
 
-    def describe(self, fd: int, link: bytes, facts: FileFacts, kind: Kind) -> DetachedMount:
+    def describe(self, fd: int, link: bytes, facts: FileStat, kind: Kind) -> DetachedMount:
         """Describe a mount of it.
 
         Args:
@@ -123,7 +123,7 @@ class Memory:
         )
         return MemoryMount(record, self)
 
-    def save(self, fd: int, file: File, facts: FileFacts, mount: Mount) -> None:
+    def save(self, fd: int, file: File, facts: FileStat, mount: Mount) -> None:
         """Save a file that a task holds or watches; of a directory itself alone.
 
         Args:
@@ -212,8 +212,7 @@ class Memory:
                 queue += [paths.join(here, name) for name in self._save_directory(tree, here, path)]
             except OSError as error:
                 raise DetachedError(
-                    f"a filesystem in memory cannot be saved ({reason(error.errno or 0)}):"
-                    f" {quote(path)}"
+                    f"a filesystem in memory cannot be saved ({why(error)}): {quote(path)}"
                 ) from error
 
     def _save_directory(self, tree: _Tree, here: bytes, path: bytes) -> list[bytes]:
@@ -254,7 +253,7 @@ class Memory:
             os.close(fd)
 
     def _save_node(
-        self, fd: int, facts: FileFacts, path: bytes, mount: Mount, readable: bool = False
+        self, fd: int, facts: FileStat, path: bytes, mount: Mount, readable: bool = False
     ) -> None:
         if self._restricted and (why := _gives_privilege(facts.mode)):
             raise DetachedError(
@@ -291,7 +290,7 @@ class MemoryMount(DetachedMount):
         if stat.S_ISDIR(kernel.fstat(root).mode):
             self._memory.save_whole(root, self.record)
 
-    def name_of(self, fd: int, link: bytes, facts: FileFacts) -> Name:
+    def name_of(self, fd: int, link: bytes, facts: FileStat) -> Name:
         """Where a file's link says it is."""
         return name_of(fd, link, facts)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.dump.describe.sources import Source
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
     from criu_detached.kernel.statmount import StatMount
 
 # Options that need an upper directory, or would not let a layer be used twice.
@@ -37,7 +37,7 @@ _NOT_FOR_TRIAL = {b"index", b"nfs_export", b"fsync"}
 _VOLATILE = {b"volatile", b"fsync=volatile"}
 
 
-def overlaid(fd: int, facts: FileFacts, known: StatMount | None, number: int) -> Iterator[Source]:
+def overlaid(fd: int, facts: FileStat, known: StatMount | None, number: int) -> Iterator[Source]:
     """Yield, opened, a mount that shows what an overlay shows, for a trial.
 
     Args:

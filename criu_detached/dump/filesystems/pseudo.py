@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.dump.describe.sources import Source
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
     from criu_detached.kernel.statmount import StatMount
 
 # Mounting these sets the options of the superblock that is there: they must be known.
@@ -39,7 +39,7 @@ _NEEDS_7_0 = "the kernel does not tell its options; Linux 7.0 or newer does"
 
 
 def mounted_anew(
-    fd: int, facts: FileFacts, known: StatMount | None, number: int
+    fd: int, facts: FileStat, known: StatMount | None, number: int
 ) -> Iterator[Source]:
     """Yield, opened, the trial mount of such a filesystem.
 
@@ -80,7 +80,7 @@ def mounted_anew(
     yield source
 
 
-def _needs_options(magic: int, fs_type: bytes, facts: FileFacts) -> bool:
+def _needs_options(magic: int, fs_type: bytes, facts: FileStat) -> bool:
     """Tell whether a mount without its options might differ for the tasks.
 
     Those of proc say what a directory shows, and files have none.
@@ -124,7 +124,7 @@ def _check_keyed(source: Source, key: str, dev: int, magic: int) -> None:
 
 
 def _check_fresh(
-    magic: int, source: Source, directory: int, facts: FileFacts, known: StatMount | None
+    magic: int, source: Source, directory: int, facts: FileStat, known: StatMount | None
 ) -> None:
     """Refuse an instance whose state a new one would not have."""
     at_root = known is not None and known.mnt_root == b"/"

@@ -14,13 +14,13 @@ from criu_detached.filesystems.layers import DATA, LOWER, UPPER, Layers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
 
 
 class Twins:
     """Tells whether a file of the trial mount is the one of a detached mount."""
 
-    def facts(self, root: int, path: bytes, fd: int, facts: FileFacts) -> FileFacts:
+    def facts(self, root: int, path: bytes, fd: int, facts: FileStat) -> FileStat:
         """Facts that the file has where the trial mount shows it.
 
         Args:
@@ -43,7 +43,7 @@ class Twins:
         finally:
             os.close(twin)
 
-    def is_one(self, fd: int, facts: FileFacts, twin: int, found: FileFacts, path: bytes) -> bool:
+    def is_one(self, fd: int, facts: FileStat, twin: int, found: FileStat, path: bytes) -> bool:
         """Tell whether two files of one kind, at one path, are the same file.
 
         Args:
@@ -67,7 +67,7 @@ class NamedTwins(Twins):
         """
         self._exact = exact
 
-    def is_one(self, fd: int, facts: FileFacts, twin: int, found: FileFacts, path: bytes) -> bool:
+    def is_one(self, fd: int, facts: FileStat, twin: int, found: FileStat, path: bytes) -> bool:
         """The name says enough, where the root of the mount is known."""
         return found.ino == facts.ino or not self._exact
 
@@ -89,7 +89,7 @@ class LayerTwins(Twins):
         self._layers = layers
         self.prefix = prefix
 
-    def is_one(self, fd: int, facts: FileFacts, twin: int, found: FileFacts, path: bytes) -> bool:
+    def is_one(self, fd: int, facts: FileStat, twin: int, found: FileStat, path: bytes) -> bool:
         """Compare what layer they are from, and what file there."""
         return self.is_one_at(fd, twin, paths.join(self.prefix, path))
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from criu_detached.images.datafile import ContentWriter
     from criu_detached.images.recordfile import RecordWriter
     from criu_detached.images.records import Filesystem
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
 
 # What gives the trial mounts of a type, by its magic number; of all others ``remounted``.
 _TRIALS = {OVERLAYFS_MAGIC: overlaid, **dict.fromkeys((*FRESH, *KEYED), mounted_anew)}
@@ -78,7 +78,7 @@ class SoleHeld:
             self._memories.popitem()[1].finish(made_anew)
 
     def describe(
-        self, fd: int, link: bytes, facts: FileFacts, kind: Kind, error: DetachedError
+        self, fd: int, link: bytes, facts: FileStat, kind: Kind, error: DetachedError
     ) -> DetachedMount:
         """Describe a mount that has no bind source.
 
@@ -116,7 +116,7 @@ class SoleHeld:
         return self._by_trial(fd, link, facts, kind, error)
 
     def _by_trial(
-        self, fd: int, link: bytes, facts: FileFacts, kind: Kind, error: DetachedError
+        self, fd: int, link: bytes, facts: FileStat, kind: Kind, error: DetachedError
     ) -> DetachedMount:
         """As describe: a trial mount is the bind source."""
         refusals: list[DetachedError] = []
@@ -143,7 +143,7 @@ class SoleHeld:
                 raise
             raise error from other
 
-    def _memory(self, fd: int, facts: FileFacts, device: int, kind: Kind) -> Memory:
+    def _memory(self, fd: int, facts: FileStat, device: int, kind: Kind) -> Memory:
         """The filesystem in memory of an open file, if the dumped tasks alone hold it."""
         if device in self._memories:
             return self._memories[device]

@@ -13,7 +13,7 @@ from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.types import OVERLAYFS_MAGIC, SERVED, is_hidden
 from criu_detached.images.datafile import ContentWriter, has_data
 from criu_detached.images.records import File, Ghost, Inode, Time, Xattr
-from criu_detached.kernel import FileFacts
+from criu_detached.kernel import FileStat
 from criu_detached.settings import GHOST_LIMIT, WHERE, Options
 
 TYPE_CHECKING = False
@@ -50,7 +50,7 @@ class GhostDescriber:
         self._inner_ids = inner_ids
         self._restricted = restricted
 
-    def describe(self, fd: int, file: File, facts: FileFacts, mount: DetachedMount) -> Ghost:
+    def describe(self, fd: int, file: File, facts: FileStat, mount: DetachedMount) -> Ghost:
         """Describe a deleted file.
 
         Args:
@@ -129,7 +129,7 @@ class GhostDescriber:
             )
 
 
-def _check_kept(facts: FileFacts, mount: DetachedMount) -> None:
+def _check_kept(facts: FileStat, mount: DetachedMount) -> None:
     """Refuse what a server would delete for good before a task has it again.
 
     It is told of regular files alone that they are open, and of directories too late.
@@ -144,7 +144,7 @@ def _check_kept(facts: FileFacts, mount: DetachedMount) -> None:
         )
 
 
-def _nearest_directory(base: int, path: bytes) -> tuple[bytes, FileFacts]:
+def _nearest_directory(base: int, path: bytes) -> tuple[bytes, FileStat]:
     """The directory that a path beneath a root was in, or the last of those above that is left."""
     while path != paths.ROOT:
         path = paths.split(path)[0]
@@ -157,7 +157,7 @@ def _nearest_directory(base: int, path: bytes) -> tuple[bytes, FileFacts]:
     return path, kernel.fstat(base)
 
 
-def _refuse_privileged(inode: Inode, facts: FileFacts) -> None:
+def _refuse_privileged(inode: Inode, facts: FileStat) -> None:
     """What is made anew in a user namespace cannot have what takes privileges outside of it."""
     why = ""
     if stat.S_ISBLK(facts.mode) or stat.S_ISCHR(facts.mode):
@@ -174,7 +174,7 @@ def _refuse_privileged(inode: Inode, facts: FileFacts) -> None:
         )
 
 
-def inode_of(fd: int, facts: FileFacts, contents: ContentWriter, readable: bool = False) -> Inode:
+def inode_of(fd: int, facts: FileStat, contents: ContentWriter, readable: bool = False) -> Inode:
     """Save what it takes to make a file anew.
 
     Args:
@@ -247,7 +247,7 @@ def _xattrs(file: int | bytes) -> list[Xattr]:
         raise
 
 
-def _lasting_alias(fd: int, file: File, facts: FileFacts, mount: DetachedMount) -> bytes | None:
+def _lasting_alias(fd: int, file: File, facts: FileStat, mount: DetachedMount) -> bytes | None:
     """Another name of a file, or nothing where its handle will do; None: no name outlives it."""
     superblock = mount.record.superblock
     assert superblock is not None
@@ -296,7 +296,7 @@ def _may_be(path: bytes, fd: int, file: File, mount: DetachedMount) -> bool:
     return one.nlink > 1 and alike
 
 
-def _aliases(fd: int, facts: FileFacts, mount: DetachedMount) -> Iterator[bytes]:
+def _aliases(fd: int, facts: FileStat, mount: DetachedMount) -> Iterator[bytes]:
     """Yield the names of a file beneath its bind source's root, one perhaps twice."""
     base = os.readlink(b"/proc/self/fd/%d" % mount.source)
     try:

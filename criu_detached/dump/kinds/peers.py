@@ -17,10 +17,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
 
 
-def check_peer(name: bytes, root: str, is_detached: Callable[[int, FileFacts], bool]) -> None:
+def check_peer(name: bytes, root: str, is_detached: Callable[[int, FileStat], bool]) -> None:
     """See to it that a restore finds the socket that another one is connected to.
 
     Args:

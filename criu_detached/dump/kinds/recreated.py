@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from criu_detached.images.records import File
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
 
 
 class MadeAnew:
@@ -41,7 +41,7 @@ class MadeAnew:
                 f" {file.mnt_id}: {_WOULD_PART}"
             )
 
-    def check(self, named: set[tuple[int, int]], left: Iterable[FileFacts]) -> None:
+    def check(self, named: set[tuple[int, int]], left: Iterable[FileStat]) -> None:
         """Look for those that a task has in another way than by its detached mount.
 
         Args:
@@ -55,7 +55,7 @@ class MadeAnew:
             self._refuse_on_other_mounts(left)
             self._refuse_watched(named)
 
-    def _refuse_on_other_mounts(self, left: Iterable[FileFacts]) -> None:
+    def _refuse_on_other_mounts(self, left: Iterable[FileStat]) -> None:
         """Refuse what both CRIU and the plugin would make anew."""
         for facts in left:
             file = self._files.get((facts.dev, facts.ino))
@@ -81,7 +81,7 @@ class MadeAnew:
                 )
 
 
-def _held(facts: FileFacts) -> str:
+def _held(facts: FileStat) -> str:
     """How a file is held on another mount: what no process shows is in flight (SCM_RIGHTS)."""
     for pid in dumped_tasks():
         for link, fd in open_links_of(pid, "map_files"):

@@ -12,7 +12,7 @@ import os
 
 from criu_detached import kernel, paths
 from criu_detached.dump.describe.mount import DetachedMount
-from criu_detached.errors import DetachedError, quote, reason
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.records import BoundSocket, Mount
 
 TYPE_CHECKING = False
@@ -152,8 +152,7 @@ def _check_in_source(root: int, directory: bytes) -> None:
         fd, _ = kernel.open_beneath(root, directory, kernel.O_PATH | os.O_DIRECTORY)
     except OSError as error:
         raise DetachedError(
-            f"the bind source does not show its directory {quote(directory)}:"
-            f" {reason(error.errno or 0)}"
+            f"the bind source does not show its directory {quote(directory)}: {why(error)}"
         ) from error
     os.close(fd)
 

@@ -13,10 +13,10 @@ from criu_detached.terminals import is_master, is_slave
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.images.records import Superblock
-    from criu_detached.kernel import FileFacts
+    from criu_detached.kernel import FileStat
 
 
-def is_left_to_shell_job(facts: FileFacts) -> bool:
+def is_left_to_shell_job(facts: FileStat) -> bool:
     """Tell a terminal that CRIU may dump without its file: that of a shell job.
 
     With --shell-job it gives the task another terminal (pty_open_unpaired_slave, criu/tty.c), if
@@ -31,7 +31,7 @@ def is_left_to_shell_job(facts: FileFacts) -> bool:
     return not any(number in _master_numbers(pid, fd) for pid, fd in dumped_fds())
 
 
-def refuse_terminal(path: bytes, facts: FileFacts, superblock: Superblock) -> None:
+def refuse_terminal(path: bytes, facts: FileStat, superblock: Superblock) -> None:
     """Refuse what would not be the same terminal again.
 
     Args:

@@ -231,7 +231,7 @@ class _Mount:
         return paths.open_at(self.root, path) if path is not None else -1
 
 
-def _is_nameless(link: bytes, facts: kernel.FileFacts) -> bool:
+def _is_nameless(link: bytes, facts: kernel.FileStat) -> bool:
     return link == b"/" and facts.nlink > 0 and not stat.S_ISDIR(facts.mode)
 
 

@@ -105,7 +105,7 @@ def _attach(tree: int) -> int:
         to look at an anonymous mount. Before, only an attached mount is cloned.
     """
     try:
-        top = kernel.clone_mount(tree)
+        top: int = kernel.clone_mount(tree)
     except OSError:
         top = os.dup(tree)
     new_mounts.attach_at_root(tree)

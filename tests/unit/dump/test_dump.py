@@ -110,7 +110,7 @@ def test_renamed_meanwhile(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> N
     """Just after the file was seen where it should be."""
     name_of = DetachedMount.name_of
 
-    def and_rename(mount: DetachedMount, fd: int, link: bytes, facts: kernel.FileFacts) -> Name:
+    def and_rename(mount: DetachedMount, fd: int, link: bytes, facts: kernel.FileStat) -> Name:
         mount.maps_known = False  # as before Linux 7.0
         name = name_of(mount, fd, link, facts)
         (ground.source / "file").rename(ground.source / "moved")
