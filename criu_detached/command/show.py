@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from criu_detached.errors import DetachedError, quote, why
-from criu_detached.images.recordfile import NAME, Records, damaged, read_records
+from criu_detached.images.record_reader import Records, read_records
+from criu_detached.images.recordfile import NAME, damaged
 from criu_detached.images.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
 from criu_detached.images.wire import WireError
 from criu_detached.settings import IMAGES_FILE, SOURCE, Options, escape, place_of

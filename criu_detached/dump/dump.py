@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from criu_detached.dump.describe.mount import DetachedMount
     from criu_detached.dump.kinds.sockets import SocketAnswer, Sockets
     from criu_detached.dump.kinds.watched import WatchedFiles
-    from criu_detached.images.datafile import ContentWriter
+    from criu_detached.images.datafile import DataFileWriter
 
 
 class Dump:
@@ -44,7 +44,7 @@ class Dump:
         )
         self._files = Files(host, self._mounts, self._recording, self._options, self._the_contents)
         # Few dumps need these, and they take long to load.
-        self._contents: ContentWriter | None = None
+        self._contents: DataFileWriter | None = None
         self._sockets: Sockets | None = None
         self._watched: WatchedFiles | None = None
         self._found_peers: set[bytes] = set()  # names that a restore will follow to their sockets
@@ -196,12 +196,12 @@ class Dump:
             self._files.made_anew.check(named, self._host.criu.deleted_files_left())
             self._recording.finish()
 
-    def _the_contents(self) -> ContentWriter:
+    def _the_contents(self) -> DataFileWriter:
         """The data file."""
         if self._contents is None:
-            from criu_detached.images.datafile import ContentWriter
+            from criu_detached.images.datafile import DataFileWriter
 
-            self._contents = ContentWriter(self._host.criu.image_dir())
+            self._contents = DataFileWriter(self._host.criu.image_dir())
         return self._contents
 
     def _the_sockets(self) -> Sockets:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from criu_detached.dump.kinds.ghosts import GhostDescriber
     from criu_detached.dump.mounts import Mounts
     from criu_detached.dump.writing import Recording
-    from criu_detached.images.datafile import ContentWriter
+    from criu_detached.images.datafile import DataFileWriter
     from criu_detached.settings import Options
 
 
@@ -41,7 +41,7 @@ class Files:
         mounts: Mounts,
         recording: Recording,
         options: Callable[[], Options],
-        contents: Callable[[], ContentWriter],
+        contents: Callable[[], DataFileWriter],
     ) -> None:
         """Begin with none.
 

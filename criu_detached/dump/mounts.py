@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from criu_detached.dump.filesystems.soleheld import SoleHeld
     from criu_detached.dump.kinds.recreated import MadeAnew
     from criu_detached.dump.writing import Recording
-    from criu_detached.images.datafile import ContentWriter
+    from criu_detached.images.datafile import DataFileWriter
     from criu_detached.settings import Options
 
 _LOCKABLE = (
@@ -48,7 +48,7 @@ class Mounts:
         finder: SourceFinder,
         recording: Recording,
         options: Callable[[], Options],
-        contents: Callable[[], ContentWriter],
+        contents: Callable[[], DataFileWriter],
     ) -> None:
         """Begin with none.
 

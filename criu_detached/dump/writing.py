@@ -7,7 +7,7 @@ import os
 
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems.superblock import boot_id
-from criu_detached.images.recordfile import RecordWriter
+from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import FORMAT, Header
 from criu_detached.kernel import tasks
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The files of a dump beside CRIU's images: records, their encoding, and contents."""
+"""The files of a dump beside CRIU's images: the record file and the data file."""

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The data file ``criu-detached-data.img``: contents of files that are made anew.
+"""The data file ``criu-detached-data.img``: data of the files that are made anew.
 
-Layout (docs/image-format.md): two magic numbers, then the contents one after the other. A
-content is a list of extents, each an offset and a length of 64 bits (little-endian) and
-that many bytes; what no extent covers is a hole. Data go through one buffer, so memory stays
-bounded, and are not copied at all where the filesystem can let two files share them.
+Layout (docs/image-format.md): two magic numbers, then the content of one file after another. A
+content is a list of extents, each an offset and a length of 64 bits (little-endian) and that many
+bytes; what no extent covers is a hole.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import errno
 import os
 import stat
 
-from criu_detached import kernel
 from criu_detached.errors import DetachedError, why
+from criu_detached.images import copying
 from criu_detached.images.recordfile import magics
 
 TYPE_CHECKING = False
@@ -28,23 +27,8 @@ DATA_MAGIC = 0x44544444  # "DDTD"
 _MAGICS = magics(DATA_MAGIC)
 _EXTENT = 16  # bytes of an extent's offset and length
 
-# One buffer for all: reading and writing through it takes half the time of copy_file_range(2) and
-# sendfile(2), which go page by page, unless they need not copy. It fits into a processor's cache:
-# with a mebibyte the dump of a large file took a third more.
-_BUFFER = kernel.zeroed(1 << 18)
-_PIECE = 1 << 30  # bytes that one copy_file_range(2) is asked to copy
-# linux/magic.h: filesystems where two files may share their data
-_SHARING = {
-    0x9123683E,  # btrfs
-    0x58465342,  # xfs
-    0xCA451A4E,  # bcachefs
-    0x794C7630,  # overlayfs
-}
-# What copy_file_range(2) answers where it cannot copy between two files.
-_CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
-
-class ContentWriter:
+class DataFileWriter:
     """Appends the contents of open files to the data file, which it creates on need."""
 
     def __init__(self, image_dir: int) -> None:
@@ -69,9 +53,9 @@ class ContentWriter:
         """
         self._create()
         start = self._end
-        for offset, length in _data_of(fd, size):
+        for offset, length in copying.data_of(fd, size):
             head = offset.to_bytes(8, "little") + length.to_bytes(8, "little")
-            if length <= len(_BUFFER) - _EXTENT:
+            if length <= len(copying.BUFFER) - _EXTENT:
                 self._append_small(head, fd, offset, length)
             else:
                 self._write(head)
@@ -99,15 +83,15 @@ class ContentWriter:
 
     def _append_small(self, head: bytes, fd: int, offset: int, length: int) -> None:
         """Append an extent at once."""
-        _BUFFER[:_EXTENT] = head
-        extent = _BUFFER[: _EXTENT + length]
+        copying.BUFFER[:_EXTENT] = head
+        extent = copying.BUFFER[: _EXTENT + length]
         if os.preadv(fd, [extent[_EXTENT:]], offset) != length:
             raise _shorter()
         self._write(extent)
 
     def _append(self, fd: int, offset: int, length: int) -> None:
         try:
-            copied = copy_data(fd, offset, self._fd, self._end, length)
+            copied = copying.copy_data(fd, offset, self._fd, self._end, length)
         except OSError as error:
             raise _cannot_write(error) from error
         if copied != length:
@@ -115,7 +99,7 @@ class ContentWriter:
         self._end += length
 
 
-class ContentReader:
+class DataFileReader:
     """Reads contents back."""
 
     def __init__(self, fd: int) -> None:
@@ -151,7 +135,7 @@ class ContentReader:
         """
         os.ftruncate(fd, file_size)
         for offset, length, data in self._extents(at, size, file_size):
-            if copy_data(self.fd, data, fd, offset, length) != length:
+            if copying.copy_data(self.fd, data, fd, offset, length) != length:
                 raise _damaged("a content is cut off")
 
     def _extents(self, at: int, size: int, file_size: int) -> Iterator[tuple[int, int, int]]:
@@ -193,86 +177,6 @@ def open_data(image_dir: int) -> int:
         os.close(fd)
         raise DetachedError(f"{NAME} is no regular file: copy the whole directory of images")
     return fd
-
-
-def copy_data(source: int, source_at: int, target: int, target_at: int, length: int) -> int:
-    """Copy bytes from file to file, or let the two share them where they can.
-
-    Args:
-        source: open for reading; its position does not move.
-        source_at: where to begin.
-        target: open for writing, without O_APPEND.
-        target_at: where to begin.
-        length: how many bytes.
-
-    Returns:
-        How many there were.
-
-    Raises:
-        OSError: as read(2) and write(2).
-    """
-    copied = _share(source, source_at, target, target_at, length)
-    while copied < length:
-        piece = _BUFFER[: length - copied]
-        done = os.preadv(source, [piece], source_at + copied)
-        if not done:
-            break
-        piece = piece[:done]
-        while piece:
-            written = os.pwrite(target, piece, target_at + copied)
-            copied += written
-            piece = piece[written:]
-    return copied
-
-
-def _share(source: int, source_at: int, target: int, target_at: int, length: int) -> int:
-    """Let a file share the data of another, as many of them as the kernel can."""
-    if length <= len(_BUFFER) or not _may_share(source, target):
-        return 0
-    copied = 0
-    try:
-        while copied < length:
-            count = min(length - copied, _PIECE)
-            done = os.copy_file_range(source, target, count, source_at + copied, target_at + copied)
-            if not done:
-                break
-            copied += done
-    except OSError as error:
-        if error.errno not in _CANNOT:
-            raise
-    return copied
-
-
-def _may_share(source: int, target: int) -> bool:
-    magic = kernel.fstatfs(source).magic
-    return magic in _SHARING and magic == kernel.fstatfs(target).magic
-
-
-def has_data(fd: int, size: int) -> bool:
-    """Tell whether a file has anything but holes.
-
-    st_blocks does not: many servers (FUSE) leave it at zero.
-
-    Args:
-        fd: the file, open for reading.
-        size: of it, in bytes.
-    """
-    return next(_data_of(fd, size), None) is not None
-
-
-def _data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield offset and length of each piece of a file that is no hole."""
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return  # a hole to the end
-        at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        if start < at:
-            yield start, at - start
 
 
 def _shorter() -> OSError:

@@ -13,7 +13,7 @@ from criu_detached import kernel
 from criu_detached.criu import log
 from criu_detached.errors import DetachedError, why
 from criu_detached.filesystems.attributes import user_namespace
-from criu_detached.images.datafile import ContentReader, open_data
+from criu_detached.images.datafile import DataFileReader, open_data
 from criu_detached.images.records import (
     BIND_SOURCE,
     RECREATED,
@@ -40,7 +40,7 @@ from criu_detached.terminals import is_slave
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.criu.host import Host
-    from criu_detached.images.recordfile import Records
+    from criu_detached.images.record_reader import Records
     from criu_detached.restore.sockets import SocketNames
     from criu_detached.restore.supplied import Supply
 
@@ -96,19 +96,19 @@ class Outside:
 
             self._plan.with_ghosts = realise_with_ghosts
 
-    def _open_data(self) -> tuple[int, ContentReader | None]:
+    def _open_data(self) -> tuple[int, DataFileReader | None]:
         """The data file, if there is something in it, and all of it checked; else -1."""
         ghosts = self._records.ghosts.values()
         data, reader = -1, None
         nodes = (node for nodes in self._records.nodes.values() for node in nodes)
         if any(map(has_content, ghosts)) or any(map(has_content, nodes)):
             data = open_data(self._host.criu.image_dir())
-            reader = ContentReader(data)
+            reader = DataFileReader(data)
         for ghost in ghosts:
             check_ghost(ghost, reader)
         return data, reader
 
-    def _realise_all(self, proc: int, reader: ContentReader | None) -> None:
+    def _realise_all(self, proc: int, reader: DataFileReader | None) -> None:
         root = os.open("/", kernel.O_PATH)
         means = Means(root, self._same_boot, proc=proc, reader=reader)
         means.with_ghosts = self._plan.with_ghosts
@@ -191,7 +191,7 @@ class Outside:
             self._socket_names.check_directories(mount, found.tree)
         self._host.fds.add_inherited(found.tree, mount_key(mount))
         for ghost, fd in found.ghosts:
-            assert ghost.file is not None  # recordfile
+            assert ghost.file is not None  # record_reader
             self._host.fds.add_inherited(fd, ghost_key(ghost.file))
         log.info(f"mount {mount.mnt_id} is realised")
 

@@ -8,7 +8,7 @@ import stat
 from criu_detached import paths
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems import attributes
-from criu_detached.images.datafile import ContentReader
+from criu_detached.images.datafile import DataFileReader
 from criu_detached.images.records import (
     BIND_SOURCE,
     RECREATED,
@@ -21,7 +21,7 @@ from criu_detached.images.records import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.images.recordfile import Records
+    from criu_detached.images.record_reader import Records
 
 _ORIGINS = (BIND_SOURCE, REMOUNT, RECREATED, SUPPLIED)
 _KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK}
@@ -61,7 +61,7 @@ def check_filesystems(records: Records) -> None:
             )
 
 
-def check_ghost(ghost: Ghost, reader: ContentReader | None) -> None:
+def check_ghost(ghost: Ghost, reader: DataFileReader | None) -> None:
     """Refuse a record that no dump writes.
 
     Args:
@@ -72,7 +72,7 @@ def check_ghost(ghost: Ghost, reader: ContentReader | None) -> None:
         DetachedError: a path leaves its mount, or the content is not there.
     """
     file, inode = ghost.file, ghost.inode
-    assert file is not None  # recordfile
+    assert file is not None  # record_reader
     for path in (file.path, ghost.alias or paths.ROOT):
         if path != paths.ROOT and paths.is_invalid(path):
             raise DetachedError(f"a deleted file has the invalid path {quote(path)}")
@@ -85,7 +85,7 @@ def check_ghost(ghost: Ghost, reader: ContentReader | None) -> None:
     check_inode(file.path, file.mode, inode, reader)
 
 
-def check_inode(path: bytes, mode: int, inode: Inode, reader: ContentReader | None) -> None:
+def check_inode(path: bytes, mode: int, inode: Inode, reader: DataFileReader | None) -> None:
     """Refuse a record that no dump writes.
 
     Args:

@@ -17,7 +17,7 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.types import SERVED
-from criu_detached.images.datafile import ContentReader
+from criu_detached.images.datafile import DataFileReader
 from criu_detached.images.records import File, Ghost, Inode
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ class Workshop:
     """
 
     def __init__(
-        self, source: int, proc: int, reader: ContentReader | None, keeps_inodes: bool
+        self, source: int, proc: int, reader: DataFileReader | None, keeps_inodes: bool
     ) -> None:
         """Open it.
 
@@ -98,7 +98,7 @@ class Workshop:
         directory, name = paths.split(path)
         parent, directory = self._parent(self._source, directory)
         name, _ = self._give_name(ghost, parent, name, parent)
-        assert ghost.file is not None  # recordfile
+        assert ghost.file is not None  # record_reader
         self._names.append((parent, name, stat.S_ISDIR(ghost.file.mode)))
         return paths.join(directory, name)
 
@@ -118,7 +118,7 @@ class Workshop:
             OSError: the kernel refused it.
         """
         file = ghost.file
-        assert file is not None  # recordfile
+        assert file is not None  # record_reader
         if file.path == paths.ROOT:
             return self._known_to_server(paths.open_at(tree, paths.ROOT))
         directory, name = paths.split(file.path)

@@ -14,7 +14,7 @@ import os
 from criu_detached import kernel
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems.attributes import needs_id_map
-from criu_detached.images.datafile import ContentReader
+from criu_detached.images.datafile import DataFileReader
 from criu_detached.images.records import Mount, is_in_namespace
 from criu_detached.kernel import namespaces
 from criu_detached.kernel.mountinfo import read_mountinfo
@@ -124,7 +124,7 @@ class Trees:
             self._host.fds.get_inherited(mount_key(mount)), self._plan.keeps_inodes[mount.mnt_id]
         )
         for ghost in self._plan.ghosts.get(mount.mnt_id, []):
-            assert ghost.file is not None  # recordfile
+            assert ghost.file is not None  # record_reader
             found.ghosts.append((ghost, self._host.fds.get_inherited(ghost_key(ghost.file))))
         return found
 
@@ -149,7 +149,7 @@ class Trees:
                 inherited(userns_key(mount), needs_id_map(mount)),
                 self._clone_inside,
                 inherited(PROC_KEY, bool(ghosts or mount.root_deleted or source.id_mapped)),
-                ContentReader(data) if data >= 0 else None,
+                DataFileReader(data) if data >= 0 else None,
             )
             means.in_userns = self._in_userns
             means.with_ghosts = self._plan.with_ghosts
@@ -185,7 +185,7 @@ class Trees:
         self._plan.keeps_inodes[mnt_id] = found.keeps_inodes
         try:
             for ghost, fd in found.ghosts:
-                assert ghost.file is not None  # recordfile
+                assert ghost.file is not None  # record_reader
                 number = self._plan.ghosts_in_tasks[mnt_id, ghost.file.ino]
                 self._host.shared.set(number, self._host.fds.add(fd))
             # Last: now the others look no further.

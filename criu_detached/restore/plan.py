@@ -11,7 +11,7 @@ from criu_detached.images.records import BIND_SOURCE, SUPPLIED, Ghost, Mount, No
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.images.recordfile import Records
+    from criu_detached.images.record_reader import Records
     from criu_detached.images.records import File
     from criu_detached.restore.realise import WithGhosts
 

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from criu_detached.images.datafile import ContentReader
+    from criu_detached.images.datafile import DataFileReader
 
     WithGhosts = Callable[[Mount, list[Ghost], int, str, "Means"], "Realised"]
 
@@ -55,7 +55,7 @@ class Means:
         userns_fd: int = -1,
         clone: Callable[[int], int] = kernel.clone_mount,
         proc: int = -1,
-        reader: ContentReader | None = None,
+        reader: DataFileReader | None = None,
     ) -> None:
         """Gather it.
 

@@ -16,7 +16,8 @@ import stat
 from criu_detached import paths
 from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.superblock import boot_id
-from criu_detached.images.recordfile import Records, damaged, read_records
+from criu_detached.images.record_reader import Records, read_records
+from criu_detached.images.recordfile import damaged
 from criu_detached.images.records import ExtFile, File
 from criu_detached.images.wire import WireError
 from criu_detached.restore.before_tasks import Outside

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from criu_detached.criu.host import Host
-    from criu_detached.images.recordfile import Records
+    from criu_detached.images.record_reader import Records
 
 # struct sockaddr_un of unix(7); a name that fills it has no end mark
 MAX_NAME = 108

@@ -27,7 +27,7 @@ from criu_detached.settings import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.criu.host import Host
-    from criu_detached.images.recordfile import Records
+    from criu_detached.images.record_reader import Records
 
 # Name of the image of a user namespace, up to its number (imgset_template, criu/image-desc.c)
 _USERNS_IMAGE = "userns-"

@@ -174,7 +174,7 @@ import os, stat
 from criu_detached import kernel, paths
 from criu_detached.criu import host, log
 from criu_detached.filesystems import superblock
-from criu_detached.images import datafile, recordfile
+from criu_detached.images import datafile, record_reader
 from criu_detached.restore import checks, ghosts, inodes, realise, restore, sockets, with_ghosts
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.images.records import *
@@ -218,7 +218,7 @@ works = [
     lambda: paths.open_mountpoint(tree, b"/dir"),
     lambda: kernel.clone_mount(tree),
     lambda: kernel.open_by_handle(tree, kernel.name_to_handle(tree), os.O_PATH),
-    lambda: recordfile.read_records(tree),
+    lambda: record_reader.read_records(tree),
     lambda: checks.check_mount(Mount(origin=9)),
     lambda: realise.realise(
         Mount(
@@ -249,8 +249,8 @@ GHOSTS = """
 proc = os.open("/proc", os.O_PATH)
 file = os.open(sys.argv[1] + "/file", os.O_RDWR | os.O_CREAT)
 os.write(file, b"content")
-at, size = datafile.ContentWriter(tree).add(file, 7)
-reader = datafile.ContentReader(datafile.open_data(tree))
+at, size = datafile.DataFileWriter(tree).add(file, 7)
+reader = datafile.DataFileReader(datafile.open_data(tree))
 
 def ghost(path, mode, **inode):
     inode = Inode(uid=os.getuid(), gid=os.getgid(), **inode)
@@ -326,7 +326,7 @@ works = [
     lambda: realised(ghost(b"one", 0o100640), ghost(b"two/three", 0o120777, target=b"x")),
     lambda: realised(ghost(b"one", 0o100640), bad[0]),
     lambda: datafile.open_data(proc),
-    lambda: datafile.ContentReader(os.open("/dev/null", os.O_RDONLY)),
+    lambda: datafile.DataFileReader(os.open("/dev/null", os.O_RDONLY)),
 ]
 """
 

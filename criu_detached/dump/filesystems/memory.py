@@ -20,7 +20,7 @@ from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.idmap import unmapped, unmapped_acl
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.filesystems.types import IN_MEMORY
-from criu_detached.images.datafile import ContentWriter
+from criu_detached.images.datafile import DataFileWriter
 from criu_detached.images.records import (
     RECREATED,
     BindSource,
@@ -37,7 +37,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.dump.kinds.recreated import MadeAnew
     from criu_detached.dump.observe.classify import Kind
-    from criu_detached.images.recordfile import RecordWriter
+    from criu_detached.images.record_writer import RecordWriter
     from criu_detached.kernel import FileStat
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
@@ -57,7 +57,7 @@ class Memory:
         fd: int,
         kind: Kind,
         records: RecordWriter,
-        contents: ContentWriter,
+        contents: DataFileWriter,
         restricted: bool,
     ) -> None:
         """Begin with its record.

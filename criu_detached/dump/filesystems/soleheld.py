@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from criu_detached.dump.describe.sources import Source
     from criu_detached.dump.kinds.recreated import MadeAnew
     from criu_detached.dump.observe.classify import Kind
-    from criu_detached.images.datafile import ContentWriter
-    from criu_detached.images.recordfile import RecordWriter
+    from criu_detached.images.datafile import DataFileWriter
+    from criu_detached.images.record_writer import RecordWriter
     from criu_detached.images.records import Filesystem
     from criu_detached.kernel import FileStat
 
@@ -50,7 +50,7 @@ class SoleHeld:
     """The sole-held filesystems of one dump."""
 
     def __init__(
-        self, criu: Criu, records: Callable[[], RecordWriter], contents: ContentWriter
+        self, criu: Criu, records: Callable[[], RecordWriter], contents: DataFileWriter
     ) -> None:
         """Take what it needs.
 

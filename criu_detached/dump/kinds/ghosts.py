@@ -11,7 +11,8 @@ from criu_detached import kernel, paths
 from criu_detached.dump.describe import roots
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.types import OVERLAYFS_MAGIC, SERVED, is_hidden
-from criu_detached.images.datafile import ContentWriter, has_data
+from criu_detached.images.copying import has_data
+from criu_detached.images.datafile import DataFileWriter
 from criu_detached.images.records import File, Ghost, Inode, Time, Xattr
 from criu_detached.kernel import FileStat
 from criu_detached.settings import GHOST_LIMIT, WHERE, Options
@@ -31,7 +32,7 @@ class GhostDescriber:
 
     def __init__(
         self,
-        contents: ContentWriter,
+        contents: DataFileWriter,
         options: Callable[[], Options],
         inner_ids: Callable[[int, int], tuple[int, int]],
         restricted: bool,
@@ -174,7 +175,7 @@ def _refuse_privileged(inode: Inode, facts: FileStat) -> None:
         )
 
 
-def inode_of(fd: int, facts: FileStat, contents: ContentWriter, readable: bool = False) -> Inode:
+def inode_of(fd: int, facts: FileStat, contents: DataFileWriter, readable: bool = False) -> Inode:
     """Save what it takes to make a file anew.
 
     Args:

@@ -21,7 +21,7 @@ from criu_detached.restore.filesystems.pseudo import mount_anew
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.filesystems.devices import Found
-    from criu_detached.images.recordfile import Records
+    from criu_detached.images.record_reader import Records
     from criu_detached.images.records import Filesystem
     from criu_detached.restore.realise import Means
 

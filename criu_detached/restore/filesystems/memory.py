@@ -19,7 +19,7 @@ from criu_detached.restore.inodes import set_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.images.datafile import ContentReader
+    from criu_detached.images.datafile import DataFileReader
     from criu_detached.restore.realise import Means
 
 
@@ -210,7 +210,7 @@ class _Filler:
 _MAX_OPEN = 64  # directories
 
 
-def _check(node: Node, reader: ContentReader | None) -> None:
+def _check(node: Node, reader: DataFileReader | None) -> None:
     """Refuse a record that no dump writes."""
     for path in (node.path, node.same_as or paths.ROOT):
         if path != paths.ROOT and paths.is_invalid(path):

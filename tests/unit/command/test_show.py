@@ -12,7 +12,8 @@ from criu_detached import settings
 from criu_detached.command import cli
 from criu_detached.command.show import show
 from criu_detached.errors import DetachedError
-from criu_detached.images.recordfile import NAME, RecordWriter
+from criu_detached.images.record_writer import RecordWriter
+from criu_detached.images.recordfile import NAME
 from criu_detached.images.records import (
     BIND_SOURCE,
     FORMAT,

@@ -18,7 +18,8 @@ from criu_detached.dump.dump import Dump
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems.superblock import boot_id
 from criu_detached.images import datafile
-from criu_detached.images.recordfile import NAME, read_records
+from criu_detached.images.record_reader import read_records
+from criu_detached.images.recordfile import NAME
 from criu_detached.images.records import BIND_SOURCE, File, Mount, Time
 from criu_detached.paths import Name
 

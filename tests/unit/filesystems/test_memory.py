@@ -18,8 +18,9 @@ from criu_detached.dump.observe.classify import Classifier, Kind
 from criu_detached.dump.observe.directories import climb
 from criu_detached.errors import DetachedError
 from criu_detached.images.datafile import NAME as DATA
-from criu_detached.images.datafile import ContentReader, ContentWriter, open_data
-from criu_detached.images.recordfile import Records, RecordWriter, read_records
+from criu_detached.images.datafile import DataFileReader, DataFileWriter, open_data
+from criu_detached.images.record_reader import Records, read_records
+from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import (
     FORMAT,
     BindSource,
@@ -77,7 +78,7 @@ class Ground:
     ) -> Records:
         """Save files of the filesystem as a dump does that meets them in this order."""
         writer = RecordWriter(self.images, Header(format=FORMAT))
-        contents = ContentWriter(self.images)
+        contents = DataFileWriter(self.images)
         memory = Memory(1, self.root, self.kind(self.root), writer, contents, restricted)
         for name in names:
             with support.opened(Path(f"/proc/self/fd/{self.root}/{name}"), os.O_RDONLY) as fd:
@@ -104,7 +105,7 @@ class Ground:
         if (self.path / "images" / DATA).exists():
             data = open_data(self.images)
             self.stack.callback(os.close, data)
-            reader = ContentReader(data)
+            reader = DataFileReader(data)
         tree = make_memory(filesystem)
         self.stack.callback(os.close, tree)
         fill(tree, nodes, list(roots), Means(-1, True, proc=self.proc, reader=reader))
@@ -192,7 +193,7 @@ def test_position_is_left(ground: Ground) -> None:
     with ground.detached("tmpfs", "") as top:
         (top / "file").write_text("content")
     writer = RecordWriter(ground.images, Header(format=FORMAT))
-    contents = ContentWriter(ground.images)
+    contents = DataFileWriter(ground.images)
     kind = ground.kind(ground.root)
     memory = Memory(1, ground.root, kind, writer, contents, False)
     with support.opened(Path(f"/proc/self/fd/{ground.root}/file"), os.O_RDWR) as fd:

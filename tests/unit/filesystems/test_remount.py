@@ -14,7 +14,8 @@ from criu_detached import kernel
 from criu_detached.dump import files, mounts
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems import devices
-from criu_detached.images.recordfile import RecordWriter, read_records
+from criu_detached.images.record_reader import read_records
+from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import (
     FORMAT,
     REMOUNT,

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from criu_detached.errors import DetachedError
-from criu_detached.images import datafile
-from criu_detached.images.datafile import NAME, ContentReader, ContentWriter
+from criu_detached.images import copying, datafile
+from criu_detached.images.datafile import NAME, DataFileReader, DataFileWriter
 
 from .. import support
 
@@ -31,7 +31,7 @@ def make(path: Path, pieces: Pieces, size: int) -> Path:
     return path
 
 
-def add(writer: ContentWriter, path: Path) -> tuple[int, int]:
+def add(writer: DataFileWriter, path: Path) -> tuple[int, int]:
     """Put a file's content into the data file."""
     with support.opened(path) as fd:
         return writer.add(fd, path.stat().st_size)
@@ -41,7 +41,7 @@ def copy_back(directory: int, place: tuple[int, int], path: Path, size: int) -> 
     """Give a new file a content of the data file."""
     data = datafile.open_data(directory)
     try:
-        reader = ContentReader(data)
+        reader = DataFileReader(data)
         reader.check(*place, size)
         with support.opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             reader.copy(*place, fd, size)
@@ -68,7 +68,7 @@ def copy_back(directory: int, place: tuple[int, int], path: Path, size: int) -> 
 )
 def test_round_trip(directory: int, tmp_path: Path, pieces: Pieces, size: int) -> None:
     path = make(tmp_path / "old", pieces, size)
-    place = add(ContentWriter(directory), path)
+    place = add(DataFileWriter(directory), path)
     copy_back(directory, place, tmp_path / "new", size)
     new = (tmp_path / "new").stat()
     assert new.st_size == size
@@ -87,7 +87,7 @@ def test_any_content(tmp_path_factory: pytest.TempPathFactory, data: st.DataObje
     place = st.tuples(st.integers(0, 20 * BLOCK), st.binary(min_size=1, max_size=50))
     files = data.draw(st.lists(st.tuples(st.lists(place, max_size=4), st.integers(0, 25 * BLOCK))))
     with support.opened(path) as directory:
-        writer = ContentWriter(directory)
+        writer = DataFileWriter(directory)
         places = []
         for number, (pieces, size) in enumerate(files):
             places.append(add(writer, make(path / f"old{number}", pieces, size)))
@@ -111,10 +111,10 @@ def test_shared_data(
         return share(source, target, min(count, BLOCK), source_at, target_at)
 
     monkeypatch.setattr(os, "copy_file_range", some)
-    monkeypatch.setattr(datafile, "_may_share", lambda *_: True)
-    monkeypatch.setattr(datafile, "_BUFFER", memoryview(bytearray(BLOCK)))
+    monkeypatch.setattr(copying, "_may_share", lambda *_: True)
+    monkeypatch.setattr(copying, "BUFFER", memoryview(bytearray(BLOCK)))
     data = os.urandom(10 * BLOCK + 17)
-    place = add(ContentWriter(directory), make(tmp_path / "old", [(0, data)], len(data)))
+    place = add(DataFileWriter(directory), make(tmp_path / "old", [(0, data)], len(data)))
     copy_back(directory, place, tmp_path / "new", len(data))
     assert (tmp_path / "new").read_bytes() == data
     assert left[0] == max(0, shared - 22)
@@ -122,8 +122,8 @@ def test_shared_data(
 
 def test_small_and_large_contents(directory: int, tmp_path: Path) -> None:
     """What fits the buffer with its head, and what does not."""
-    writer = ContentWriter(directory)
-    room = len(datafile._BUFFER) - 16
+    writer = DataFileWriter(directory)
+    room = len(copying.BUFFER) - 16
     for size in (room - 1, room, room + 1, room + 16, room + 17):
         data = os.urandom(size)
         place = add(writer, make(tmp_path / f"old{size}", [(0, data)], size))
@@ -131,17 +131,9 @@ def test_small_and_large_contents(directory: int, tmp_path: Path) -> None:
         assert (tmp_path / f"new{size}").read_bytes() == data
 
 
-def test_position_of_the_file_is_left(directory: int, tmp_path: Path) -> None:
-    with support.opened(make(tmp_path / "old", [(0, b"content")], 7)) as fd:
-        os.lseek(fd, 3, os.SEEK_SET)
-        with support.opened(tmp_path / "new", os.O_RDWR | os.O_CREAT) as new:
-            assert datafile.copy_data(fd, 0, new, 0, 100) == 7
-        assert os.lseek(fd, 0, os.SEEK_CUR) == 3
-
-
 def test_layout(directory: int, tmp_path: Path) -> None:
     """As docs/image-format.md has it."""
-    writer = ContentWriter(directory)
+    writer = DataFileWriter(directory)
     assert not (tmp_path / NAME).exists()
     first = add(writer, make(tmp_path / "first", [(0, b"content")], 7))
     second = add(writer, make(tmp_path / "second", [(2 * BLOCK, b"x" * 10)], 2 * BLOCK + 10))
@@ -160,7 +152,7 @@ def test_layout(directory: int, tmp_path: Path) -> None:
 
 
 def test_mode_and_owner(directory: int, tmp_path: Path) -> None:
-    add(ContentWriter(directory), make(tmp_path / "old", [(0, b"secret")], 6))
+    add(DataFileWriter(directory), make(tmp_path / "old", [(0, b"secret")], 6))
     found = (tmp_path / NAME).stat()
     assert found.st_mode & 0o777 == 0o600
     assert found.st_uid == os.geteuid()
@@ -174,7 +166,7 @@ def test_existing_file_is_left(directory: int, tmp_path: Path, kind: str) -> Non
     else:
         (tmp_path / NAME).symlink_to("elsewhere")
     with pytest.raises(DetachedError, match=f"can't create {NAME}"):
-        add(ContentWriter(directory), path)
+        add(DataFileWriter(directory), path)
     assert not (tmp_path / "elsewhere").exists()
     assert kind == "symlink" or (tmp_path / NAME).read_text() == "somebody's"
 
@@ -183,13 +175,13 @@ def test_full_filesystem(tmpfs: Path, tmp_path: Path) -> None:
     """The dump fails while it can."""
     path = make(tmp_path / "old", [(0, os.urandom(64 << 10))], 64 << 10)
     with support.opened(tmpfs) as directory, pytest.raises(DetachedError) as error:
-        add(ContentWriter(directory), path)
+        add(DataFileWriter(directory), path)
     assert str(error.value) == f"can't write {NAME}: No space left on device"
 
 
 def test_full_filesystem_at_restore(directory: int, tmpfs: Path, tmp_path: Path) -> None:
     path = make(tmp_path / "old", [(0, os.urandom(64 << 10))], 64 << 10)
-    place = add(ContentWriter(directory), path)
+    place = add(DataFileWriter(directory), path)
     with pytest.raises(OSError, match="No space left"):
         copy_back(directory, place, tmpfs / "new", 64 << 10)
 
@@ -197,9 +189,9 @@ def test_full_filesystem_at_restore(directory: int, tmpfs: Path, tmp_path: Path)
 def test_file_that_becomes_shorter(
     directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datafile, "_data_of", lambda fd, size: iter([(0, 8)]))
+    monkeypatch.setattr(copying, "data_of", lambda fd, size: iter([(0, 8)]))
     with pytest.raises(OSError, match="shorter"):
-        add(ContentWriter(directory), make(tmp_path / "old", [(0, b"content")], 7))
+        add(DataFileWriter(directory), make(tmp_path / "old", [(0, b"content")], 7))
 
 
 def test_missing(directory: int) -> None:
@@ -208,7 +200,7 @@ def test_missing(directory: int) -> None:
 
 
 def test_symlink(directory: int, tmp_path: Path) -> None:
-    add(ContentWriter(directory), make(tmp_path / "old", [(0, b"content")], 7))
+    add(DataFileWriter(directory), make(tmp_path / "old", [(0, b"content")], 7))
     (tmp_path / NAME).rename(tmp_path / "other")
     (tmp_path / NAME).symlink_to("other")
     with pytest.raises(DetachedError, match=f"can't open {NAME}"):
@@ -242,7 +234,7 @@ class Damaged:
         """As a restore does before there are tasks, and as it does in one; both must agree."""
         target = self.path.parent / "target"
         with support.opened(self.path) as fd:
-            reader = ContentReader(fd)
+            reader = DataFileReader(fd)
             try:
                 reader.check(at, size, file_size)
             except DetachedError:
@@ -296,19 +288,19 @@ def test_content_outside_of_the_data_file(damaged: Damaged, at: int, size: int) 
 
 def test_every_cut(directory: int, tmp_path: Path) -> None:
     old = make(tmp_path / "old", [(0, b"content"), (2 * BLOCK, b"tail")], 3 * BLOCK)
-    at, size = add(ContentWriter(directory), old)
+    at, size = add(DataFileWriter(directory), old)
     written = (tmp_path / NAME).read_bytes()
     for length in [*range(200), *range(len(written) - 200, len(written))]:
         (tmp_path / NAME).write_bytes(written[:length])
         with support.opened(tmp_path / NAME) as fd, pytest.raises(DetachedError, match="damaged"):
-            ContentReader(fd).check(at, size, 3 * BLOCK)
+            DataFileReader(fd).check(at, size, 3 * BLOCK)
 
 
 @pytest.mark.parametrize("start", [b"", b"\x19\x43\x56\x54", bytes(8), b"\x19\x43\x56\x541MTD"])
 def test_other_magic(damaged: Damaged, start: bytes) -> None:
     damaged.path.write_bytes(start)
     with support.opened(damaged.path) as fd, pytest.raises(DetachedError, match="magic"):
-        ContentReader(fd)
+        DataFileReader(fd)
 
 
 @given(data=st.data())

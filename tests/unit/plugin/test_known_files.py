@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from criu_detached.images.recordfile import NAME, RecordWriter
+from criu_detached.images.record_writer import RecordWriter
+from criu_detached.images.recordfile import NAME
 from criu_detached.images.records import FORMAT, Entry, File, Handle, Header, Mount
 from criu_detached.images.wire import WireError, decode, encode
 

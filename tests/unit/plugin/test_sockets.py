@@ -16,7 +16,8 @@ import pytest
 from criu_detached import kernel
 from criu_detached.dump.kinds.sockets import describe_socket
 from criu_detached.errors import DetachedError
-from criu_detached.images.recordfile import RecordWriter, read_records
+from criu_detached.images.record_reader import read_records
+from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import FORMAT, RECREATED, BoundSocket, Header, Mount
 from criu_detached.paths import Name
 from criu_detached.restore.sockets import SocketNames

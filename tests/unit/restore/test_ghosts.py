@@ -13,7 +13,7 @@ import pytest
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError
-from criu_detached.images.datafile import ContentReader, ContentWriter, open_data
+from criu_detached.images.datafile import DataFileReader, DataFileWriter, open_data
 from criu_detached.images.records import File, Ghost, Handle, Inode, Time, Xattr
 from criu_detached.restore import ghosts
 from criu_detached.restore.checks import check_ghost
@@ -52,7 +52,7 @@ class Ground:
         self.images = path / "images"
         self.images.mkdir()
         self.keeps_inodes = True
-        self.writer: ContentWriter | None = None
+        self.writer: DataFileWriter | None = None
 
     def content(self, data: bytes) -> dict[str, int]:
         """Put a content into the data file; returns what an inode says of it."""
@@ -60,7 +60,7 @@ class Ground:
         path.write_bytes(data)
         if self.writer is None:
             directory = os.open(self.images, os.O_RDONLY)
-            self.writer = ContentWriter(directory)
+            self.writer = DataFileWriter(directory)
         with support.opened(path) as fd:
             at, size = self.writer.add(fd, len(data))
         return {"size": len(data), "data_at": at, "data_size": size}
@@ -76,7 +76,7 @@ class Ground:
         with support.opened(self.images) as images, support.opened(Path("/proc")) as proc:
             if self.writer is not None:
                 data = open_data(images)
-            reader = ContentReader(data) if data >= 0 else None
+            reader = DataFileReader(data) if data >= 0 else None
             workshop = Workshop(clone, proc, reader, self.keeps_inodes)
             try:
                 yield workshop, tree
@@ -554,7 +554,7 @@ def test_hostile_record(ground: Ground, change: Change, why: str) -> None:
     assert record.file is not None and record.inode is not None
     with support.opened(ground.images) as images:
         fd = open_data(images)
-        reader = ContentReader(fd)
+        reader = DataFileReader(fd)
         check_ghost(record, reader)
         change(record, record.file, record.inode)
         with pytest.raises(DetachedError, match=why) as error:

@@ -15,8 +15,9 @@ from criu_detached.criu import log
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems.superblock import boot_id, superblock_of
 from criu_detached.images import datafile
-from criu_detached.images.datafile import ContentWriter
-from criu_detached.images.recordfile import NAME, RecordWriter
+from criu_detached.images.datafile import DataFileWriter
+from criu_detached.images.record_writer import RecordWriter
+from criu_detached.images.recordfile import NAME
 from criu_detached.images.records import (
     BIND_SOURCE,
     FORMAT,
@@ -51,7 +52,7 @@ class Ground:
         self.host = StandInHost(self.images, known_files, root=path)
         self.records: list[File | ExtFile | Ghost] = []
         self.children: list[Mount] = []
-        self.writer = ContentWriter(self.images)
+        self.writer = DataFileWriter(self.images)
         self.header = Header(format=FORMAT, boot_id=boot_id())
         self.mount = self.mount_record(self.tree, in_namespace=False)
 

@@ -13,7 +13,8 @@ import pytest
 from criu_detached import settings
 from criu_detached.criu import log
 from criu_detached.errors import DetachedError
-from criu_detached.images.recordfile import Records, RecordWriter, read_records
+from criu_detached.images.record_reader import Records, read_records
+from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import (
     BIND_SOURCE,
     FORMAT,

@@ -18,7 +18,7 @@ from criu_detached.dump.describe.mount import DetachedMount
 from criu_detached.dump.kinds.ghosts import GhostDescriber
 from criu_detached.errors import DetachedError
 from criu_detached.images import datafile
-from criu_detached.images.datafile import ContentReader, ContentWriter
+from criu_detached.images.datafile import DataFileReader, DataFileWriter
 from criu_detached.images.records import (
     BindSource,
     File,
@@ -49,7 +49,7 @@ class Ground:
         self.restricted = False
         self.read_only = False
         self.magic = 0
-        self.writer = ContentWriter(self.directory)
+        self.writer = DataFileWriter(self.directory)
 
     def open(self, name: str, flags: int = os.O_RDWR | os.O_CREAT, mode: int = 0o600) -> int:
         """Open a file, or make it."""
@@ -126,7 +126,7 @@ def test_regular_file(ground: Ground) -> None:
     assert inode.mtime == Time(sec=(1 << 64) - 1, nsec=999_999_999)
     assert inode.xattrs == [Xattr(name=b"trusted.a", value=b"1\0")]
     with support.opened(ground.images / datafile.NAME) as data:
-        ContentReader(data).check(inode.data_at, inode.data_size, inode.size)
+        DataFileReader(data).check(inode.data_at, inode.data_size, inode.size)
         assert b"content" in os.pread(data, 1000, inode.data_at)
     assert inode.data_size < 10_000, "the hole was written"
 
@@ -378,7 +378,7 @@ def test_privileges_in_the_dumped_user_namespace(
 def test_full_filesystem(ground: Ground, tmpfs: Path) -> None:
     """The dump fails while it can."""
     ground.images = tmpfs
-    ground.writer = ContentWriter(ground.stack.enter_context(support.opened(tmpfs)))
+    ground.writer = DataFileWriter(ground.stack.enter_context(support.opened(tmpfs)))
     fd = ground.open("file")
     os.write(fd, os.urandom(64 << 10))
     os.unlink(ground.source / "file")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached.images.recordfile import Records, RecordWriter, read_records
+from criu_detached.images.record_reader import Records, read_records
+from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import (
     FORMAT,
     RECREATED,
