@@ -202,11 +202,11 @@ def restore_ext_file(file_id: int) -> int:
 
 
 @ffi.def_extern(error=-1, onerror=_unexpected)
-def restore_lead(number: int) -> int:
-    """Return 0 when the name of a recorded socket leads to its mount, in a task."""
+def enter_socket_dir(number: int) -> int:
+    """Return 0 when this task is where the name of a recorded socket leads to its mount."""
     assert _restore is not None
     try:
-        _restore.lead_socket_name(number)
+        _restore.enter_socket_dir(number)
         return 0
     except DetachedError as error:
         log.error(str(error))
@@ -222,8 +222,8 @@ def restore_bound(number: int) -> int:
 
 
 @ffi.def_extern(onerror=_unexpected)
-def forget() -> None:
-    """Let another dump or restore of this process begin anew."""
+def reset_package() -> None:
+    """Drop the dump or restore of before: another one of this process begins."""
     global _dump, _restore
     _dump = _restore = None
     for place, entries in _IMPORTS:

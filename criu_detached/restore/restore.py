@@ -126,7 +126,7 @@ class Restore:
         ghost = self._records.ghosts.get(key)
         return (ghost.file, True) if ghost else (self._records.files.get(key), False)
 
-    def lead_socket_name(self, number: int) -> None:
+    def enter_socket_dir(self, number: int) -> None:
         """Make the name of a recorded socket lead to its mount, in a task.
 
         Args:

@@ -22,8 +22,8 @@ int dump_flush(void);
 int restore_init(void);
 int restore_open(const char *name, int flags);
 int restore_ext_file(int id);
-int restore_lead(uint32_t id);
+int enter_socket_dir(uint32_t id);
 int restore_bound(uint32_t id);
-void forget(void);
+void reset_package(void);
 
 #endif

@@ -69,11 +69,11 @@ struct embedded {
 	int (*restore_ext_file)(int id);
 	/* make the name of a socket's record lead to its mount, by changing this task's root
 	   and working directory; 0, or -1 */
-	int (*restore_lead)(uint32_t id);
+	int (*enter_socket_dir)(uint32_t id);
 	/* a socket was bound to it, and all is done that is to be done there; 0, or -1 */
 	int (*restore_bound)(uint32_t id);
 	void (*may_keep_fds)(bool allowed); /* known_files_may_keep */
-	void (*settle)(void);		    /* known_files_settle */
+	void (*drop_cached_fds)(void);	    /* known_files_drop_cached_fds */
 	void (*reset)(void);		    /* forget an earlier dump or restore of this process */
 };
 

@@ -118,7 +118,7 @@ static void reset(void)
 	plain_files_reset();
 	known_files_reset();
 	shared_free();
-	forget();
+	reset_package();
 }
 
 /* The entry point for every link of a dump. */
@@ -156,10 +156,10 @@ __attribute__((visibility("default"))) int criu_detached_start(const struct criu
 		.restore_init = restore_init,
 		.restore_open = open_known,
 		.restore_ext_file = restore_ext_file,
-		.restore_lead = restore_lead,
+		.enter_socket_dir = enter_socket_dir,
 		.restore_bound = restore_bound,
 		.may_keep_fds = known_files_may_keep,
-		.settle = known_files_settle,
+		.drop_cached_fds = known_files_drop_cached_fds,
 		.reset = reset,
 	};
 	return 0;

@@ -33,7 +33,7 @@ static int tree_fd(const struct known_mount *mount, const struct criu_host *host
 
 /*
  * Fetching the tree fd costs more than opening a file, so where there are many files one
- * tree fd is kept from file to file until known_files_settle; and where they share a
+ * tree fd is kept from file to file until known_files_drop_cached_fds; and where they share a
  * directory, its fd too, for the way there takes as long as the rest. They must be in
  * nobody's way: their numbers are above those that the task will have and above CRIU's
  * service fds, which end at a multiple of 128 (choose_service_fd_base, criu/servicefd.c).
@@ -71,7 +71,7 @@ static void close_kept(int fd)
 		close(fd);
 }
 
-void known_files_settle(void)
+void known_files_drop_cached_fds(void)
 {
 	if (kept.mount && kept.pid == getpid()) {
 		close_kept(kept.tree);
@@ -95,7 +95,7 @@ static bool keep_tree(const struct known_mount *mount, const struct criu_host *h
 
 	if (kept.mount == mount && kept.pid == getpid())
 		return true;
-	known_files_settle();
+	known_files_drop_cached_fds();
 	tree = tree_fd(mount, host);
 	if (tree >= 0)
 		tree = out_of_the_way(tree, host);

@@ -47,14 +47,14 @@ int known_file_open(const char *name, int flags, const struct criu_host *host);
 
 /**
  * known_files_may_keep - allow fds of a mount to be kept between files
- * @allowed: known_files_settle will be called in every task after its last file
+ * @allowed: known_files_drop_cached_fds will be called in every task after its last file
  */
 void known_files_may_keep(bool allowed);
 
 /** known_files_reset - forget everything: another restore begins */
 void known_files_reset(void);
 
-/** known_files_settle - close the fds that were kept in this task, if any */
-void known_files_settle(void);
+/** known_files_drop_cached_fds - close the fds that were kept in this task, if any */
+void known_files_drop_cached_fds(void);
 
 #endif

@@ -66,12 +66,12 @@ static const struct steering file_steering[] = {
  */
 static int steered_fchdir(int fd)
 {
-	python.settle();
+	python.drop_cached_fds();
 	socket_view_leave();
 	return fchdir(fd);
 }
 
-static const struct steering settle_steering[] = {
+static const struct steering fchdir_steering[] = {
 	{ "fchdir", steered_fchdir },
 };
 
@@ -126,7 +126,7 @@ static bool images_need_plugin(void)
 
 int init_restore(const char *missing)
 {
-	const char *unsettled;
+	const char *why_not;
 
 	ready = false;
 	restore_sockets_reset();
@@ -147,9 +147,9 @@ int init_restore(const char *missing)
 	if (start_python() || python.restore_init())
 		return -1;
 	STEER(terminal_steering); /* where it can't be, CRIU aborts at the terminals that need it */
-	unsettled = STEER(settle_steering) ? why_not_steered("fchdir") : NULL;
-	python.may_keep_fds(!unsettled);
-	if (restore_sockets_init(unsettled))
+	why_not = STEER(fchdir_steering) ? why_not_steered("fchdir") : NULL;
+	python.may_keep_fds(!why_not);
+	if (restore_sockets_init(why_not))
 		return -1;
 	ready = true;
 	return 0;

@@ -71,7 +71,7 @@ static int enter(uint32_t id)
 	view.id = id;
 	view.bound = false;
 	view.place = -1;
-	if (!python.restore_lead(id))
+	if (!python.enter_socket_dir(id))
 		view.place = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (view.place < 0) {
 		socket_view_leave();
@@ -217,9 +217,9 @@ static const struct steering socket_steering[] = {
 	{ "unlinkat", steered_unlinkat },
 };
 
-int restore_sockets_init(const char *unsettled)
+int restore_sockets_init(const char *why_not)
 {
-	const char *why = unsettled;
+	const char *why = why_not;
 
 	if (!nr_socket_names)
 		return 0;

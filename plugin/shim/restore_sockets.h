@@ -12,11 +12,11 @@ void restore_sockets_reset(void);
 
 /**
  * restore_sockets_init - steer what CRIU does with names of sockets, if any was added
- * @unsettled: why socket_view_leave will not be called; NULL: it will be
+ * @why_not: why socket_view_leave will not be called; NULL: it will be
  *
  * Return: 0, or -1 with the reason in the log.
  */
-int restore_sockets_init(const char *unsettled);
+int restore_sockets_init(const char *why_not);
 
 /** socket_view_leave - CRIU is about to go elsewhere: put back the task's root */
 void socket_view_leave(void);
