@@ -8,10 +8,10 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.dump.describe.mount import DetachedMount
-from criu_detached.dump.describe.roots import handle_of
 from criu_detached.dump.describe.sources import MANY_DEVICES
 from criu_detached.dump.kinds.recreated import MadeAnew
 from criu_detached.dump.kinds.terminals import refuse_terminal
+from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.types import SERVED, is_hidden
 from criu_detached.images.records import SUPPLIED, File, Handle, Mount

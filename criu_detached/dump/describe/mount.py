@@ -11,6 +11,7 @@ from criu_detached import kernel, paths
 from criu_detached.dump.describe import roots
 from criu_detached.dump.describe.sources import Source
 from criu_detached.dump.observe.classify import Kind
+from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.filesystems.attributes import mount_attributes, user_namespace
 from criu_detached.filesystems.superblock import superblock_of
@@ -350,7 +351,7 @@ def _record(
         uid_map=known.uid_map if known else [],
         gid_map=known.gid_map if known else [],
         root_deleted=int(root < 0),
-        root_handle=roots.handle_of(root) if tells_root else None,
+        root_handle=handle_of(root) if tells_root else None,
     )
 
 

@@ -7,15 +7,16 @@ filesystem is known, the difference between the two is the root.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
 from criu_detached import kernel, paths
 from criu_detached.dump.describe.sources import Source
+from criu_detached.dump.observe.handles import open_on
+from criu_detached.dump.open_file import handle_of, has_handles
 from criu_detached.filesystems.types import is_hidden
-from criu_detached.images.records import Handle
 from criu_detached.kernel import FileStat
+from criu_detached.kernel.fds import link_of
 from criu_detached.paths import Name
 
 TYPE_CHECKING = False
@@ -47,7 +48,7 @@ def find_root(fd: int, name: Name, facts: FileStat, source: Source) -> bytes | N
         return found  # no path leads to it
     if found is None and is_at(source.fd, path, facts):
         found = paths.ROOT
-    if found is None and not _has_handles(fd):
+    if found is None and not has_handles(fd):
         found = _by_search(path, facts, source)
     return found
 
@@ -67,28 +68,21 @@ def is_at(root: int, path: bytes, facts: FileStat) -> bool:
     return (found.dev, found.ino) == (facts.dev, facts.ino)
 
 
-def _has_handles(fd: int) -> bool:
-    try:
-        kernel.name_to_handle(fd)
-    except OSError as error:
-        return error.errno != errno.EOPNOTSUPP
-    return True
-
-
 def _by_handle(fd: int, name: Name, facts: FileStat, source: Source) -> bytes | None:
     """Open the file on the source by its handle, and read where it lies there."""
+    handle = handle_of(fd)
     try:
-        there = open_on(source.fd, kernel.name_to_handle(fd))
+        there = open_on(source.fd, handle) if handle is not None else None
     except OSError:
         return None
-    try:
+    if there is None:
+        return None
+    with there:
         if (found := kernel.fstat(there)).ino != facts.ino or found.dev != facts.dev:
             return None
-        full = os.readlink(b"/proc/self/fd/%d" % there)
+        full = link_of(there)
         # Links show a mountpoint as this process sees it: compare within the mount.
-        base = os.readlink(b"/proc/self/fd/%d" % source.fd)
-    finally:
-        os.close(there)
+        base = link_of(source.fd)
     if name.deleted:
         if not full.endswith(paths.DELETED):
             return None  # another name of the file, which does not tell the root
@@ -100,21 +94,6 @@ def _by_handle(fd: int, name: Name, facts: FileStat, source: Source) -> bytes | 
     if root is None or name.deleted:
         return root
     return root if is_at(source.fd, paths.join(root, name.path), facts) else None
-
-
-def open_on(source: int, handle: tuple[int, bytes]) -> int:
-    """Open a file by its handle on the mount of another fd; raises OSError.
-
-    open_by_handle_at(2) refuses an O_PATH fd as the mount, so open the root for real.
-    """
-    if not stat.S_ISDIR(kernel.fstat(source).mode):
-        # A device would notice, and a lease be broken. What is shown is that file alone.
-        raise OSError(errno.EOPNOTSUPP, "a source of one file is not opened")
-    mount = os.open(b"/proc/self/fd/%d" % source, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return kernel.open_by_handle(mount, handle, kernel.O_PATH)
-    finally:
-        os.close(mount)
 
 
 def _strip(inside: bytes, path: bytes) -> bytes | None:
@@ -193,12 +172,3 @@ def _directories(root: int) -> Iterator[bytes]:
                     queue.append(path)
             except OSError:
                 continue
-
-
-def handle_of(fd: int) -> Handle | None:
-    """The file handle of an open file, where its filesystem has such."""
-    try:
-        kind, data = kernel.name_to_handle(fd)
-    except OSError:
-        return None
-    return Handle(type=kind, bytes=data)

@@ -13,12 +13,14 @@ from itertools import chain
 
 from criu_detached import kernel, paths
 from criu_detached.criu import log
-from criu_detached.dump.describe.roots import handle_of
 from criu_detached.dump.filesystems.layout import Layout
 from criu_detached.dump.observe import trees
+from criu_detached.dump.observe.handles import link_on
 from criu_detached.dump.observe.processes import files_of, held_files
+from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError
 from criu_detached.kernel import statmount
+from criu_detached.kernel.fds import reopen
 from criu_detached.paths import Name
 
 TYPE_CHECKING = False
@@ -198,16 +200,11 @@ def _link_by_handle(fd: int, facts: FileStat) -> bytes:
     handle = handle_of(fd)
     if handle is None or not stat.S_ISREG(facts.mode):
         return b""
-    opened = []
     try:
-        opened.append(os.open(b"/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC))
-        opened.append(kernel.open_by_handle(opened[0], (handle.type, handle.bytes), kernel.O_PATH))
-        return os.readlink(b"/proc/self/fd/%d" % opened[1])
+        with reopen(fd, os.O_RDONLY) as mount:
+            return link_on(mount, handle)
     except OSError:
         return b""
-    finally:
-        for used in opened:
-            os.close(used)
 
 
 def _unknown_layout() -> DetachedError:

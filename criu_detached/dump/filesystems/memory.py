@@ -14,8 +14,9 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.dump.describe.mount import DetachedMount, mount_attributes_of
 from criu_detached.dump.filesystems.memfacts import Roots, name_of, options_of
-from criu_detached.dump.kinds.ghosts import inode_of
+from criu_detached.dump.inodes import inode_of
 from criu_detached.dump.observe.directories import climb
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.idmap import unmapped, unmapped_acl
 from criu_detached.filesystems.superblock import superblock_of
@@ -199,7 +200,7 @@ class Memory:
             ghost = Ghost(file=file, alias=self._paths.get(facts.ino, b""))
             if not ghost.alias:  # no task can reach its other names
                 made_anew.add(file)
-                ghost.inode = inode_of(fd, facts, self._contents)
+                ghost.inode = inode_of(OpenFile(fd, facts), self._contents)
             self._records.ghost(ghost)
             os.close(fd)
 
@@ -261,7 +262,7 @@ class Memory:
                 " made anew outside of the tasks' user namespace: remove it"
             )
         node = Node(filesystem=self.record.id, path=path, mode=facts.mode, rdev=facts.rdev)
-        node.inode = inode_of(fd, facts, self._contents, readable)
+        node.inode = inode_of(OpenFile(fd, facts), self._contents, readable)
         if mount.uid_map or mount.gid_map:
             _unmap(node.inode, mount, path)
         self._records.node(node)

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
 from criu_detached import kernel, paths
 from criu_detached.dump.describe import roots
+from criu_detached.dump.inodes import inode_of
+from criu_detached.dump.observe.handles import open_on
+from criu_detached.dump.open_file import OpenFile, handle_of
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.types import OVERLAYFS_MAGIC, SERVED, is_hidden
-from criu_detached.images.copying import has_data
 from criu_detached.images.datafile import DataFileWriter
-from criu_detached.images.records import File, Ghost, Inode, Time, Xattr
+from criu_detached.images.records import File, Ghost, Inode
 from criu_detached.kernel import FileStat
+from criu_detached.kernel.fds import link_of
 from criu_detached.settings import GHOST_LIMIT, WHERE, Options
 
 TYPE_CHECKING = False
@@ -75,7 +77,7 @@ class GhostDescriber:
             )
         _check_kept(facts, mount)
         self._check_directory(file.path, mount)
-        file.handle = roots.handle_of(fd)
+        file.handle = handle_of(fd)
         ghost = Ghost(file=file, unnamed=int(_is_unnamed(file)))
         # Some filesystems keep the link count of a deleted directory; it has no other name.
         if facts.nlink and not stat.S_ISDIR(facts.mode):
@@ -85,7 +87,7 @@ class GhostDescriber:
                 return ghost
         if stat.S_ISREG(facts.mode):
             self._check_limit(fd)
-        ghost.inode = inode_of(fd, facts, self._contents)
+        ghost.inode = inode_of(OpenFile(fd, facts), self._contents)
         source = mount.record.bind_source
         assert source is not None
         if source.in_namespace:
@@ -175,77 +177,9 @@ def _refuse_privileged(inode: Inode, facts: FileStat) -> None:
         )
 
 
-def inode_of(fd: int, facts: FileStat, contents: DataFileWriter, readable: bool = False) -> Inode:
-    """Save what it takes to make a file anew.
-
-    Args:
-        fd: the file.
-        facts: of the file.
-        contents: where its content goes.
-        readable: the file can be read through this very fd.
-
-    Raises:
-        DetachedError: it cannot be read, or not be saved.
-    """
-    found = os.fstat(fd)
-    inode = Inode(
-        uid=facts.uid,
-        gid=facts.gid,
-        atime=_time(found.st_atime_ns),
-        mtime=_time(found.st_mtime_ns),
-    )
-    try:
-        inode.xattrs = _xattrs(fd if readable else b"/proc/self/fd/%d" % fd)
-        if stat.S_ISLNK(facts.mode):
-            inode.target = os.readlink(b"", dir_fd=fd)
-        elif stat.S_ISREG(facts.mode):
-            inode.size = found.st_size
-            if found.st_size:
-                reading = fd if readable else _reopen(fd)
-                try:
-                    if has_data(reading, found.st_size):
-                        place = contents.add(reading, found.st_size)
-                        inode.data_at, inode.data_size = place
-                finally:
-                    if not readable:
-                        os.close(reading)
-    except OSError as error:
-        raise DetachedError(f"its content or attributes can't be read: {error}") from error
-    return inode
-
-
-def _reopen(fd: int) -> int:
-    """Open a file for reading, without an effect on its access time where that is allowed.
-
-    O_NONBLOCK: where a lease is in the way, not to wait for its end.
-    """
-    link = b"/proc/self/fd/%d" % fd
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        return os.open(link, flags | os.O_NOATIME)
-    except PermissionError:
-        return os.open(link, flags)
-
-
 def _is_unnamed(file: File) -> bool:
     """Tell what was made with O_TMPFILE by the name that the kernel gives it (d_mark_tmpfile)."""
     return stat.S_ISREG(file.mode) and paths.split(file.path)[1] == b"#%d" % file.ino
-
-
-def _time(nanoseconds: int) -> Time:
-    sec, nsec = divmod(nanoseconds, 1_000_000_000)
-    return Time(sec=sec % (1 << 64), nsec=nsec)
-
-
-def _xattrs(file: int | bytes) -> list[Xattr]:
-    """Extended attributes; a link of procfs serves for O_PATH fds and symlinks too."""
-    try:
-        names = os.listxattr(file)
-        return [Xattr(name=os.fsencode(name), value=os.getxattr(file, name)) for name in names]
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            return []
-        raise
 
 
 def _lasting_alias(fd: int, file: File, facts: FileStat, mount: DetachedMount) -> bytes | None:
@@ -288,7 +222,7 @@ def _may_be(path: bytes, fd: int, file: File, mount: DetachedMount) -> bool:
     except OSError:
         return False
     try:
-        if file.handle is not None and roots.handle_of(there) == file.handle:
+        if file.handle is not None and handle_of(there) == file.handle:
             return True
         one, other = kernel.fstat(fd), kernel.fstat(there)
     finally:
@@ -299,16 +233,15 @@ def _may_be(path: bytes, fd: int, file: File, mount: DetachedMount) -> bool:
 
 def _aliases(fd: int, facts: FileStat, mount: DetachedMount) -> Iterator[bytes]:
     """Yield the names of a file beneath its bind source's root, one perhaps twice."""
-    base = os.readlink(b"/proc/self/fd/%d" % mount.source)
+    base = link_of(mount.source)
+    handle, full = handle_of(fd), b""
     try:
-        there = roots.open_on(mount.source, kernel.name_to_handle(fd))
+        if handle is not None:
+            with open_on(mount.source, handle) as there:
+                full = link_of(there)
     except OSError:
-        there = -1
-    if there >= 0:
-        try:
-            full = os.readlink(b"/proc/self/fd/%d" % there)
-        finally:
-            os.close(there)
+        pass
+    if full:
         inside = paths.below(full, base)
         if inside is not None and roots.is_at(mount.source, inside, facts):
             yield inside

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from criu_detached import kernel
-from criu_detached.dump.describe.roots import handle_of
+from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems import attributes
 from criu_detached.images.records import BindSource, File, Ghost, Inode, Mount, Superblock

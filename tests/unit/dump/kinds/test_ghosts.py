@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from criu_detached import kernel
-from criu_detached.dump.describe import roots
 from criu_detached.dump.describe.mount import DetachedMount
+from criu_detached.dump.kinds import ghosts
 from criu_detached.dump.kinds.ghosts import GhostDescriber
+from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError
 from criu_detached.images import datafile
 from criu_detached.images.datafile import DataFileReader, DataFileWriter
@@ -29,6 +30,7 @@ from criu_detached.images.records import (
     Time,
     Xattr,
 )
+from criu_detached.kernel.fds import Fd
 from criu_detached.settings import Options
 
 from ... import support
@@ -276,7 +278,7 @@ def test_other_name_that_is_found_by_a_search_alone(
     fd = ground.open("file")
     os.link(ground.source / "file", ground.source / "dir" / "other")
     os.unlink(ground.source / "file")
-    monkeypatch.setattr(roots, "open_on", lambda source, handle: os.dup(fd))
+    monkeypatch.setattr(ghosts, "open_on", lambda source, handle: Fd(os.dup(fd)))
     assert ground.describe(fd, "file").alias == b"dir/other"
 
 
@@ -386,5 +388,5 @@ def test_full_filesystem(ground: Ground, tmpfs: Path) -> None:
 
 
 def test_handle_of(ground: Ground, way: str) -> None:
-    handle = roots.handle_of(ground.directory)
+    handle = handle_of(ground.directory)
     assert (handle is None) == (way == "search")

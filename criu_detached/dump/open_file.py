@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An open file: what a dump is asked about, and what it finds in the processes."""
+
+from __future__ import annotations
+
+import errno
+import stat
+
+from criu_detached import kernel, paths
+from criu_detached.images.records import Handle
+from criu_detached.kernel.fds import link_of
+from criu_detached.once import once
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.kernel import FileStat, StatFs
+
+
+class OpenFile:
+    """A file that is open in this process: its fd, and what the kernel tells of it.
+
+    What takes a call is asked for once, when it is needed; the fd has to be open until then.
+    """
+
+    def __init__(self, fd: int, stat: FileStat, link: bytes | None = None) -> None:
+        """Take what is known.
+
+        Args:
+            fd: the file, O_PATH will do; it stays the caller's.
+            stat: of the file.
+            link: its path, as its mount shows it; None: what /proc/self/fd says.
+        """
+        self.fd = fd
+        self.stat = stat
+        if link is not None:
+            self.link = link
+
+    @classmethod
+    def of(cls, fd: int) -> OpenFile:
+        """Ask for what there is to know of an fd, which stays the caller's; raises OSError."""
+        return cls(fd, kernel.fstat(fd))
+
+    def seen_as(self, link: bytes) -> OpenFile:
+        """Return the same file with its path from another root.
+
+        Args:
+            link: that path, as a link would show it.
+        """
+        return OpenFile(self.fd, self.stat, link)
+
+    @once
+    def link(self) -> bytes:
+        """Its /proc/self/fd link; raises OSError."""
+        return link_of(self.fd)
+
+    @once
+    def readings(self) -> list[paths.Name]:
+        """What its link may mean: see paths.readings."""
+        return paths.readings(self.link, self.stat)
+
+    @once
+    def statfs(self) -> StatFs:
+        """Of its filesystem: fstatfs(2); raises OSError."""
+        return kernel.fstatfs(self.fd)
+
+    @once
+    def handle(self) -> Handle | None:
+        """Its file handle, where its filesystem has such."""
+        return handle_of(self.fd)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is one, deleted or not."""
+        return stat.S_ISDIR(self.stat.mode)
+
+    @property
+    def is_marked_deleted(self) -> bool:
+        """Whether its link ends as that of a deleted file; it may be named so."""
+        return self.link.endswith(paths.DELETED)
+
+
+def handle_of(fd: int) -> Handle | None:
+    """Return the file handle of an open file, where its filesystem has such."""
+    try:
+        kind, data = kernel.name_to_handle(fd)
+    except OSError:
+        return None
+    return Handle(type=kind, bytes=data)
+
+
+def has_handles(fd: int) -> bool:
+    """Tell whether the filesystem of an open file has file handles."""
+    try:
+        kernel.name_to_handle(fd)
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
