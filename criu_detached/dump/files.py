@@ -8,12 +8,18 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.dump.describe.mount import DetachedMount
-from criu_detached.dump.describe.sources import MANY_DEVICES
 from criu_detached.dump.kinds.recreated import MadeAnew
 from criu_detached.dump.kinds.terminals import refuse_terminal
 from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.types import SERVED, is_hidden
+from criu_detached.filesystems.superblock import type_of
+from criu_detached.filesystems.types import (
+    MANY_DEVICES,
+    PROC,
+    VOLATILE_INODES,
+    by_magic,
+    is_silly_renamed,
+)
 from criu_detached.images.records import SUPPLIED, File, Handle, Mount
 from criu_detached.kernel import FileStat
 from criu_detached.paths import Name
@@ -108,7 +114,7 @@ class Files:
         They may have had one name, too, one after the other.
         """
         superblock = mount.record.superblock
-        if superblock is None or superblock.magic not in SERVED:
+        if superblock is None or not by_magic(superblock.magic).server:
             return False
         handle = handle_of(fd)
         return self._handles.setdefault(key, handle) != handle
@@ -228,7 +234,8 @@ def _refuse_device(fd: int, mount: Mount) -> None:
 def _superblock_dev(fd: int) -> int:
     """Device of a file's superblock; 0: the file tells the same, or the kernel does not say."""
     try:
-        return kernel.superblock_dev(fd) if kernel.fstatfs(fd).magic in MANY_DEVICES else 0
+        many = type_of(fd).has(MANY_DEVICES)
+        return kernel.superblock_dev(fd) if many else 0
     except OSError:
         return 0  # it may not be watched
 
@@ -271,7 +278,7 @@ def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
     found = handle_of(fd)
     if found is None or mount.record.origin == SUPPLIED:
         # Then the inode number must be good for something.
-        return superblock.magic not in kernel.VOLATILE_INODES
+        return not by_magic(superblock.magic).has(VOLATILE_INODES)
     if known.handle is not None:
         return found == known.handle
     try:
@@ -295,12 +302,13 @@ def _refuse_types(path: bytes, facts: FileStat, mount: DetachedMount) -> None:
     assert superblock is not None
     if is_terminal(facts):
         refuse_terminal(path, facts, superblock)
-    if superblock.magic in SERVED and is_hidden(path):
+    fs_type = by_magic(superblock.magic)
+    if fs_type.server and is_silly_renamed(path):
         raise DetachedError(
             "it is deleted, and its filesystem keeps it under this name only until it is closed:"
             " close it"
         )
-    if superblock.magic == kernel.PROC_SUPER_MAGIC:
+    if fs_type is PROC:
         first = paths.join(paths.from_link(mount.record.root), path).split(b"/")[0]
         if first.isdigit():
             raise DetachedError(

@@ -14,7 +14,8 @@ from criu_detached.dump.observe import classify
 from criu_detached.dump.observe.classify import Classifier, Kind
 from criu_detached.dump.observe.processes import held_files
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.types import HANDLES, SERVED
+from criu_detached.filesystems.superblock import type_of
+from criu_detached.filesystems.types import by_magic
 from criu_detached.images.records import RECREATED, REMOUNT, SUPPLIED, Mount, is_in_namespace
 from criu_detached.kernel import FileStat
 
@@ -166,7 +167,8 @@ class Mounts:
         self._mounts[record.mnt_id] = mount
         superblock = record.superblock
         assert superblock is not None
-        plain = has_plain_files and not mount.twins and superblock.magic not in SERVED
+        served = by_magic(superblock.magic).server
+        plain = has_plain_files and not mount.twins and not served
         if self._host.criu.flushes() and mount.root >= 0 and plain:
             compare_owner = not mount.maps_known
             self._host.fast_path.plain_mount_add(
@@ -230,8 +232,8 @@ def _refuse_handle(fd: int) -> None:
     It sets the position of all that is a regular file to it (open_path, criu/files-reg.c), and such
     a file has none.
     """
-    what = HANDLES.get(kernel.fstatfs(fd).magic)
-    if what is not None:
+    what = type_of(fd).stands_for
+    if what:
         raise DetachedError(
             f"it is {what} that was bind-mounted, which CRIU does not restore, be it attached or"
             " not: close it"

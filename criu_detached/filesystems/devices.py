@@ -16,7 +16,7 @@ from binascii import crc32
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems import loops
-from criu_detached.filesystems.types import BTRFS_MAGIC
+from criu_detached.filesystems.types import BTRFS, EXT, NEVER_WRITTEN, by_magic, by_name
 from criu_detached.images.records import BlockDevice, Loop
 from criu_detached.kernel import blkid, new_mounts
 
@@ -29,12 +29,8 @@ if TYPE_CHECKING:
 _CLASS = b"/sys/class/block"
 _BTRFS = "/sys/fs/btrfs"
 
-# linux/magic.h
-_EXT_MAGIC = 0xEF53
-
-# Types, in libblkid's words, that are written once when they are made. Few of them have a UUID.
-_NEVER_WRITTEN = {b"squashfs", b"erofs", b"iso9660", b"cramfs", b"romfs"}
-_CHECKED = 64 << 10  # bytes of those
+# Bytes of what is written once, when it is made: few such types have a UUID.
+_CHECKED = 64 << 10
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # no drive closes its tray for it
 
@@ -60,7 +56,7 @@ def under(dev: int, fs: StatFs) -> Iterator[list[int]]:
     """
     if os.major(dev):  # else the number is one that the kernel made up
         yield [dev]
-    elif fs.magic == BTRFS_MAGIC and kernel.is_directory(_BTRFS):
+    elif by_magic(fs.magic) is BTRFS and kernel.is_directory(_BTRFS):
         for uuid in os.listdir(_BTRFS):
             if len(uuid) == 36 and _fold(bytes.fromhex(uuid.replace("-", "")), 4) == fs.fsid & _LOW:
                 names = sorted(os.listdir(f"{_BTRFS}/{uuid}/devices"))
@@ -174,7 +170,7 @@ def check_living(fd: int, fs: StatFs, device: BlockDevice) -> None:
     uuid = bytes.fromhex(device.uuid.replace(b"-", b"").decode()) if _is_uuid(device) else b""
     living = kernel.fs_uuid(fd)
     other = len(living) == 16 and uuid != b"" and living != uuid
-    if fs.magic == _EXT_MAGIC and uuid:
+    if by_magic(fs.magic) is EXT and uuid:
         other = other or _fold(uuid, 8) != fs.fsid
     if other:
         raise DetachedError(
@@ -196,7 +192,8 @@ def _identify(fd: int, path: bytes, offset: int = 0) -> BlockDevice:
     """
     try:
         fs_type, uuid, uuid_sub = blkid.blkid_probe(fd, offset)
-        checksum = crc32(os.pread(fd, _CHECKED, offset)) if fs_type in _NEVER_WRITTEN else 0
+        never_written = by_name(fs_type).has(NEVER_WRITTEN)  # libblkid has the same names
+        checksum = crc32(os.pread(fd, _CHECKED, offset)) if never_written else 0
         size = os.lseek(fd, 0, os.SEEK_END)
     except OSError as error:
         if error.errno == errno.ELIBACC:

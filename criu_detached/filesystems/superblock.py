@@ -7,6 +7,7 @@ import os
 import stat
 
 from criu_detached import kernel
+from criu_detached.filesystems.types import FilesystemType, by_magic
 from criu_detached.images.records import Superblock
 
 
@@ -17,6 +18,18 @@ def boot_id() -> bytes:
         return os.read(fd, 64).strip()
     finally:
         os.close(fd)
+
+
+def type_of(fd: int) -> FilesystemType:
+    """Look up the filesystem type of an open file.
+
+    Args:
+        fd: the file, O_PATH will do.
+
+    Raises:
+        OSError: its filesystem does not answer.
+    """
+    return by_magic(kernel.fstatfs(fd).magic)
 
 
 def superblock_of(fd: int, fs_type: bytes) -> Superblock:

@@ -11,6 +11,7 @@ import errno
 import os
 
 from criu_detached import kernel
+from criu_detached.filesystems.types import SHARES_DATA, by_magic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
 # with a mebibyte the dump of a large file took a third more.
 BUFFER = kernel.zeroed(1 << 18)
 _PIECE = 1 << 30  # bytes that one copy_file_range(2) is asked to copy
-# linux/magic.h: filesystems where two files may share their data
-_SHARING = {
-    0x9123683E,  # btrfs
-    0x58465342,  # xfs
-    0xCA451A4E,  # bcachefs
-    0x794C7630,  # overlayfs
-}
 # What copy_file_range(2) answers where it cannot copy between two files.
 _CANNOT = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -82,7 +76,7 @@ def _share(source: int, source_at: int, target: int, target_at: int, length: int
 
 def _may_share(source: int, target: int) -> bool:
     magic = kernel.fstatfs(source).magic
-    return magic in _SHARING and magic == kernel.fstatfs(target).magic
+    return by_magic(magic).has(SHARES_DATA) and magic == kernel.fstatfs(target).magic
 
 
 def has_data(fd: int, size: int) -> bool:

@@ -56,20 +56,6 @@ STAY_BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | R
 # A mountpoint is reached across mounts; mountinfo paths hold no symlinks.
 REACH_MOUNT = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 
-# linux/magic.h
-PROC_SUPER_MAGIC = 0x9FA0
-DEVPTS_SUPER_MAGIC = 0x1CD1
-
-# Filesystems whose inode numbers change while they are mounted, or are made up by a server.
-VOLATILE_INODES = {
-    0x4D44,  # vfat
-    0x2011BAB0,  # exfat
-    0x65735546,  # FUSE
-    0x6969,  # NFS
-    0xFF534D42,  # CIFS
-    0xFE534D42,  # SMB2
-    0x01021997,  # 9p
-}
 O_PATH = os.O_PATH | os.O_CLOEXEC
 O_NOFOLLOW = os.O_NOFOLLOW
 

@@ -13,6 +13,8 @@ from criu_detached import kernel
 from criu_detached.criu import log
 from criu_detached.errors import DetachedError, why
 from criu_detached.filesystems.attributes import user_namespace
+from criu_detached.filesystems.superblock import type_of
+from criu_detached.filesystems.types import PROC
 from criu_detached.images.datafile import DataFileReader, open_data
 from criu_detached.images.records import (
     BIND_SOURCE,
@@ -209,7 +211,7 @@ def _new_user_namespace(mount: Mount) -> int:
 def _open_proc() -> int:
     """The host's procfs: it shows every task its own fds, whatever /proc the task has."""
     fd = os.open("/proc", kernel.O_PATH | os.O_DIRECTORY)
-    if kernel.fstatfs(fd).magic != kernel.PROC_SUPER_MAGIC:
+    if type_of(fd) is not PROC:
         os.close(fd)
         raise DetachedError("/proc is no procfs: mount it")
     return fd

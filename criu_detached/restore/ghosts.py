@@ -16,7 +16,7 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.types import SERVED
+from criu_detached.filesystems.superblock import type_of
 from criu_detached.images.datafile import DataFileReader
 from criu_detached.images.records import File, Ghost, Inode
 
@@ -151,7 +151,7 @@ class Workshop:
         Args:
             fd: an O_PATH fd, which is closed if another one is returned.
         """
-        if not stat.S_ISREG(kernel.fstat(fd).mode) or kernel.fstatfs(fd).magic not in SERVED:
+        if not stat.S_ISREG(kernel.fstat(fd).mode) or not type_of(fd).server:
             return fd
         try:
             return os.open(b"self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)

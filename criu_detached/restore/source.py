@@ -11,6 +11,7 @@ from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.attributes import id_map_text
 from criu_detached.filesystems.superblock import is_same, superblock_of
+from criu_detached.filesystems.types import VOLATILE_INODES, by_magic
 from criu_detached.images.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
 from criu_detached.kernel import statmount
 
@@ -83,7 +84,7 @@ def check_superblock(mount: Mount, root: int, where: str, means: Means) -> bool:
             f" {quote(recorded.fs_type)} ({recorded.magic:#x}): mount the right one there"
         )
     if mount.origin == REMOUNT:  # it is known by what it lies on
-        return found.magic not in kernel.VOLATILE_INODES
+        return not by_magic(found.magic).has(VOLATILE_INODES)
     same = is_same(recorded, found, same_boot)
     # A restored namespace may have its filesystems made anew; the host's are still there.
     if not same and same_boot and not mount.bind_source.in_namespace and not chosen:
@@ -98,7 +99,7 @@ def check_superblock(mount: Mount, root: int, where: str, means: Means) -> bool:
             + f" than at the dump ({quote(recorded.fs_type)}): files are found by their paths, and"
             " their inodes are not compared"
         )
-    return same and found.magic not in kernel.VOLATILE_INODES
+    return same and not by_magic(found.magic).has(VOLATILE_INODES)
 
 
 def is_same_root(mount: Mount, root: int, where: str) -> bool:

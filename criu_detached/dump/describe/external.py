@@ -13,24 +13,11 @@ from criu_detached.dump.describe.mount import DetachedMount, mount_attributes_of
 from criu_detached.dump.observe.classify import Kind
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.superblock import superblock_of
+from criu_detached.filesystems.types import name_for_messages
 from criu_detached.images.records import SUPPLIED, BindSource, Mount
 from criu_detached.kernel import FileStat, fstatfs
 from criu_detached.paths import Name
 from criu_detached.settings import EXTERNAL, IMAGES_FILE, SOURCE, WHERE
-
-# linux/magic.h: for messages, where the kernel does not name a filesystem's type
-_TYPES = {
-    0x6969: b"nfs",
-    0xEF53: b"ext4",
-    0x01021994: b"tmpfs",
-    0x01021997: b"9p",
-    0x58465342: b"xfs",
-    0x65735546: b"fuse",
-    0x6A656A63: b"virtiofs",
-    0x794C7630: b"overlay",
-    0xFE534D42: b"cifs",
-    0xFF534D42: b"cifs",
-}
 
 
 def advice(mnt_id: int) -> str:
@@ -67,8 +54,7 @@ class ExternalMount(DetachedMount):
         is_root = name.path == paths.ROOT
         if (known and known.root_deleted) or (is_root and name.deleted):
             raise DetachedError("the root of its mount is deleted, so the mount can't be supplied")
-        magic = fstatfs(fd).magic
-        fs_type = known.fs_type if known else _TYPES.get(magic, b"%#x" % magic)
+        fs_type = known.fs_type if known else name_for_messages(fstatfs(fd).magic)
         record = Mount(
             mnt_id=facts.mnt_id,
             origin=SUPPLIED,

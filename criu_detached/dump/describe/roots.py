@@ -14,7 +14,8 @@ from criu_detached import kernel, paths
 from criu_detached.dump.describe.sources import Source
 from criu_detached.dump.observe.handles import open_on
 from criu_detached.dump.open_file import handle_of, has_handles
-from criu_detached.filesystems.types import is_hidden
+from criu_detached.filesystems.superblock import type_of
+from criu_detached.filesystems.types import DEVPTS, is_silly_renamed
 from criu_detached.kernel import FileStat
 from criu_detached.kernel.fds import link_of
 from criu_detached.paths import Name
@@ -43,7 +44,7 @@ def find_root(fd: int, name: Name, facts: FileStat, source: Source) -> bytes | N
     path = name.path
     found = _by_handle(fd, name, facts, source)
     if name.deleted:
-        if found is None and kernel.fstatfs(fd).magic == kernel.DEVPTS_SUPER_MAGIC:
+        if found is None and type_of(fd) is DEVPTS:
             return paths.ROOT  # its one directory
         return found  # no path leads to it
     if found is None and is_at(source.fd, path, facts):
@@ -139,7 +140,7 @@ def names_of_inode(source: int, facts: FileStat) -> Iterator[bytes]:
     for directory in _directories(source):
         for name, ino in _entries(source, directory):
             path = paths.join(directory, name)
-            if (ino == facts.ino or is_hidden(name)) and is_at(source, path, facts):
+            if (ino == facts.ino or is_silly_renamed(name)) and is_at(source, path, facts):
                 yield path
 
 

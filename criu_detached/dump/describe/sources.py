@@ -7,6 +7,7 @@ import os
 import stat
 
 from criu_detached import kernel, paths
+from criu_detached.filesystems.types import MANY_DEVICES, by_magic
 from criu_detached.kernel import mountinfo
 from criu_detached.kernel.mountinfo import MountInfo
 
@@ -16,13 +17,6 @@ if TYPE_CHECKING:
 
     from criu_detached.dump.filesystems.same_file import Twins
     from criu_detached.images.records import Filesystem
-
-# linux/magic.h: filesystems whose files show other device numbers than their superblock
-MANY_DEVICES = {
-    0x9123683E,  # btrfs: one for each subvolume
-    0x794C7630,  # overlayfs: one for each layer
-    0xCA451A4E,  # bcachefs
-}
 
 
 class Source:
@@ -89,7 +83,7 @@ class SourceFinder:
         """
         for found in self._likely_first(dev):
             pid, info, in_namespace = found
-            by_type = magic in MANY_DEVICES and fs_type in (None, info.fs_type)
+            by_type = by_magic(magic).has(MANY_DEVICES) and fs_type in (None, info.fs_type)
             if info.dev != dev and not by_type:
                 continue
             if root is not None and paths.below(root, info.root) is None:

@@ -23,7 +23,7 @@ from criu_detached.filesystems.options import (
     options_of_type,
 )
 from criu_detached.filesystems.superblock import superblock_of
-from criu_detached.filesystems.types import ON_DISK
+from criu_detached.filesystems.types import by_magic
 from criu_detached.images.records import BlockDevice, Filesystem
 from criu_detached.kernel import namespaces, new_mounts
 from criu_detached.kernel.mountinfo import MountInfo
@@ -51,7 +51,7 @@ def remounted(fd: int, facts: FileStat, known: StatMount | None, number: int) ->
     """
     dev = known.sb_dev if known else facts.dev
     fs = kernel.fstatfs(fd)
-    types = [known.fs_type] if known else ON_DISK.get(fs.magic, [])
+    types = [known.fs_type] if known else by_magic(fs.magic).names
     types = [name for name in types if devices.needs_device(name)]
     if not types:
         return

@@ -19,8 +19,7 @@ from criu_detached.dump.observe.directories import climb
 from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.idmap import unmapped, unmapped_acl
-from criu_detached.filesystems.superblock import superblock_of
-from criu_detached.filesystems.types import IN_MEMORY
+from criu_detached.filesystems.superblock import superblock_of, type_of
 from criu_detached.images.datafile import DataFileWriter
 from criu_detached.images.records import (
     RECREATED,
@@ -82,7 +81,7 @@ class Memory:
         self._roots = Roots()
         self._restricted = restricted
         self.read_only = bool(kernel.fstatfs(fd).flags & os.ST_RDONLY)
-        fs_type = IN_MEMORY[kernel.fstatfs(fd).magic]
+        fs_type = type_of(fd).names[0]
         known = kind.statmount or self._roots.lay_out(fd)
         if known:
             self.read_only = known.read_only

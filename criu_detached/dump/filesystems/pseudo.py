@@ -16,8 +16,16 @@ from criu_detached.dump.filesystems.same_file import NamedTwins
 from criu_detached.dump.observe.directories import names_in, root_by_held
 from criu_detached.dump.observe.processes import holding_processes
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.superblock import superblock_of
-from criu_detached.filesystems.types import BINFMT_MAGIC, BPF_MAGIC, FRESH, KEYED
+from criu_detached.filesystems.superblock import superblock_of, type_of
+from criu_detached.filesystems.types import (
+    BINFMT_MISC,
+    BPF,
+    DEVPTS,
+    FRESH,
+    PROC,
+    SET_BY_MOUNTING,
+    FilesystemType,
+)
 from criu_detached.images.records import Filesystem
 from criu_detached.kernel import namespaces
 from criu_detached.terminals import is_terminal
@@ -30,8 +38,6 @@ if TYPE_CHECKING:
     from criu_detached.kernel import FileStat
     from criu_detached.kernel.statmount import StatMount
 
-# Mounting these sets the options of the superblock that is there: they must be known.
-_SET_BY_MOUNTING = {b"cgroup2", b"debugfs", b"tracefs"}
 # The files of binfmt_misc that are no registered format.
 _BINFMT_FILES = {b"register", b"status"}
 
@@ -52,24 +58,21 @@ def mounted_anew(
     Raises:
         DetachedError: it would not come back as it is.
     """
-    magic = kernel.fstatfs(fd).magic
-    keyed = KEYED.get(magic)
-    fs_type = keyed[0] if keyed else FRESH[magic]
-    if is_terminal(facts) and magic == kernel.DEVPTS_SUPER_MAGIC:
-        raise _has_state(magic)
-    if known is None and _needs_options(magic, fs_type, facts):
-        raise DetachedError(
-            f"its filesystem ({quote(fs_type)}) cannot be mounted again: {_NEEDS_7_0}"
-        )
+    fs_type = type_of(fd)
+    name = fs_type.names[0]
+    if is_terminal(facts) and fs_type is DEVPTS:
+        raise _has_state(fs_type)
+    if known is None and _needs_options(fs_type, facts):
+        raise DetachedError(f"its filesystem ({quote(name)}) cannot be mounted again: {_NEEDS_7_0}")
     options = [*superblock_flags(known.sb_flags), *known.opt_array] if known else _read_only(fd)
-    source = _trial(fs_type, (known.sb_source if known else b"") or fs_type, options, number)
+    source = _trial(name, (known.sb_source if known else b"") or name, options, number)
     try:
-        if keyed:
-            _check_keyed(source, keyed[1], known.sb_dev if known else facts.dev, magic)
+        if fs_type.key:
+            _check_keyed(source, fs_type, known.sb_dev if known else facts.dev)
         else:
             directory = root_by_held(fd, facts.mnt_id)
             try:
-                _check_fresh(magic, source, directory, facts, known)
+                _check_fresh(fs_type, source, directory, facts, known)
             finally:
                 if directory >= 0:
                     os.close(directory)
@@ -80,14 +83,14 @@ def mounted_anew(
     yield source
 
 
-def _needs_options(magic: int, fs_type: bytes, facts: FileStat) -> bool:
+def _needs_options(fs_type: FilesystemType, facts: FileStat) -> bool:
     """Tell whether a mount without its options might differ for the tasks.
 
     Those of proc say what a directory shows, and files have none.
     """
-    if magic == kernel.PROC_SUPER_MAGIC:
+    if fs_type is PROC:
         return stat.S_ISDIR(facts.mode)
-    return magic in FRESH or fs_type in _SET_BY_MOUNTING
+    return fs_type.comes_back == FRESH or fs_type.has(SET_BY_MOUNTING)
 
 
 def _read_only(fd: int) -> list[bytes]:
@@ -109,14 +112,14 @@ def _trial(fs_type: bytes, source: bytes, options: list[bytes], number: int) -> 
     return trial
 
 
-def _check_keyed(source: Source, key: str, dev: int, magic: int) -> None:
-    fs_type = quote(source.info.fs_type)
+def _check_keyed(source: Source, fs_type: FilesystemType, dev: int) -> None:
     if source.info.dev != dev:
+        name = quote(source.info.fs_type)
         raise DetachedError(
-            f"its filesystem ({fs_type}) is of another {key} than criu's: keep one mounted in the"
-            " mount namespace of the tasks"
+            f"its filesystem ({name}) is of another {fs_type.key} than criu's: keep one mounted in"
+            " the mount namespace of the tasks"
         )
-    if magic == BINFMT_MAGIC and set(names_in(source.fd)) > _BINFMT_FILES:
+    if fs_type is BINFMT_MISC and set(names_in(source.fd)) > _BINFMT_FILES:
         raise DetachedError(
             "formats are registered in its filesystem (binfmt_misc), and lost when the tasks are"
             " gone: remove them, or keep it mounted somewhere"
@@ -124,11 +127,15 @@ def _check_keyed(source: Source, key: str, dev: int, magic: int) -> None:
 
 
 def _check_fresh(
-    magic: int, source: Source, directory: int, facts: FileStat, known: StatMount | None
+    fs_type: FilesystemType,
+    source: Source,
+    directory: int,
+    facts: FileStat,
+    known: StatMount | None,
 ) -> None:
     """Refuse an instance whose state a new one would not have."""
     at_root = known is not None and known.mnt_root == b"/"
-    if magic == kernel.PROC_SUPER_MAGIC:
+    if fs_type is PROC:
         if directory >= 0 and at_root:
             shown = os.readlink(b"self", dir_fd=directory)
             same = shown == os.readlink(b"self", dir_fd=source.fd)
@@ -141,11 +148,11 @@ def _check_fresh(
             )
         return
     if directory < 0 or not at_root or set(names_in(directory)) - set(names_in(source.fd)):
-        raise _has_state(magic)
+        raise _has_state(fs_type)
 
 
-def _has_state(magic: int) -> DetachedError:
-    is_bpf = magic == BPF_MAGIC
+def _has_state(fs_type: FilesystemType) -> DetachedError:
+    is_bpf = fs_type is BPF
     kind, what = ("bpf", "objects are pinned") if is_bpf else ("devpts", "there are terminals")
     return DetachedError(
         f"its filesystem ({kind}) has a state that is not saved, or may have: {what} in it;"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 
-from criu_detached import kernel
 from criu_detached.dump.describe.mount import DetachedMount, describe_mount
 from criu_detached.dump.filesystems.disk import remounted
 from criu_detached.dump.filesystems.memory import Memory
@@ -19,14 +18,15 @@ from criu_detached.dump.filesystems.overlay import overlaid
 from criu_detached.dump.filesystems.pseudo import mounted_anew
 from criu_detached.dump.observe.holders import attached_mount, outside_holder
 from criu_detached.errors import DetachedError
+from criu_detached.filesystems.superblock import type_of
 from criu_detached.filesystems.types import (
-    BTRFS_MAGIC,
     FRESH,
     IN_MEMORY,
     KEYED,
-    OVERLAYFS_MAGIC,
-    OWNED,
-    SERVED,
+    LAYERED,
+    MADE_UP_DEVICE,
+    ON_DEVICE,
+    POWER_OF_MOUNTER,
 )
 
 TYPE_CHECKING = False
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from criu_detached.images.records import Filesystem
     from criu_detached.kernel import FileStat
 
-# What gives the trial mounts of a type, by its magic number; of all others ``remounted``.
-_TRIALS = {OVERLAYFS_MAGIC: overlaid, **dict.fromkeys((*FRESH, *KEYED), mounted_anew)}
+# What gives trial mounts of a filesystem, by how its type comes back.
+_TRIALS = {ON_DEVICE: remounted, LAYERED: overlaid, FRESH: mounted_anew, KEYED: mounted_anew}
 
 
 class SoleHeld:
@@ -93,26 +93,28 @@ class SoleHeld:
             DetachedError: its filesystem cannot come back.
         """
         device = kind.statmount.sb_dev if kind.statmount else facts.dev
-        magic = kernel.fstatfs(fd).magic
+        fs_type = type_of(fd)
         # Who else has mounted a filesystem on a device shares it after the restore as before.
-        on_device = os.major(device) or magic == BTRFS_MAGIC
+        on_device = os.major(device) or fs_type.has(MADE_UP_DEVICE)
         where = None if on_device else attached_mount(device)
         if where is not None:
             raise DetachedError(f"{error}; its filesystem is mounted at {where}")
-        if magic in IN_MEMORY:
+        if fs_type.comes_back == IN_MEMORY:
             return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
-        if magic in SERVED:
+        if fs_type.server:
             raise DetachedError(
-                f"its filesystem is of type {SERVED[magic]}, which its server alone can mount"
+                f"its filesystem is of type {fs_type.server}, which its server alone can mount"
                 " again: mount it somewhere before the dump"
             )
-        if magic in OWNED and self._criu.dumps_user_namespace():
+        if fs_type.has(POWER_OF_MOUNTER) and self._criu.dumps_user_namespace():
             raise DetachedError(
                 "its filesystem may belong to the dumped user namespace, and would belong to criu's"
                 " if it was mounted again: keep it mounted in the mount namespace of the tasks"
             )
-        if magic == OVERLAYFS_MAGIC:
+        if fs_type.comes_back == LAYERED:
             _refuse_shared_overlay(device)
+        if fs_type.comes_back not in _TRIALS:
+            raise error
         return self._by_trial(fd, link, facts, kind, error)
 
     def _by_trial(
@@ -129,7 +131,7 @@ class SoleHeld:
                 raise
 
         def mounted_again(dev: int) -> Iterator[Source]:
-            trials = _TRIALS.get(kernel.fstatfs(fd).magic, remounted)
+            trials = _TRIALS[type_of(fd).comes_back]
             for source in trials(fd, facts, kind.statmount, self._number(dev)):
                 if dev not in self._filesystems and source.filesystem is not None:
                     self._filesystems[dev] = source.filesystem

@@ -12,7 +12,7 @@ from criu_detached.dump.inodes import inode_of
 from criu_detached.dump.observe.handles import open_on
 from criu_detached.dump.open_file import OpenFile, handle_of
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.types import OVERLAYFS_MAGIC, SERVED, is_hidden
+from criu_detached.filesystems.types import OVERLAY, by_magic, is_silly_renamed
 from criu_detached.images.datafile import DataFileWriter
 from criu_detached.images.records import File, Ghost, Inode
 from criu_detached.kernel import FileStat
@@ -139,7 +139,7 @@ def _check_kept(facts: FileStat, mount: DetachedMount) -> None:
     """
     superblock = mount.record.superblock
     assert superblock is not None
-    server = SERVED.get(superblock.magic)
+    server = by_magic(superblock.magic).server
     if server and not stat.S_ISREG(facts.mode):
         raise DetachedError(
             f"it is deleted, and no regular file: the server of its filesystem ({server}) keeps"
@@ -186,18 +186,19 @@ def _lasting_alias(fd: int, file: File, facts: FileStat, mount: DetachedMount) -
     """Another name of a file, or nothing where its handle will do; None: no name outlives it."""
     superblock = mount.record.superblock
     assert superblock is not None
-    served = superblock.magic in SERVED
+    fs_type = by_magic(superblock.magic)
+    served = bool(fs_type.server)
     hidden = set()
     for alias in _aliases(fd, facts, mount):
         if served and not _may_be(alias, fd, file, mount):
             continue
-        if not served or not is_hidden(alias):
+        if not served or not is_silly_renamed(alias):
             return alias
         hidden.add(alias)
         # Told anew by the server, now that it has been asked for that name.
         if kernel.fstat(fd).nlink <= len(hidden):
             return None
-    if superblock.magic == OVERLAYFS_MAGIC and file.handle is None:
+    if fs_type is OVERLAY and file.handle is None:
         raise DetachedError(
             "its name is deleted, and it has one left that is not to be found in the bind source"
             " (a file of a lower layer keeps its name there, where no path of the overlay leads):"

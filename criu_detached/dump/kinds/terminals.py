@@ -8,6 +8,8 @@ import os
 from criu_detached import kernel, paths
 from criu_detached.dump.observe.processes import dumped_fds, fdinfo
 from criu_detached.errors import DetachedError
+from criu_detached.filesystems.superblock import type_of
+from criu_detached.filesystems.types import DEVPTS, by_magic
 from criu_detached.terminals import is_master, is_slave
 
 TYPE_CHECKING = False
@@ -44,7 +46,7 @@ def refuse_terminal(path: bytes, facts: FileStat, superblock: Superblock) -> Non
     """
     if not is_master(facts) and not is_slave(facts):
         return
-    if superblock.magic != kernel.DEVPTS_SUPER_MAGIC:
+    if by_magic(superblock.magic) is not DEVPTS:
         raise DetachedError(
             "it is a terminal that was opened through a device node outside of devpts, which shows"
             " no devpts beside it any more: open it by pts/ptmx, or close it"
@@ -82,7 +84,7 @@ def _ends(pid: int, fd: str) -> list[tuple[int, int, bool]]:
         facts = kernel.fstat(file)
         if is_slave(facts):
             return [(os.minor(facts.rdev), facts.dev, facts.nlink > 0)]
-        if is_master(facts) and kernel.fstatfs(file).magic == kernel.DEVPTS_SUPER_MAGIC:
+        if is_master(facts) and type_of(file) is DEVPTS:
             return [(number, facts.dev, True) for number in _master_numbers(pid, fd)]
         return []
     finally:

@@ -14,7 +14,8 @@ import os
 
 from criu_detached import kernel
 from criu_detached.dump.observe import trees
-from criu_detached.filesystems.types import HANDLES
+from criu_detached.filesystems.superblock import type_of
+from criu_detached.filesystems.types import HUGETLBFS, Internal
 from criu_detached.kernel import mountinfo, namespaces, statmount
 from criu_detached.kernel.statmount import StatMount
 
@@ -25,19 +26,7 @@ INTERNAL = "kernel-internal"
 
 _WANTED = trees.WANTED | statmount.STATMOUNT_MNT_NS_ID
 
-# linux/magic.h: filesystems that only the kernel mounts
-_INTERNAL_MAGIC = {
-    0x09041934,  # anon_inodefs
-    0x50495045,  # pipefs
-    0x534F434B,  # sockfs
-    0x5345434D,  # secretmem
-    0x62646576,  # bdevfs
-    0x444D4142,  # dma-buf
-    0x47414552,  # aio
-}
 _NO_WALK = {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
-
-_HUGETLBFS_MAGIC = 0x958458F6
 
 
 class Kind:
@@ -93,13 +82,13 @@ def _by_fd(fd: int, mnt_id: int) -> Kind:
 
 
 def _is_internal(fd: int) -> bool:
-    magic = kernel.fstatfs(fd).magic
-    if magic == _HUGETLBFS_MAGIC:
+    fs_type = type_of(fd)
+    if fs_type is HUGETLBFS:
         return kernel.fstat(fd).dev in _hugetlb_devices()
-    if magic in HANDLES:
+    if fs_type.stands_for:
         # Where one is bind-mounted its link is a path.
         return not os.readlink(b"/proc/self/fd/%d" % fd).startswith(b"/")
-    return magic in _INTERNAL_MAGIC
+    return isinstance(fs_type, Internal)
 
 
 def _hugetlb_devices() -> set[int]:

@@ -11,9 +11,10 @@ import sys
 import time
 
 from criu_detached import kernel
-from criu_detached.dump.describe.sources import MANY_DEVICES
 from criu_detached.dump.observe import overlays, processes, trees
 from criu_detached.errors import quote
+from criu_detached.filesystems.superblock import type_of
+from criu_detached.filesystems.types import MANY_DEVICES
 from criu_detached.kernel import mountinfo, namespaces, statmount
 
 _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
@@ -109,7 +110,7 @@ class _Filesystem:
                 self._trees[facts.mnt_id] = self._is_in_tree(fd)
             return self._trees[facts.mnt_id]
         # On such filesystems a file does not have the superblock's device number.
-        return kernel.fstatfs(fd).magic in MANY_DEVICES and self._is_seen(fd)
+        return type_of(fd).has(MANY_DEVICES) and self._is_seen(fd)
 
     def _is_in_tree(self, directory: int) -> bool:
         """Tell whether it is mounted in the anonymous tree of a directory."""

@@ -11,7 +11,7 @@ from criu_detached.dump.observe import processes
 from criu_detached.dump.observe.directories import names_in
 from criu_detached.errors import quote
 from criu_detached.filesystems.layers import DATA, LOWER, UPPER, take_apart
-from criu_detached.filesystems.types import OVERLAYFS_MAGIC
+from criu_detached.filesystems.types import OVERLAY
 from criu_detached.kernel import mountinfo, namespaces, statmount
 
 TYPE_CHECKING = False
@@ -72,7 +72,7 @@ def _without_process(dev: int, inodes: set[int], seen: set[int]) -> str | None:
         seen: overlays in those.
     """
     for ns_id, mount in _mounts_without_process(inodes):
-        if mount.sb_magic != OVERLAYFS_MAGIC or mount.sb_dev in seen:
+        if mount.sb_magic != OVERLAY.magic or mount.sb_dev in seen:
             continue
         name = f"the overlay at {quote(mount.mnt_point)} in mount namespace {ns_id}, which no"
         layers = _layers(mount.mnt_opts)

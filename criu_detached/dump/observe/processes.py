@@ -7,7 +7,8 @@ import os
 import stat
 
 from criu_detached import kernel
-from criu_detached.dump.describe.sources import MANY_DEVICES
+from criu_detached.filesystems.superblock import type_of
+from criu_detached.filesystems.types import MANY_DEVICES
 from criu_detached.kernel import mountinfo, tasks
 
 TYPE_CHECKING = False
@@ -292,7 +293,7 @@ def _is_on(fd: int, dev: int) -> bool:
     if kernel.fstat(fd).dev == dev:
         return True
     try:
-        return kernel.fstatfs(fd).magic in MANY_DEVICES and kernel.superblock_dev(fd) == dev
+        return type_of(fd).has(MANY_DEVICES) and kernel.superblock_dev(fd) == dev
     except OSError:
         return False
 

@@ -10,8 +10,8 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.errors import DetachedError
-from criu_detached.filesystems.types import IN_MEMORY
+from criu_detached.errors import DetachedError, quote
+from criu_detached.filesystems.types import FRESH, IN_MEMORY, KEYED, LAYERED, by_name
 from criu_detached.kernel import new_mounts
 from criu_detached.restore.filesystems.disk import check_mounted, find_devices, mount_again
 from criu_detached.restore.filesystems.memory import fill, make_memory, set_limits
@@ -81,18 +81,26 @@ def make_filesystems(records: Records, means: Means, found: dict[int, list[Found
 
 def _mount(filesystem: Filesystem, devices: list[Found], means: Means) -> tuple[int, bool]:
     """A tree fd of a filesystem, the caller's, and whether an overlay's layers are the same."""
-    if _is_in_memory(filesystem):
+    assert filesystem.superblock is not None  # check_filesystems
+    name = filesystem.superblock.fs_type
+    comes_back = by_name(name).comes_back
+    if bool(filesystem.fresh) != (comes_back in (LAYERED, FRESH, KEYED)):
+        raise DetachedError(
+            f"filesystem {filesystem.id} does not come back as others of its type {quote(name)} do:"
+            " are the images damaged?"
+        )
+    if comes_back == IN_MEMORY:
         return make_memory(filesystem), True
-    if filesystem.layers:
+    if comes_back == LAYERED:
         return mount_layers(filesystem, means)
-    if filesystem.fresh:
+    if comes_back in (FRESH, KEYED):
         return mount_anew(filesystem), True
     return mount_again(filesystem, devices), True
 
 
 def _is_in_memory(filesystem: Filesystem) -> bool:
     assert filesystem.superblock is not None  # check_filesystems
-    return filesystem.superblock.fs_type in IN_MEMORY.values()
+    return by_name(filesystem.superblock.fs_type).comes_back == IN_MEMORY
 
 
 def _attach(tree: int) -> int:

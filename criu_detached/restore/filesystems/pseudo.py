@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.types import FROM_NOTHING
 from criu_detached.images.records import Filesystem
 from criu_detached.kernel import mountinfo, new_mounts
 
@@ -22,12 +21,10 @@ def mount_anew(filesystem: Filesystem) -> int:
         A tree fd of the mount, the caller's.
 
     Raises:
-        DetachedError: it cannot be mounted, or no dump records such a type.
+        DetachedError: it cannot be mounted.
     """
     assert filesystem.superblock is not None  # checks.check_filesystems
     fs_type = filesystem.superblock.fs_type
-    if fs_type not in FROM_NOTHING:
-        raise DetachedError(f"filesystems of type {quote(fs_type)} do not come from nothing")
     try:
         return new_mounts.new_mount(fs_type, filesystem.source, _options_here(filesystem))
     except OSError as error:

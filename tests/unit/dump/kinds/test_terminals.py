@@ -12,11 +12,12 @@ from criu_detached import kernel, paths
 from criu_detached.dump.kinds import terminals
 from criu_detached.dump.kinds.terminals import is_left_to_shell_job, refuse_terminal
 from criu_detached.errors import DetachedError
+from criu_detached.filesystems import types
 from criu_detached.images.records import Superblock
 
 from ... import support
 
-DEVPTS = Superblock(fs_type=b"devpts", magic=kernel.DEVPTS_SUPER_MAGIC)
+DEVPTS = Superblock(fs_type=b"devpts", magic=types.DEVPTS.magic)
 
 
 class Ends:
@@ -79,9 +80,7 @@ def test_refused_places(ends: Ends, devpts: Path) -> None:
         with pytest.raises(DetachedError, match="mounted by itself"):
             refuse_terminal(paths.ROOT, facts, DEVPTS)
         with pytest.raises(DetachedError, match="outside of devpts"):
-            refuse_terminal(
-                path, facts, Superblock(fs_type=b"tmpfs", magic=kernel.PROC_SUPER_MAGIC)
-            )
+            refuse_terminal(path, facts, Superblock(fs_type=b"tmpfs", magic=types.PROC.magic))
 
 
 def test_two_of_one_number(ends: Ends, devpts: Path, tmp_path: Path) -> None:
