@@ -2,21 +2,64 @@
 from typing import Any
 
 class _CData:
+    def __getitem__(self, index: Any) -> Any: ...
+
+# The structures: facts.h and uapi.h, what Python reads of them.
+
+class FileFacts(_CData):
     dev: int
     ino: int
     rdev: int
-    mode: int
+    size: int
     mnt_id: int
+    mode: int
     nlink: int
     uid: int
     gid: int
+    attributes: int
 
-    def __getitem__(self, index: Any) -> Any: ...
+class StatMount(_CData):
+    size: int
+    mnt_opts: int
+    mask: int
+    sb_dev_major: int
+    sb_dev_minor: int
+    sb_magic: int
+    sb_flags: int
+    fs_type: int
+    mnt_id: int
+    mnt_attr: int
+    mnt_propagation: int
+    mnt_root: int
+    mnt_point: int
+    sb_source: int
+    opt_num: int
+    opt_array: int
+    mnt_uidmap_num: int
+    mnt_uidmap: int
+    mnt_gidmap_num: int
+    mnt_gidmap: int
+
+class LoopInfo64(_CData):
+    lo_device: int
+    lo_inode: int
+    lo_offset: int
+    lo_sizelimit: int
+    lo_flags: int
+    lo_file_name: bytes
+
+class LoopConfig(_CData):
+    fd: int
+    block_size: int
+    info: LoopInfo64
 
 class _FFI:
     NULL: Any
-    def new(self, cdecl: str, init: Any = ...) -> _CData: ...
+    def new(self, cdecl: str, init: Any = ...) -> Any: ...
+    def sizeof(self, cdecl: str) -> int: ...
+    def offsetof(self, cdecl: str, field: str) -> int: ...
     def buffer(self, cdata: _CData, size: int = ...) -> Any: ...
+    def from_buffer(self, cdecl: str, buffer: bytes) -> Any: ...
     def string(self, cdata: Any) -> bytes: ...
 
 class _Lib:

@@ -18,7 +18,7 @@ from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from criu_detached import _kernel
 
 # linux/mount.h: mount attributes
 MOUNT_ATTR_RDONLY = 0x1
@@ -94,7 +94,7 @@ class FileStat:
         "uid",
     )
 
-    def __init__(self, found: Any) -> None:
+    def __init__(self, found: _kernel.FileFacts) -> None:
         self.dev: int = found.dev
         self.ino: int = found.ino
         self.rdev: int = found.rdev
@@ -112,7 +112,7 @@ class FileStat:
         return bool(self.attributes & _FROZEN)
 
 
-_facts = ffi.new("struct file_facts *")
+_facts: _kernel.FileFacts = ffi.new("struct file_facts *")
 
 
 def fstat(fd: int) -> FileStat:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 
 from criu_detached._kernel import ffi, lib
 from criu_detached.kernel import O_PATH, checked, mnt_id_unique
@@ -14,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
+
+    from criu_detached import _kernel
 
 # linux/mount.h: statmount(2) request and answer bits
 STATMOUNT_SB_BASIC = 0x1
@@ -30,10 +31,16 @@ STATMOUNT_MNT_GIDMAP = 0x4000
 _ID_MAPS = STATMOUNT_MNT_BASIC | STATMOUNT_MNT_UIDMAP | STATMOUNT_MNT_GIDMAP
 
 _SB_RDONLY = 1  # linux/fs.h
-_FIXED = 512  # sizeof(struct statmount); strings follow
+_FIXED = ffi.sizeof("struct uapi_statmount")  # strings follow
 
 # After the root of a mount whose root is deleted (dentry_path, fs/d_path.c).
 _ROOT_DELETED = b"//deleted"
+
+
+def _struct_at(raw: Any) -> _kernel.StatMount:
+    """The structure that a buffer begins with; it keeps the buffer."""
+    found: _kernel.StatMount = ffi.from_buffer("struct uapi_statmount *", raw)
+    return found
 
 
 class StatMount:
@@ -41,22 +48,25 @@ class StatMount:
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
-        self.mask = self._number(8, 8)
-        self.sb_dev = os.makedev(self._number(16, 4), self._number(20, 4))
-        self.sb_magic = self._number(24, 8)
-        self.sb_flags = self._number(32, 4)
-        self.mnt_id = self._number(40, 8)
-        self.mnt_attr = self._number(64, 8)
-        self.mnt_propagation = self._number(72, 8)
+        found = _struct_at(raw)
+        self._found = found
+        self.mask = found.mask
+        self.sb_dev = os.makedev(found.sb_dev_major, found.sb_dev_minor)
+        self.sb_magic = found.sb_magic
+        self.sb_flags = found.sb_flags
+        self.mnt_id = found.mnt_id
+        self.mnt_attr = found.mnt_attr
+        self.mnt_propagation = found.mnt_propagation
         # Root of the mount within its filesystem; ask for STATMOUNT_MNT_ROOT.
-        self.mnt_root = self._strings(104, 1)[0]
+        self.mnt_root = self._string(found.mnt_root)
 
-    def _number(self, offset: int, size: int) -> int:
-        return int.from_bytes(self._raw[offset : offset + size], sys.byteorder)
+    def _string(self, offset: int) -> bytes:
+        """The string at an offset behind the structure."""
+        return self._strings(offset, 1)[0]
 
     def _strings(self, offset: int, count: int) -> list[bytes]:
-        start = _FIXED + self._number(offset, 4)
-        return self._raw[start:].split(b"\0", count)[:count]
+        """Likewise several, one after another."""
+        return self._raw[_FIXED + offset :].split(b"\0", count)[:count]
 
     @property
     def read_only(self) -> bool:
@@ -76,37 +86,37 @@ class StatMount:
     @property
     def fs_type(self) -> bytes:
         """Filesystem type; ask for STATMOUNT_FS_TYPE."""
-        return self._strings(36, 1)[0]
+        return self._string(self._found.fs_type)
 
     @property
     def mnt_opts(self) -> list[bytes]:
         """Options of the superblock, escaped as in mountinfo; ask for STATMOUNT_MNT_OPTS."""
-        return [option for option in self._strings(4, 1)[0].split(b",") if option]
+        return [option for option in self._string(self._found.mnt_opts).split(b",") if option]
 
     @property
     def mnt_point(self) -> bytes:
         """Where it is attached; ask for STATMOUNT_MNT_POINT."""
-        return self._strings(108, 1)[0]
+        return self._string(self._found.mnt_point)
 
     @property
     def sb_source(self) -> bytes:
         """What it was mounted from; ask for STATMOUNT_SB_SOURCE."""
-        return self._strings(124, 1)[0]
+        return self._string(self._found.sb_source)
 
     @property
     def opt_array(self) -> list[bytes]:
         """The filesystem's own options, without any escapes; ask for STATMOUNT_OPT_ARRAY."""
-        return self._strings(132, self._number(128, 4))
+        return self._strings(self._found.opt_array, self._found.opt_num)
 
     @property
     def uid_map(self) -> list[bytes]:
         """Id-map lines, "inside outside count"; ask for STATMOUNT_MNT_UIDMAP (Linux 6.15)."""
-        return self._strings(156, self._number(152, 4))
+        return self._strings(self._found.mnt_uidmap, self._found.mnt_uidmap_num)
 
     @property
     def gid_map(self) -> list[bytes]:
         """As uid_map; ask for STATMOUNT_MNT_GIDMAP (Linux 6.15)."""
-        return self._strings(164, self._number(160, 4))
+        return self._strings(self._found.mnt_gidmap, self._found.mnt_gidmap_num)
 
 
 _LIMIT = 1 << 20  # bytes of an answer
@@ -271,6 +281,5 @@ def view_clone(ns_fds: list[int], fd: int, mask: int) -> list[StatMount]:
 
 
 def _first(raw: Any) -> bytes:
-    """The first answer in a buffer: struct statmount begins with its size, strings and all."""
-    size = int.from_bytes(raw[:4], sys.byteorder)
-    return bytes(raw[: max(size, _FIXED)])
+    """The first answer in a buffer, strings and all."""
+    return bytes(raw[: max(_struct_at(raw).size, _FIXED)])

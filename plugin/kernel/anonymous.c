@@ -109,7 +109,7 @@ static int attach_privately(int tree)
 
 static int fill_view(int tree, struct view *view)
 {
-	struct mnt_id_req_ver1 req = { .size = sizeof(req) };
+	struct uapi_mnt_id_req req = { .size = sizeof(req) };
 	static uint64_t ids[MAX_VIEW];
 	uint32_t used;
 	int below, err = sys_mnt_id_unique(tree, &ids[0]);
@@ -124,10 +124,13 @@ static int fill_view(int tree, struct view *view)
 	if (below == MAX_VIEW - 1)
 		return -E2BIG;
 	for (view->count = 0; view->count <= below; view->count++) {
+		if (view->size < sizeof(struct uapi_statmount)) /* it would be cut off unsaid */
+			return -EOVERFLOW;
 		err = sys_statmount_in_ns(ids[view->count], 0, view->mask, view->buf, view->size);
 		if (err)
 			return err;
-		memcpy(&used, view->buf, sizeof(used)); /* the size is the first field */
+		/* Strings are in between, so it need not be aligned. */
+		memcpy(&used, view->buf + offsetof(struct uapi_statmount, size), sizeof(used));
 		view->buf += used;
 		view->size -= used;
 	}

@@ -23,7 +23,7 @@
 /** open_beneath - openat2(2), close-on-exec; -1 with errno set */
 static inline int open_beneath(int dir, const char *path, int flags)
 {
-	struct open_how_ver0 how = { .flags = (unsigned int)flags | O_CLOEXEC,
+	struct uapi_open_how how = { .flags = (unsigned int)flags | O_CLOEXEC,
 				     .resolve = STAY_BENEATH };
 
 	return syscall(NR_openat2, dir, path, &how, sizeof(how));

@@ -20,7 +20,7 @@
 
 int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve)
 {
-	struct open_how_ver0 how = { .flags = flags, .resolve = resolve };
+	struct uapi_open_how how = { .flags = flags, .resolve = resolve };
 
 	return or_errno(syscall(NR_openat2, dirfd, path, &how, sizeof(how)));
 }
@@ -73,16 +73,9 @@ int sys_open_beneath(int dirfd, const char *path, uint64_t flags, uint64_t resol
 	return fd;
 }
 
-/* fcntl.h: struct file_handle with MAX_HANDLE_SZ bytes */
-struct handle {
-	unsigned int handle_bytes;
-	int handle_type;
-	unsigned char f_handle[128];
-};
-
 int sys_file_handle(int fd, int flags, int *type, unsigned char *handle, unsigned int *size)
 {
-	struct handle h = { .handle_bytes = sizeof(h.f_handle) };
+	struct uapi_file_handle h = { .handle_bytes = sizeof(h.f_handle) };
 	int mnt_id;
 
 	if (syscall(SYS_name_to_handle_at, fd, "", &h, &mnt_id, AT_EMPTY_PATH | flags))
@@ -96,7 +89,7 @@ int sys_file_handle(int fd, int flags, int *type, unsigned char *handle, unsigne
 int sys_open_by_handle(int mount_fd, int type, const unsigned char *handle, unsigned int size,
 		       int flags)
 {
-	struct handle h = { .handle_bytes = size, .handle_type = type };
+	struct uapi_file_handle h = { .handle_bytes = size, .handle_type = type };
 
 	if (size > sizeof(h.f_handle))
 		return -EINVAL;
@@ -112,6 +105,12 @@ int sys_pidfd_getfd(int pidfd, int fd)
 int sys_kcmp(int tid, int other, int type)
 {
 	return or_errno(syscall(SYS_kcmp, tid, other, type, 0, 0));
+}
+
+/* The kernel's dev_t as makedev() makes it (MAJOR and MINOR, include/linux/kdev_t.h). */
+static uint64_t kdev_decode(unsigned int number)
+{
+	return makedev(number >> 20, number & 0xfffff);
 }
 
 /* A watch of no event, of which fdinfo shows the superblock (fs/notify/fdinfo.c). */
@@ -141,7 +140,7 @@ int sys_superblock_dev(int fd, uint64_t *dev)
 	text[size > 0 ? size : 0] = '\0';
 	found = strstr(text, " sdev:");
 	if (found && sscanf(found, " sdev:%x", &number) == 1) {
-		*dev = makedev(number >> 20, number & 0xfffff);
+		*dev = kdev_decode(number);
 		err = 0;
 	}
 out:
@@ -149,17 +148,13 @@ out:
 	return err;
 }
 
-/* linux/fs.h: FS_IOC_GETFSUUID, Linux 6.9 */
-struct fsuuid2_ver0 {
-	uint8_t len;
-	uint8_t uuid[16];
-};
+#define FS_IOC_GETFSUUID_ _IOR(0x15, 0, struct uapi_fsuuid2) /* linux/fs.h */
 
 int sys_fs_uuid(int fd, unsigned char *uuid)
 {
-	struct fsuuid2_ver0 u = { 0 };
+	struct uapi_fsuuid2 u = { 0 };
 
-	if (ioctl(fd, _IOR(0x15, 0, struct fsuuid2_ver0), &u))
+	if (ioctl(fd, FS_IOC_GETFSUUID_, &u))
 		return -errno;
 	memcpy(uuid, u.uuid, sizeof(u.uuid));
 	return u.len;

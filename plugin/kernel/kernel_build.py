@@ -36,6 +36,6 @@ def declarations(header: str) -> str:
 def builder() -> FFI:
     """Describe ``criu_detached._kernel``; ``emit_c_code`` writes its C source."""
     ffi = FFI()
-    ffi.cdef(FACTS_CDEF + declarations("kernel/kernel.h"))
-    ffi.set_source(MODULE, '#include "kernel/kernel.h"')
+    ffi.cdef(FACTS_CDEF + declarations("kernel/uapi.h") + declarations("kernel/kernel.h"))
+    ffi.set_source(MODULE, '#include "kernel/kernel.h"\n#include "kernel/uapi.h"')
     return ffi

@@ -17,14 +17,14 @@
 
 int sys_statmount_by_fd(int fd, uint64_t mask, void *buf, size_t size)
 {
-	struct mnt_id_req_ver1 req = { .size = sizeof(req), .fd = fd, .param = mask };
+	struct uapi_mnt_id_req req = { .size = sizeof(req), .mnt_fd = fd, .param = mask };
 
 	return or_errno(syscall(NR_statmount, &req, buf, size, STATMOUNT_BY_FD));
 }
 
 int sys_statmount_in_ns(uint64_t mnt_id, uint64_t ns_id, uint64_t mask, void *buf, size_t size)
 {
-	struct mnt_id_req_ver1 req = {
+	struct uapi_mnt_id_req req = {
 		.size = sizeof(req), .mnt_id = mnt_id, .param = mask, .mnt_ns_id = ns_id
 	};
 
@@ -34,7 +34,7 @@ int sys_statmount_in_ns(uint64_t mnt_id, uint64_t ns_id, uint64_t mask, void *bu
 /* All mounts of a namespace, from the one after another. */
 int sys_listmount(uint64_t ns_id, uint64_t after, uint64_t *mnt_ids, size_t count)
 {
-	struct mnt_id_req_ver1 req = { .size = sizeof(req),
+	struct uapi_mnt_id_req req = { .size = sizeof(req),
 				       .mnt_id = UINT64_MAX /* LSMT_ROOT */,
 				       .param = after,
 				       .mnt_ns_id = ns_id };
@@ -63,14 +63,9 @@ int sys_open_tree(int dirfd, const char *path, unsigned int flags)
 	return or_errno(syscall(NR_open_tree, dirfd, path, flags));
 }
 
-/* linux/mount.h: struct mount_attr, MOUNT_ATTR_SIZE_VER0 = 32 */
-struct mount_attr_ver0 {
-	uint64_t attr_set, attr_clr, propagation, userns_fd;
-};
-
 int sys_mount_setattr(int fd, uint64_t set, uint64_t clear, uint64_t propagation, int userns_fd)
 {
-	struct mount_attr_ver0 attr = { set, clear, propagation, userns_fd < 0 ? 0 : userns_fd };
+	struct uapi_mount_attr attr = { set, clear, propagation, userns_fd < 0 ? 0 : userns_fd };
 
 	return or_errno(syscall(NR_mount_setattr, fd, "", AT_EMPTY_PATH, &attr, sizeof(attr)));
 }
@@ -107,18 +102,13 @@ int sys_fspick(int fd)
 }
 
 /* linux/nsfs.h, Linux 6.12 */
-struct mnt_ns_info_ver0 {
-	uint32_t size;
-	uint32_t nr_mounts;
-	uint64_t mnt_ns_id;
-};
-#define NS_MNT_GET_INFO_ _IOR(0xb7, 10, struct mnt_ns_info_ver0)
-#define NS_MNT_GET_NEXT_ _IOR(0xb7, 11, struct mnt_ns_info_ver0)
-#define NS_MNT_GET_PREV_ _IOR(0xb7, 12, struct mnt_ns_info_ver0)
+#define NS_MNT_GET_INFO_ _IOR(0xb7, 10, struct uapi_mnt_ns_info)
+#define NS_MNT_GET_NEXT_ _IOR(0xb7, 11, struct uapi_mnt_ns_info)
+#define NS_MNT_GET_PREV_ _IOR(0xb7, 12, struct uapi_mnt_ns_info)
 
 int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id)
 {
-	struct mnt_ns_info_ver0 info = { .size = sizeof(info) };
+	struct uapi_mnt_ns_info info = { .size = sizeof(info) };
 	int fd = ioctl(ns_fd, backwards ? NS_MNT_GET_PREV_ : NS_MNT_GET_NEXT_, &info);
 
 	if (fd < 0)
@@ -129,7 +119,7 @@ int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id)
 
 int sys_mount_ns_id(int ns_fd, uint64_t *ns_id)
 {
-	struct mnt_ns_info_ver0 info = { .size = sizeof(info) };
+	struct uapi_mnt_ns_info info = { .size = sizeof(info) };
 
 	if (ioctl(ns_fd, NS_MNT_GET_INFO_, &info))
 		return -errno;
