@@ -9,6 +9,7 @@ import stat
 from criu_detached import kernel
 from criu_detached.filesystems.types import FilesystemType, by_magic
 from criu_detached.images.records import Superblock
+from criu_detached.kernel.devnum import huge_encode_dev
 
 
 def boot_id() -> bytes:
@@ -79,6 +80,4 @@ def is_same(one: Superblock, other: Superblock, same_boot: bool) -> bool:
 
 def _fsid_is_device(superblock: Superblock) -> bool:
     """Tell whether f_fsid is huge_encode_dev(s_dev) (simple_statfs, xfs_fs_statfs)."""
-    major, minor = os.major(superblock.dev), os.minor(superblock.dev)
-    encoded = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
-    return superblock.fsid == encoded
+    return superblock.fsid == huge_encode_dev(superblock.dev)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+from criu_detached.kernel.devnum import parse_dev
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -19,9 +21,8 @@ class MountInfo:
         """Take a line of mountinfo apart; raises ValueError or IndexError when it is none."""
         fields = line.split(b" ")
         dash = fields.index(b"-", 6)
-        major, minor = fields[2].split(b":")
         self.mnt_id = int(fields[0])
-        self.dev = os.makedev(int(major), int(minor))
+        self.dev = parse_dev(fields[2])
         self.root = unescape(fields[3])
         self.mountpoint = unescape(fields[4])
         self.options = fields[5].split(b",")

@@ -10,6 +10,7 @@ from criu_detached import kernel
 from criu_detached.filesystems.superblock import type_of
 from criu_detached.filesystems.types import MANY_DEVICES
 from criu_detached.kernel import mountinfo, tasks
+from criu_detached.kernel.devnum import format_dev_of_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def mapped(dev: int) -> bytes:
     Args:
         dev: device of the superblock.
     """
-    return b" %02x:%02x " % (os.major(dev), os.minor(dev))
+    return b" " + format_dev_of_maps(dev) + b" "
 
 
 def _is_on(fd: int, dev: int) -> bool:

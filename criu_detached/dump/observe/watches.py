@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import os
-
 from criu_detached.dump.observe.processes import below, dumped_tasks, fdinfo, process_ids
+from criu_detached.kernel.devnum import kdev_decode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,8 +19,7 @@ class Watch:
     def __init__(self, line: bytes) -> None:
         """Read it from a line of fdinfo (fs/notify/fdinfo.c)."""
         fields = dict(field.split(b":", 1) for field in line.split() if b":" in field)
-        number = int(fields[b"sdev"], 16)  # the kernel's own dev_t
-        self.dev = os.makedev(number >> 20, number & 0xFFFFF)  # of the superblock
+        self.dev = kdev_decode(int(fields[b"sdev"], 16))  # of the superblock
         self.ino = int(fields[b"ino"], 16)
         # File handle, type and bytes; the line ends with it, after a blank.
         kind = fields.get(b"fhandle-type", b"0")
