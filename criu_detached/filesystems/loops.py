@@ -1,38 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Loop devices, loop(4): what they show, and setting one up again.
+"""Loop devices that filesystems lie on: describing one, and setting it up again.
 
-Only in CRIU's own process. The numbers are those of linux/loop.h.
+Only in CRIU's own process.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import sys
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.records import Loop
+from criu_detached.kernel.devnum import huge_decode_dev
+from criu_detached.kernel.fds import Fd
+from criu_detached.kernel.loop import (
+    LO_FLAGS_AUTOCLEAR,
+    LO_FLAGS_DIRECT_IO,
+    LO_FLAGS_PARTSCAN,
+    LO_FLAGS_READ_ONLY,
+    free_loop,
+    loop_configure,
+    loop_status,
+    new_loop_config,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LOOP_GET_STATUS64 = 0x4C05
-_LOOP_CONFIGURE = 0x4C0A  # Linux 5.8
-_LOOP_CTL_GET_FREE = 0x4C82
+    from criu_detached._kernel import LoopConfig, LoopInfo64
 
-_READ_ONLY, _AUTOCLEAR, _PARTSCAN, _DIRECT_IO = 1, 4, 8, 16
-_KNOWN_FLAGS = _READ_ONLY | _AUTOCLEAR | _PARTSCAN | _DIRECT_IO
-
-# struct loop_info64: lo_device, lo_inode, lo_rdevice, lo_offset, lo_sizelimit, four 32-bit
-# numbers, the last of them lo_flags, then lo_file_name
-_INFO_SIZE = 232
-_OFFSET_AT, _SIZE_LIMIT_AT, _FLAGS_AT, _FILE_NAME_AT = 24, 32, 52, 56
-# struct loop_config: fd, block_size, the info, 64 bytes reserved
-_CONFIG_SIZE = 8 + _INFO_SIZE + 64
+_KNOWN_FLAGS = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN | LO_FLAGS_DIRECT_IO
 
 _CLASS = b"/sys/class/block/"
 
@@ -58,7 +58,7 @@ def describe_loop(name: bytes) -> Loop | None:
         raise DetachedError(
             f"its loop device {quote(name)} does not tell its backing file: {why(error)}"
         ) from error
-    if _identity(file) != (_number(info, 0), _number(info, 8)):
+    if _identity(file) != _backing(info):
         raise DetachedError(
             f"the backing file {quote(file)} of its loop device {quote(name)} is not there where"
             " criu runs (is it deleted, or on a filesystem that was unmounted?): a restore could"
@@ -66,9 +66,9 @@ def describe_loop(name: bytes) -> Loop | None:
         )
     return Loop(
         file=file,
-        offset=_number(info, _OFFSET_AT),
-        size_limit=_number(info, _SIZE_LIMIT_AT),
-        flags=_number(info, _FLAGS_AT, 4) & _KNOWN_FLAGS,
+        offset=info.lo_offset,
+        size_limit=info.lo_sizelimit,
+        flags=info.lo_flags & _KNOWN_FLAGS,
         block_size=int(attribute(name, b"queue/logical_block_size") or 512),
         partition=int(partition or 0),
     )
@@ -83,52 +83,45 @@ def attribute(name: bytes, path: bytes) -> bytes:
         return b""
 
 
-def _identity(file: bytes) -> tuple[int, int]:
-    """Device, as the kernel encodes it (huge_encode_dev), and inode of a path."""
+def _identity(file: bytes) -> tuple[int, int] | None:
+    """Device and inode of a path; None where nothing is there."""
     try:
-        fd = os.open(file, kernel.O_PATH)
+        with Fd.open(file, kernel.O_PATH) as fd:
+            found = kernel.fstat(fd)
     except OSError:
-        return 0, 0
-    try:
-        facts = kernel.fstat(fd)
-    finally:
-        os.close(fd)
-    major, minor = os.major(facts.dev), os.minor(facts.dev)
-    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12, facts.ino
+        return None
+    return found.dev, found.ino
 
 
-def _number(info: bytearray, offset: int, size: int = 8) -> int:
-    return int.from_bytes(info[offset : offset + size], sys.byteorder)
+def _backing(info: LoopInfo64) -> tuple[int, int]:
+    """Device and inode of the file behind a loop device."""
+    return huge_decode_dev(info.lo_device), info.lo_inode
 
 
 def loops_over(file: bytes) -> Iterator[bytes]:
     """Yield the nodes of the devices over a file, by whichever name, and of their partitions."""
     wanted = _identity(file)
     for name in sorted(os.listdir(_CLASS)):
-        if attribute(name, b"loop/backing_file") and _backing(name) == wanted != (0, 0):
+        if wanted is not None and _is_over(name, wanted):
             yield b"/dev/" + name
             for part in sorted(os.listdir(_CLASS + name)):
                 if attribute(part, b"partition"):
                     yield b"/dev/" + part
 
 
-def _backing(name: bytes) -> tuple[int, int]:
-    """As _identity, of the file behind a loop device."""
+def _is_over(name: bytes, file: tuple[int, int]) -> bool:
+    """Tell whether a block device is a loop device over a file, given by device and inode."""
+    if not attribute(name, b"loop/backing_file"):
+        return False
     try:
-        info = _status(name)
+        return _backing(_status(name)) == file
     except OSError:
-        return 0, 0
-    return _number(info, 0), _number(info, 8)
+        return False
 
 
-def _status(name: bytes) -> bytearray:
-    info = bytearray(_INFO_SIZE)
-    fd = os.open(b"/dev/" + name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
-    finally:
-        os.close(fd)
-    return info
+def _status(name: bytes) -> LoopInfo64:
+    with Fd.open(b"/dev/" + name, os.O_RDONLY | os.O_NONBLOCK) as device:
+        return loop_status(device)
 
 
 def node_of(name: bytes, loop: Loop) -> bytes:
@@ -141,17 +134,21 @@ def node_of(name: bytes, loop: Loop) -> bytes:
     return b""
 
 
-def open_file(loop: Loop) -> int:
+def open_file(loop: Loop) -> Fd:
     """Open the backing file; raises OSError."""
     if loop.flags & ~_KNOWN_FLAGS or not loop.file.startswith(b"/") or b"\0" in loop.file:
         raise OSError(errno.EINVAL, "the record is invalid")
     if stat.S_IFMT(os.stat(loop.file).st_mode) not in (stat.S_IFREG, stat.S_IFBLK):
         raise OSError(errno.EINVAL, "it is no file that a loop device can have")
-    mode = os.O_RDONLY if loop.flags & _READ_ONLY else os.O_RDWR
-    return os.open(loop.file, mode | os.O_CLOEXEC | os.O_NONBLOCK)
+    return Fd.open(loop.file, _access(loop) | os.O_NONBLOCK)
 
 
-def attach(loop: Loop, file: int) -> tuple[int, bytes]:
+def _access(loop: Loop) -> int:
+    """How the backing file and the device are opened: for writing only if that is needed."""
+    return os.O_RDONLY if loop.flags & LO_FLAGS_READ_ONLY else os.O_RDWR
+
+
+def attach(loop: Loop, file: int) -> tuple[Fd, bytes]:
     """Set a loop device up over an open file. It is gone when its last user closes it.
 
     Args:
@@ -164,41 +161,36 @@ def attach(loop: Loop, file: int) -> tuple[int, bytes]:
     Raises:
         DetachedError: the kernel refuses it.
     """
-    config = bytearray(_CONFIG_SIZE)
-    _put(config, 0, file, 4)
-    _put(config, 4, loop.block_size, 4)
-    _put(config, 8 + _OFFSET_AT, loop.offset, 8)
-    _put(config, 8 + _SIZE_LIMIT_AT, loop.size_limit, 8)
-    scan = _PARTSCAN if loop.partition else 0
-    _put(config, 8 + _FLAGS_AT, loop.flags | _AUTOCLEAR | scan, 4)
-    config[8 + _FILE_NAME_AT : 8 + _FILE_NAME_AT + 63] = loop.file[:63].ljust(63, b"\0")
     try:
-        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            return _configure(control, config, loop)
-        finally:
-            os.close(control)
+        with Fd.open("/dev/loop-control", os.O_RDWR) as control:
+            return _configure_free_one(control, _config_of(loop, file), _access(loop))
     except OSError as error:
         raise DetachedError(
             f"can't set up a loop device over {quote(loop.file)}: {why(error)}"
         ) from error
 
 
-def _configure(control: int, config: bytearray, loop: Loop) -> tuple[int, bytes]:
-    mode = os.O_RDONLY if loop.flags & _READ_ONLY else os.O_RDWR
+def _config_of(loop: Loop, file: int) -> LoopConfig:
+    config = new_loop_config()
+    config.fd = file
+    config.block_size = loop.block_size
+    config.info.lo_offset = loop.offset
+    config.info.lo_sizelimit = loop.size_limit
+    scan = LO_FLAGS_PARTSCAN if loop.partition else 0
+    config.info.lo_flags = loop.flags | LO_FLAGS_AUTOCLEAR | scan
+    config.info.lo_file_name = loop.file[:63]
+    return config
+
+
+def _configure_free_one(control: int, config: LoopConfig, access: int) -> tuple[Fd, bytes]:
+    """Configure the first loop device that has no file and that nobody else is faster to take."""
     while True:
-        name = b"loop%d" % fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
-        writer = os.open(b"/dev/" + name, mode | os.O_CLOEXEC)
+        name = b"loop%d" % free_loop(control)
         try:
-            fcntl.ioctl(writer, _LOOP_CONFIGURE, config)
-            # One that writes could keep the filesystem from being mounted.
-            return os.open(b"/dev/" + name, os.O_RDONLY | os.O_CLOEXEC), name
+            with Fd.open(b"/dev/" + name, access) as device:
+                loop_configure(device, config)
+                # An fd for writing could keep the filesystem from being mounted.
+                return Fd.open(b"/dev/" + name, os.O_RDONLY), name
         except OSError as error:
-            if error.errno != errno.EBUSY:  # someone else was faster
+            if error.errno != errno.EBUSY:
                 raise
-        finally:
-            os.close(writer)
-
-
-def _put(config: bytearray, offset: int, number: int, size: int) -> None:
-    config[offset : offset + size] = number.to_bytes(size, sys.byteorder)

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import sys
 import time
 
 from criu_detached import kernel
@@ -16,9 +14,9 @@ from criu_detached.errors import quote
 from criu_detached.filesystems.superblock import type_of
 from criu_detached.filesystems.types import MANY_DEVICES
 from criu_detached.kernel import mountinfo, namespaces, statmount
-
-_LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
-_LOOP_INFO64_SIZE = 232  # struct loop_info64; lo_device is its first field
+from criu_detached.kernel.devnum import huge_decode_dev
+from criu_detached.kernel.fds import Fd
+from criu_detached.kernel.loop import loop_status
 
 _PAUSES = (0, 0.001, 0.01, 0.1)  # seconds
 
@@ -136,25 +134,12 @@ def _loop_device_on(dev: int) -> str | None:
         if not name.startswith("loop") or not kernel.is_directory(f"/sys/block/{name}/loop"):
             continue
         try:
-            info = _loop_info(f"/dev/{name}")
+            with Fd.open(f"/dev/{name}", os.O_RDONLY) as device:
+                info = loop_status(device)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 continue  # by now it has no file
             raise
-        if _huge_decode_dev(int.from_bytes(info[:8], sys.byteorder)) == dev:
+        if huge_decode_dev(info.lo_device) == dev:
             return f"loop device {name}"
     return None
-
-
-def _loop_info(device: str) -> bytes:
-    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_SIZE))
-    finally:
-        os.close(fd)
-
-
-def _huge_decode_dev(number: int) -> int:
-    """include/linux/kdev_t.h, new_decode_dev."""
-    major = (number & 0xFFF00) >> 8
-    return os.makedev(major, (number & 0xFF) | ((number >> 12) & 0xFFF00))
