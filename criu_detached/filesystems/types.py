@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The one table of filesystem types: a row each, and no magic number anywhere else.
 
-To add a type, add its row. How it comes back follows from the class of the row; a class of its
-own needs a function in dump/filesystems/soleheld.py and one in restore/filesystems/make.py.
+To add a type, add its row. A new way to come back needs a word here, a function in
+dump/filesystems/soleheld.py, and one in restore/filesystems/make.py.
 
 The table is data and imports nothing, so every layer may read it.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 # How a filesystem comes back where no attached mount shows it.
 IN_MEMORY = "in memory"  # recreated with its contents
-ON_DEVICE = "on a device"  # remounted from its block device
+ON_DEVICE = "on a device"  # remounted from its block device, or from several
 LAYERED = "layered"  # an overlay, mounted of its layers
 FRESH = "fresh"  # mounted from nothing: a new superblock, so what was in it is lost
 KEYED = "keyed"  # mounted from nothing: the superblock that is there already
@@ -32,24 +32,25 @@ SET_BY_MOUNTING = "set by mounting"  # mounting sets the options of the superblo
 class FilesystemType:
     """A row: what is known of a type."""
 
-    __slots__ = ("magic", "names", "traits")
+    __slots__ = ("comes_back", "magic", "names", "traits")
 
-    comes_back = NOT_AT_ALL
     key = ""  # what the kernel has one superblock of it for
     server = ""  # what serves it, for messages
     silly_prefix = b""  # of the name that a deleted file has until it is closed
     stands_for = ""  # what each of its files is a handle of
 
-    def __init__(self, magic: int, names: bytes, *traits: str) -> None:
+    def __init__(self, magic: int, names: bytes, comes_back: str, *traits: str) -> None:
         """Describe a type.
 
         Args:
             magic: its number, which statfs(2) tells (linux/magic.h, fs/*/super.c).
             names: that it is mounted by, with blanks between; the first is for messages.
+            comes_back: how it does, of the above.
             traits: those above that it has.
         """
         self.magic = magic
         self.names = names.split()
+        self.comes_back = comes_back
         self.traits = traits
 
     def has(self, trait: str) -> bool:
@@ -57,43 +58,10 @@ class FilesystemType:
         return trait in self.traits
 
 
-class InMemory(FilesystemType):
-    """Its files are in memory alone."""
-
-    __slots__ = ()
-    comes_back = IN_MEMORY
-
-
-class OnDevice(FilesystemType):
-    """It lies on a block device, or on several.
-
-    Kernels before 7.0 do not tell its name, so each is tried: only the living filesystem is
-    mounted then, for it has claimed the device.
-    """
-
-    __slots__ = ()
-    comes_back = ON_DEVICE
-
-
-class Layered(FilesystemType):
-    """It shows the directories that it is mounted of."""
-
-    __slots__ = ()
-    comes_back = LAYERED
-
-
-class Fresh(FilesystemType):
-    """The kernel makes its files, and a new superblock with each mount."""
-
-    __slots__ = ()
-    comes_back = FRESH
-
-
 class Keyed(FilesystemType):
-    """The kernel makes its files, and has one superblock for each of something."""
+    """A row of a type that the kernel has one superblock of for each of something."""
 
     __slots__ = ("key",)
-    comes_back = KEYED
 
     def __init__(self, magic: int, name: bytes, key: str, *traits: str) -> None:
         """Describe such a type.
@@ -101,18 +69,17 @@ class Keyed(FilesystemType):
         Args:
             magic: as of FilesystemType.
             name: that it is mounted by.
-            key: what the kernel has one superblock of it for.
+            key: what there is one superblock for each of.
             traits: as of FilesystemType.
         """
-        super().__init__(magic, name, *traits)
+        super().__init__(magic, name, KEYED, *traits)
         self.key = key
 
 
 class ServerBacked(FilesystemType):
-    """A server has its files."""
+    """A row of a type whose files a server has."""
 
     __slots__ = ("server", "silly_prefix")
-    comes_back = BY_SERVER
 
     def __init__(self, magic: int, names: bytes, server: str, silly: bytes, *traits: str) -> None:
         """Describe such a type.
@@ -125,16 +92,15 @@ class ServerBacked(FilesystemType):
                 none.
             traits: as of FilesystemType.
         """
-        super().__init__(magic, names, *traits)
+        super().__init__(magic, names, BY_SERVER, *traits)
         self.server = server
         self.silly_prefix = silly
 
 
 class Internal(FilesystemType):
-    """The kernel alone mounts it."""
+    """A row of a type that the kernel alone mounts."""
 
     __slots__ = ("stands_for",)
-    comes_back = INTERNAL
 
     def __init__(self, magic: int, name: bytes, stands_for: str = "") -> None:
         """Describe such a type.
@@ -145,24 +111,26 @@ class Internal(FilesystemType):
             stands_for: what each of its files is a handle of. Such a file can be bind-mounted, and
                 is the only one of its mount.
         """
-        super().__init__(magic, name)
+        super().__init__(magic, name, INTERNAL)
         self.stands_for = stands_for
 
 
 # Rows that code names.
-TMPFS = InMemory(0x01021994, b"tmpfs")
-OVERLAY = Layered(0x794C7630, b"overlay", MANY_DEVICES, SHARES_DATA, POWER_OF_MOUNTER)
-PROC = Fresh(0x9FA0, b"proc")
-DEVPTS = Fresh(0x1CD1, b"devpts", POWER_OF_MOUNTER)
-BPF = Fresh(0xCAFE4A11, b"bpf", POWER_OF_MOUNTER)
+TMPFS = FilesystemType(0x01021994, b"tmpfs", IN_MEMORY)
+OVERLAY = FilesystemType(
+    0x794C7630, b"overlay", LAYERED, MANY_DEVICES, SHARES_DATA, POWER_OF_MOUNTER
+)
+PROC = FilesystemType(0x9FA0, b"proc", FRESH)
+DEVPTS = FilesystemType(0x1CD1, b"devpts", FRESH, POWER_OF_MOUNTER)
+BPF = FilesystemType(0xCAFE4A11, b"bpf", FRESH, POWER_OF_MOUNTER)
 BINFMT_MISC = Keyed(0x42494E4D, b"binfmt_misc", "user namespace")
-EXT = OnDevice(0xEF53, b"ext4 ext3 ext2")
-BTRFS = OnDevice(0x9123683E, b"btrfs", MANY_DEVICES, MADE_UP_DEVICE, SHARES_DATA)
-HUGETLBFS = FilesystemType(0x958458F6, b"hugetlbfs")
+EXT = FilesystemType(0xEF53, b"ext4 ext3 ext2", ON_DEVICE)
+BTRFS = FilesystemType(0x9123683E, b"btrfs", ON_DEVICE, MANY_DEVICES, MADE_UP_DEVICE, SHARES_DATA)
+HUGETLBFS = FilesystemType(0x958458F6, b"hugetlbfs", NOT_AT_ALL)
 
 _ROWS = (
     TMPFS,
-    InMemory(0x858458F6, b"ramfs"),
+    FilesystemType(0x858458F6, b"ramfs", IN_MEMORY),
     OVERLAY,
     PROC,
     DEVPTS,
@@ -179,29 +147,29 @@ _ROWS = (
     Keyed(0x74726163, b"tracefs", "machine", SET_BY_MOUNTING),
     Keyed(0xDE5E81E4, b"efivarfs", "machine"),
     EXT,
-    OnDevice(0x58465342, b"xfs", SHARES_DATA),
+    FilesystemType(0x58465342, b"xfs", ON_DEVICE, SHARES_DATA),
     BTRFS,
-    OnDevice(0x73717368, b"squashfs", NEVER_WRITTEN),
-    OnDevice(0xE0F5E1E2, b"erofs", NEVER_WRITTEN),
-    OnDevice(0x4D44, b"vfat msdos", VOLATILE_INODES),
-    OnDevice(0x2011BAB0, b"exfat", VOLATILE_INODES),
-    OnDevice(0xF2F52010, b"f2fs"),
-    OnDevice(0x9660, b"iso9660", NEVER_WRITTEN),
-    OnDevice(0x15013346, b"udf"),
-    OnDevice(0x3434, b"nilfs2"),
-    OnDevice(0x3153464A, b"jfs"),
-    OnDevice(0x4244, b"hfs"),
-    OnDevice(0x482B, b"hfsplus"),
-    OnDevice(0x7366746E, b"ntfs3"),
-    OnDevice(0x28CD3D45, b"cramfs", NEVER_WRITTEN),
-    OnDevice(0x7275, b"romfs", NEVER_WRITTEN),
-    OnDevice(0x137F, b"minix"),
-    OnDevice(0x138F, b"minix"),
-    OnDevice(0x2468, b"minix"),
-    OnDevice(0x2478, b"minix"),
-    OnDevice(0x4D5A, b"minix"),
+    FilesystemType(0x73717368, b"squashfs", ON_DEVICE, NEVER_WRITTEN),
+    FilesystemType(0xE0F5E1E2, b"erofs", ON_DEVICE, NEVER_WRITTEN),
+    FilesystemType(0x4D44, b"vfat msdos", ON_DEVICE, VOLATILE_INODES),
+    FilesystemType(0x2011BAB0, b"exfat", ON_DEVICE, VOLATILE_INODES),
+    FilesystemType(0xF2F52010, b"f2fs", ON_DEVICE),
+    FilesystemType(0x9660, b"iso9660", ON_DEVICE, NEVER_WRITTEN),
+    FilesystemType(0x15013346, b"udf", ON_DEVICE),
+    FilesystemType(0x3434, b"nilfs2", ON_DEVICE),
+    FilesystemType(0x3153464A, b"jfs", ON_DEVICE),
+    FilesystemType(0x4244, b"hfs", ON_DEVICE),
+    FilesystemType(0x482B, b"hfsplus", ON_DEVICE),
+    FilesystemType(0x7366746E, b"ntfs3", ON_DEVICE),
+    FilesystemType(0x28CD3D45, b"cramfs", ON_DEVICE, NEVER_WRITTEN),
+    FilesystemType(0x7275, b"romfs", ON_DEVICE, NEVER_WRITTEN),
+    FilesystemType(0x137F, b"minix", ON_DEVICE),
+    FilesystemType(0x138F, b"minix", ON_DEVICE),
+    FilesystemType(0x2468, b"minix", ON_DEVICE),
+    FilesystemType(0x2478, b"minix", ON_DEVICE),
+    FilesystemType(0x4D5A, b"minix", ON_DEVICE),
     # bcachefs has no name here, so it is not tried where the kernel does not tell it: not tested.
-    OnDevice(0xCA451A4E, b"", MANY_DEVICES, SHARES_DATA),
+    FilesystemType(0xCA451A4E, b"", ON_DEVICE, MANY_DEVICES, SHARES_DATA),
     # Silly renames: hidden_name (lib/fuse.c of libfuse), nfs_sillyrename (fs/nfs/dir.c),
     # cifs_sillyrename (fs/smb/client), afs_sillyrename (fs/afs/dir_silly.c). Ceph and AFS have
     # numbers of their own that last: ceph_ino of the metadata server, and the vnode of a volume.
@@ -223,13 +191,13 @@ _ROWS = (
     Internal(0x47414552, b"aio"),
     Internal(0x474D454D, b"kvm_guest_memory"),  # guest_memfd, from Linux 6.19 on
     HUGETLBFS,
-    FilesystemType(0x6A656A63, b"fakeowner"),  # of Docker Desktop, not of Linux
+    FilesystemType(0x6A656A63, b"fakeowner", NOT_AT_ALL),  # of Docker Desktop, not of Linux
 )
 
 _BY_MAGIC = {row.magic: row for row in _ROWS}
 
 # A type that is in no row may lie on a block device: from 7.0 on the kernel tells its name.
-_OTHER = OnDevice(0, b"")
+_OTHER = FilesystemType(0, b"", ON_DEVICE)
 
 _SILLY_PREFIXES = tuple({row.silly_prefix for row in _ROWS if row.silly_prefix})
 

@@ -14,8 +14,8 @@ import os
 
 from criu_detached import kernel
 from criu_detached.dump.observe import trees
+from criu_detached.filesystems import types
 from criu_detached.filesystems.superblock import type_of
-from criu_detached.filesystems.types import HUGETLBFS, Internal
 from criu_detached.kernel import mountinfo, namespaces, statmount
 from criu_detached.kernel.statmount import StatMount
 
@@ -83,12 +83,12 @@ def _by_fd(fd: int, mnt_id: int) -> Kind:
 
 def _is_internal(fd: int) -> bool:
     fs_type = type_of(fd)
-    if fs_type is HUGETLBFS:
+    if fs_type is types.HUGETLBFS:
         return kernel.fstat(fd).dev in _hugetlb_devices()
     if fs_type.stands_for:
         # Where one is bind-mounted its link is a path.
         return not os.readlink(b"/proc/self/fd/%d" % fd).startswith(b"/")
-    return isinstance(fs_type, Internal)
+    return fs_type.comes_back == types.INTERNAL
 
 
 def _hugetlb_devices() -> set[int]:

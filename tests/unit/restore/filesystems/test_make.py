@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from criu_detached.errors import DetachedError
 from criu_detached.images.record_reader import Records, read_records
 from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import (
@@ -15,6 +16,7 @@ from criu_detached.images.records import (
     RECREATED,
     BindSource,
     BoundSocket,
+    Filesystem,
     Header,
     Inode,
     Mount,
@@ -86,3 +88,16 @@ def test_make_filesystems(directory: int) -> None:
             settle_filesystems(found, means)
             assert os.fstatvfs(top).f_blocks * os.fstatvfs(top).f_frsize == 1 << 20
             os.close(top)
+
+
+@pytest.mark.parametrize(
+    ("fs_type", "fresh"),
+    [(b"tmpfs", 1), (b"ext4", 1), (b"future", 1), (b"proc", 0), (b"sysfs", 0), (b"overlay", 0)],
+)
+def test_record_that_no_dump_writes(directory: int, fs_type: bytes, fresh: int) -> None:
+    """How a filesystem comes back follows from its type: a record can't say otherwise."""
+    writer = RecordWriter(directory, Header(format=FORMAT))
+    writer.filesystem(Filesystem(id=7, superblock=Superblock(fs_type=fs_type), fresh=fresh))
+    writer.flush()
+    with pytest.raises(DetachedError, match="7 does not come back as others of its type"):
+        make_filesystems(read_records(directory), Means(-1, True), {})
