@@ -189,7 +189,7 @@ def build_package(target: Path, kernel: list[Path]) -> None:
     """Copy the Python package, with its ``_kernel`` module, for the command line tool."""
     shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__", "*.so", "plugin"))
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    cc(target / f"_kernel{suffix}", kernel)
+    cc(target / f"_kernel{suffix}", kernel, "-pthread")
 
 
 def build(output: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Numbers that the restored tasks share (plugin/embed/shared.h)."""
+"""Numbers that the restored tasks share (plugin/kernel/shared.h)."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ HOST_CDEF = "const struct criu_host *the_host(void);"
 
 SOURCE = """
 #include "embed/embed.h"
-#include "embed/shared.h"
 #include "fast/known_files.h"
 #include "fast/plain_files.h"
+#include "kernel/shared.h"
 
 FROZEN_MODULES
 LINKED_MODULES
@@ -41,7 +41,7 @@ def builder(frozen: str, linked: list[str], executable: str) -> FFI:
         A cffi builder; ``emit_c_code`` writes the module's C source.
     """
     ffi = FFI()
-    headers = ("embed/host.h", "fast/known_files.h", "fast/plain_files.h", "embed/shared.h")
+    headers = ("embed/host.h", "fast/known_files.h", "fast/plain_files.h", "kernel/shared.h")
     ffi.cdef("\n".join([FACTS_CDEF, *map(declarations, headers), HOST_CDEF]))
     ffi.embedding_api(declarations("embed/entry.h"))
     source = SOURCE.replace("PYTHON_EXECUTABLE", executable)

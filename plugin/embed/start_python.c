@@ -11,7 +11,7 @@
 
 #include "fast/known_files.h"
 #include "fast/plain_files.h"
-#include "shared.h"
+#include "kernel/shared.h"
 
 static const struct criu_host *host; /* the shim's, filled in anew in every init */
 
@@ -130,7 +130,12 @@ static int dump_plain_link(int fd, const char *link, const struct file_facts *fa
 /* The entry point for every file of a restore. */
 static int open_known(const char *name, int flags)
 {
-	int fd = known_file_open(name, flags, host);
+	const struct fd_sources criu = {
+		.image_dir = host->image_dir,
+		.fdstore_get = host->fdstore_get,
+		.inherit_fd_get = host->inherit_fd_get,
+	};
+	int fd = known_file_open(name, flags, &criu);
 
 	return fd >= 0 ? fd : restore_open(name, flags);
 }

@@ -16,19 +16,19 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "embed/shared.h"
+#include "kernel/shared.h"
 #include "known_index.h"
 
 /* --- trees of mounts, and what is kept of one from file to file --- */
 
-static int tree_fd(const struct known_mount *mount, const struct criu_host *host)
+static int tree_fd(const struct known_mount *mount, const struct fd_sources *criu)
 {
 	int id;
 
 	if (mount->key)
-		return host->inherit_fd_get(mount->key);
+		return criu->inherit_fd_get(mount->key);
 	id = shared_get(mount->shared);
-	return id < 0 ? -1 : host->fdstore_get(id >> 1);
+	return id < 0 ? -1 : criu->fdstore_get(id >> 1);
 }
 
 /*
@@ -81,24 +81,24 @@ void known_files_drop_cached_fds(void)
 }
 
 /* The fd where it is in nobody's way. */
-static int out_of_the_way(int fd, const struct criu_host *host)
+static int out_of_the_way(int fd, const struct fd_sources *criu)
 {
-	int high = fcntl(fd, F_DUPFD_CLOEXEC, (host->image_dir() | 127) + 1);
+	int high = fcntl(fd, F_DUPFD_CLOEXEC, (criu->image_dir() | 127) + 1);
 
 	close(fd);
 	return high;
 }
 
-static bool keep_tree(const struct known_mount *mount, const struct criu_host *host)
+static bool keep_tree(const struct known_mount *mount, const struct fd_sources *criu)
 {
 	int tree;
 
 	if (kept.mount == mount && kept.pid == getpid())
 		return true;
 	known_files_drop_cached_fds();
-	tree = tree_fd(mount, host);
+	tree = tree_fd(mount, criu);
 	if (tree >= 0)
-		tree = out_of_the_way(tree, host);
+		tree = out_of_the_way(tree, criu);
 	if (tree < 0)
 		return false;
 	kept.mount = mount;
@@ -111,7 +111,7 @@ static bool keep_tree(const struct known_mount *mount, const struct criu_host *h
 }
 
 /* The fd of the directory that a path ends in after so many bytes; -1: go by the whole path. */
-static int kept_dir(const uint8_t *path, size_t size, const struct criu_host *host)
+static int kept_dir(const uint8_t *path, size_t size, const struct fd_sources *criu)
 {
 	char text[PATH_MAX];
 
@@ -125,7 +125,7 @@ static int kept_dir(const uint8_t *path, size_t size, const struct criu_host *ho
 		text[size] = '\0';
 		kept.dir = open_beneath(kept.tree, text, O_PATH | O_DIRECTORY);
 		if (kept.dir >= 0)
-			kept.dir = out_of_the_way(kept.dir, host);
+			kept.dir = out_of_the_way(kept.dir, criu);
 	}
 	return kept.dir;
 }
@@ -168,10 +168,10 @@ static int open_in(int dir, const char *name, const struct known_file *file, int
 }
 
 static int open_in_kept(const struct known_file *file, const char *path, int flags,
-			const struct criu_host *host)
+			const struct fd_sources *criu)
 {
 	const char *slash = strrchr(path, '/');
-	int dir = slash ? kept_dir(file->path, slash - path, host) : -1;
+	int dir = slash ? kept_dir(file->path, slash - path, criu) : -1;
 
 	return dir < 0 ? open_in(kept.tree, path, file, flags, kept.id)
 		       : open_in(dir, slash + 1, file, flags, kept.id);
@@ -182,7 +182,7 @@ static bool is_root(const struct known_file *file)
 	return file->path_size == 1 && *file->path == '.';
 }
 
-int known_file_open(const char *name, int flags, const struct criu_host *host)
+int known_file_open(const char *name, int flags, const struct fd_sources *criu)
 {
 	const struct known_file *file = known_file_find(name);
 	char path[PATH_MAX];
@@ -196,9 +196,9 @@ int known_file_open(const char *name, int flags, const struct criu_host *host)
 		return -1;
 	memcpy(path, file->path, file->path_size);
 	path[file->path_size] = '\0';
-	if (may_keep && keep_tree(file->mount, host))
-		return open_in_kept(file, path, flags, host);
-	tree = tree_fd(file->mount, host);
+	if (may_keep && keep_tree(file->mount, criu))
+		return open_in_kept(file, path, flags, criu);
+	tree = tree_fd(file->mount, criu);
 	if (tree < 0)
 		return -1;
 	fd = open_in(tree, path, file, flags, 0);

@@ -6,9 +6,16 @@
 #ifndef CRIU_DETACHED_KNOWN_FILES_H
 #define CRIU_DETACHED_KNOWN_FILES_H
 
-#include "embed/host.h"
-
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+/* Where a task gets its fds from: functions of CRIU (struct criu_host of plugin/embed/host.h). */
+struct fd_sources {
+	int (*image_dir)(void);
+	int (*fdstore_get)(int id);
+	int (*inherit_fd_get)(const char *key);
+};
 
 /**
  * known_mount_add - say how a task gets at a mount; all come before known_files_load
@@ -38,12 +45,12 @@ int known_files_load(const uint8_t *data, size_t size);
  * known_file_open - open a file of the records in a task
  * @name: external key less its first character, so it starts with "ile["
  * @flags: of open(2)
- * @host: CRIU
+ * @criu: gives the fds of trees
  *
  * Return: the fd, or -1 when it takes more thought than this: the slow path in Python
  * then opens the file or says why not.
  */
-int known_file_open(const char *name, int flags, const struct criu_host *host);
+int known_file_open(const char *name, int flags, const struct fd_sources *criu);
 
 /**
  * known_files_may_keep - allow fds of a mount to be kept between files

@@ -6,7 +6,7 @@
 #ifndef CRIU_DETACHED_PLAIN_FILES_H
 #define CRIU_DETACHED_PLAIN_FILES_H
 
-#include "embed/host.h"
+#include "kernel/facts.h"
 
 #include <stddef.h>
 

@@ -179,7 +179,7 @@ def open_fds() -> dict[int, str]:
 
 
 # The fast path of a restore, with a CRIU that has one tree fd only.
-KNOWN_FILES = ("fast/known_files", "fast/known_index", "embed/shared")
+KNOWN_FILES = ("fast/known_files", "fast/known_index", "kernel/shared")
 KNOWN_FILES_TEST = """
 #include "fast/known_files.h"
 #include <unistd.h>
@@ -187,13 +187,13 @@ static int tree = -1;
 static int image_dir(void) { return 3; }
 static int fdstore_get(int id) { (void)id; return dup(tree); }
 static int inherit_fd_get(const char *key) { (void)key; return dup(tree); }
-static const struct criu_host host = {
+static const struct fd_sources criu = {
 	.image_dir = image_dir, .fdstore_get = fdstore_get, .inherit_fd_get = inherit_fd_get,
 };
 int test_open(int fd, const char *name, int flags)
 {
 	tree = fd;
-	return known_file_open(name, flags, &host);
+	return known_file_open(name, flags, &criu);
 }
 """
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Numbers that the restored tasks share, for criu_detached/criu/shared_numbers.py and
- * known_files.c: CRIU's process maps them before it forks the tasks.
+ * Numbers and locks that the restored tasks share: CRIU's process maps them before it forks the
+ * tasks. What they mean is for criu_detached/restore/ and plugin/fast/ to say.
  */
 #ifndef CRIU_DETACHED_SHARED_H
 #define CRIU_DETACHED_SHARED_H
