@@ -5,6 +5,7 @@ from __future__ import annotations
 import _stat
 import ast
 import posix
+import re
 import subprocess
 import sys
 import tomllib
@@ -102,28 +103,146 @@ def test_no_late_import() -> None:
     assert found == LATE
 
 
-def imported_modules(tree: ast.Module) -> set[str]:
-    """What a module imports, in any form, by full names: of modules, or of what is in them."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+# Who may import whom, what is imported for types alone included: a module may know what stands on a
+# line below its own, and its own room. What stands beside it on its line it does not know.
+LAYERS = """
+    entry __main__
+    dump.dump restore.restore command
+    dump.files restore.before_tasks restore.in_task
+    dump.mounts restore.filesystems
+    dump.filesystems restore.realise
+    dump.kinds restore.with_ghosts restore.files restore.sockets
+    dump.describe restore.source restore.ghosts
+    dump.observe restore.inodes
+    dump.inodes restore.plan
+    dump.writing restore.supplied
+    dump.open_file restore.checks
+    filesystems
+    settings terminals
+    images criu
+    filesystems.types
+    paths
+    kernel
+    errors once
+"""
+
+# What does not keep to it yet; a line goes when its import is gone, and none comes.
+KNOWN = {
+    tuple(line.split(" > "))
+    for line in """
+dump.describe.mount > dump.filesystems.memory
+dump.describe.mount > dump.filesystems.same_file
+dump.describe.sources > dump.filesystems.same_file
+dump.observe.overlays > dump.describe.sources
+restore.files > restore.in_task
+restore.plan > restore.realise
+restore.source > restore.realise
+restore.with_ghosts > restore.realise
+""".strip().splitlines()
+}
+
+
+def package() -> dict[str, Path]:
+    """All modules of the package by their names within it, but for the package itself."""
+    names = {}
+    for path in sorted(freeze.PACKAGE.rglob("*.py")):
+        parts = path.relative_to(freeze.PACKAGE).with_suffix("").parts
+        names[".".join(parts).removesuffix("__init__").removesuffix(".")] = path
+    del names[""]
+    return names
+
+
+def imports() -> dict[str, set[str]]:
+    """What each module imports of the package, in any form."""
+    names = package()
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        full: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                full |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name}: a relative import"
+                full |= {f"{node.module}.{alias.name}" for alias in node.names}
+        inner = {each.partition(".")[2] for each in full if each.startswith("criu_detached.")}
+        inner = {each if each in names else each.rpartition(".")[0] for each in inner}
+        found[name] = inner & set(names) - {name}  # without _kernel, which is C
     return found
 
 
-def test_directions() -> None:
-    """Dump and restore share what is beside them, and nothing else; CRIU needs no command."""
-    for name, module in modules().items():
+def place_of(name: str) -> tuple[int, str]:
+    """The line of LAYERS that a module stands on, and its room there."""
+    rooms = {
+        room: number
+        for number, line in enumerate(LAYERS.strip().splitlines())
+        for room in line.split()
+    }
+    fitting = [room for room in rooms if f"{name}.".startswith(f"{room}.")]
+    room = max(fitting, key=len, default="")
+    # A package itself is no more than what it says of itself.
+    assert room or name in ("dump", "restore"), f"{name} has no place in LAYERS"
+    return rooms.get(room, 0), room
+
+
+def may_import(name: str, other: str) -> bool:
+    """Tell whether a module stands above another one, or in the same room."""
+    line, room = place_of(name)
+    below, other_room = place_of(other)
+    return line < below or room == other_room
+
+
+def test_layers() -> None:
+    found = {
+        (name, other)
+        for name, others in imports().items()
+        for other in others
+        if not may_import(name, other)
+    }
+    assert found - KNOWN == set()
+    assert KNOWN - found == set(), "these are gone: take their lines away"
+
+
+def test_no_circles() -> None:
+    """Not within a room either."""
+    left = {
+        name: {other for other in others if (name, other) not in KNOWN}
+        for name, others in imports().items()
+    }
+    while leaves := {name for name, others in left.items() if not others}:
+        left = {name: others - leaves for name, others in left.items() if name not in leaves}
+    assert not left
+
+
+def test_criu_needs_no_command() -> None:
+    """Nor do dump and restore know each other, whatever the lines that they stand on."""
+    for name, others in imports().items():
         side = name.partition(".")[0]
-        known = {"dump", "restore"} if side == "entry" else {side}
-        parts = {
-            full.split(".")[1]
-            for full in imported_modules(module)
-            if full.startswith("criu_detached.")
-        }
-        assert parts & {"dump", "restore", "command"} <= known, name
+        allowed = {"entry": {"dump", "restore"}, "__main__": {"command"}}.get(side, {side})
+        assert {"dump", "restore", "command"} & {
+            each.partition(".")[0] for each in others
+        } <= allowed
+
+
+# What C files may include of other folders of plugin/; the shim is linked with none of them.
+INCLUDES = {
+    "shim": {"embed/host.h", "kernel/facts.h", "kernel/syscalls.h"},
+    "embed": {"fast", "kernel"},
+    "fast": {"kernel"},
+    "kernel": set[str](),
+}
+
+
+@pytest.mark.parametrize("folder", INCLUDES)
+def test_includes(folder: str) -> None:
+    plugin = Path(__file__).resolve().parents[2] / "plugin"
+    files = [path for path in (plugin / folder).iterdir() if path.suffix in (".c", ".h", ".py")]
+    for path in files:
+        for name in re.findall(r'^ *# *include "(.*)"', path.read_text(), re.MULTILINE):
+            if not (path.parent / name).exists():
+                assert (plugin / name).exists(), f"{path}: {name}"
+                assert {folder, *INCLUDES[folder]} & {name, name.partition("/")[0]}, (
+                    f"{path}: {name}"
+                )
 
 
 def test_packages_are_named() -> None:
