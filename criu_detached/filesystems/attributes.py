@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Attributes of a mount, id-map included, as mount_setattr(2) takes them."""
+"""Attributes of a recorded mount, id-map included, as mount_setattr(2) takes them."""
 
 from __future__ import annotations
 
 from criu_detached import kernel
-from criu_detached.errors import DetachedError, quote
+from criu_detached.filesystems.idmap import format_id_map
 from criu_detached.images.records import Mount
 from criu_detached.kernel import namespaces
 
-# Those that a record may have.
+# Attributes that a record may have.
 KNOWN = (
     kernel.MOUNT_ATTR_RDONLY
     | kernel.MOUNT_ATTR_NOSUID
@@ -20,11 +20,11 @@ KNOWN = (
 )
 
 
-def mount_attributes(mount: Mount) -> tuple[int, int]:
-    """What mount_setattr(2) is to set and to clear on a clone of the source, MOUNT_ATTR_*.
+def attributes_to_change(mount: Mount) -> tuple[int, int]:
+    """Return the attributes to set and those to clear on a clone of the source, MOUNT_ATTR_*.
 
     Args:
-        mount: its record.
+        mount: the record.
     """
     attr_set = mount.attr
     if needs_id_map(mount):
@@ -34,45 +34,30 @@ def mount_attributes(mount: Mount) -> tuple[int, int]:
 
 
 def needs_id_map(mount: Mount) -> bool:
-    """Tell whether a clone of the source is to be given an id-map."""
+    """Tell whether a clone of the source is to be given an id-map.
+
+    Args:
+        mount: the record.
+    """
     source = mount.bind_source
     return bool(mount.uid_map or mount.gid_map) and not (source and source.id_mapped)
 
 
-def user_namespace(mount: Mount) -> int:
-    """Make the user namespace for a mount's id-map; it takes a fork, so not in a task.
+def make_user_namespace(mount: Mount) -> int:
+    """Make the user namespace that gives a mount its id-map.
+
+    It takes a fork, so it is not for a restored task.
 
     Args:
-        mount: its record.
+        mount: the record.
 
     Returns:
         An fd, the caller's; -1 when the mount needs none.
 
     Raises:
-        DetachedError: the id-map of the record is none.
-        OSError: the kernel refuses it.
+        DetachedError: the record's id-map is malformed.
+        OSError: the kernel refuses the id-map.
     """
     if not needs_id_map(mount):
         return -1
-    return namespaces.user_namespace(id_map_text(mount.uid_map), id_map_text(mount.gid_map))
-
-
-def id_map_text(lines: list[bytes]) -> bytes:
-    """Turn a record's id-map into what /proc/PID/uid_map takes.
-
-    Args:
-        lines: each of first id, id outside, how many.
-
-    Raises:
-        DetachedError: it is none.
-    """
-    for line in lines:
-        numbers = line.split()
-        if len(numbers) != 3 or not all(map(_is_id, numbers)):
-            raise DetachedError(f"the id-map line {quote(line)} is invalid")
-    return b"".join(line + b"\n" for line in lines)
-
-
-def _is_id(text: bytes) -> bool:
-    """Ten digits hold 32 bits; int() refuses thousands of them with another exception."""
-    return text.isdigit() and len(text) <= 10 and int(text) < 1 << 32
+    return namespaces.user_namespace(format_id_map(mount.uid_map), format_id_map(mount.gid_map))

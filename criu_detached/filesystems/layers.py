@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The layers of an overlay: directories that it is mounted from."""
+"""The layers of an overlay, the directories that it is mounted of: named, opened, recorded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.images.records import Layer
 from criu_detached.kernel import new_mounts
+from criu_detached.kernel.fds import Fd, Fds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,11 +23,14 @@ UPPER, WORK, LOWER, DATA = b"upperdir", b"workdir", b"lowerdir+", b"datadir+"
 _MANY_LOWER = b"lowerdir"
 
 
-def take_apart(options: list[bytes]) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+def split_layers(options: list[bytes]) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
     r"""Tell the layers of an overlay from its other options.
 
     A "lowerdir" lists several, with escapes, and with "::" before those that hold data alone
     (ovl_parse_param_lowerdir, fs/overlayfs/params.c).
+
+    Args:
+        options: all that the overlay has.
 
     Returns:
         Option and path of each layer, and the options that name none.
@@ -36,9 +40,9 @@ def take_apart(options: list[bytes]) -> tuple[list[tuple[bytes, bytes]], list[by
     for option in options:
         name, _, value = option.partition(b"=")
         if name == _MANY_LOWER:
-            layers += _split(value)
+            layers += _split_lower(value)
         elif name in (UPPER, WORK):
-            layers.append((name, _written(value)))
+            layers.append((name, _path_of_upper(value)))
         elif name in (LOWER, DATA):
             layers.append((name, value))
         else:
@@ -46,14 +50,17 @@ def take_apart(options: list[bytes]) -> tuple[list[tuple[bytes, bytes]], list[by
     return layers, others
 
 
-def _written(value: bytes) -> bytes:
-    """The path in an "upperdir" or "workdir": it has escapes, unless it was given as an fd."""
+def _path_of_upper(value: bytes) -> bytes:
+    """Return the path in an "upperdir" or "workdir".
+
+    It has escapes, unless the directory was given as an fd.
+    """
     path = unescape(value)
     return path if kernel.is_directory(path) else value
 
 
-def _split(value: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Take a "lowerdir" apart."""
+def _split_lower(value: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield option and path of each layer that a "lowerdir" lists."""
     option, path, at = LOWER, b"", 0
     while at < len(value):
         if value[at : at + 1] == b"\\":
@@ -71,7 +78,7 @@ def _split(value: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def unescape(path: bytes) -> bytes:
-    r"""Undo the backslashes before characters that would mean something else."""
+    r"""Return a path without the backslashes before characters that would mean something else."""
     head, *parts = path.split(b"\\")
     text, literal = head, False
     for part in parts:
@@ -94,27 +101,33 @@ class Layers:
         Raises:
             DetachedError: one of them cannot be reached.
         """
-        self.fds: list[tuple[bytes, int]] = []
         self.paths = [path for _, path in layers]
+        self.fds: list[tuple[bytes, int]] = []
+        self._owner = Fds()
         try:
             for option, path in layers:
-                self.fds.append((option, _open_layer(option, path)))
+                self.fds.append((option, self._owner.add(_open_layer(option, path))))
         except DetachedError:
             self.close()
             raise
 
+    def __enter__(self) -> Layers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Let go of them."""
-        for _, fd in self.fds:
-            os.close(fd)
+        """Close the directories."""
+        self._owner.close()
         self.fds.clear()
 
     def find(self, option: bytes) -> int:
-        """The fd of the directory that an option names; -1: there is none."""
+        """Return the fd of the first directory that an option names; -1: there is none."""
         return next((fd for name, fd in self.fds if name == option), -1)
 
     def records(self) -> list[Layer]:
-        """What tells whether they are the same at restore."""
+        """Return the records by which a restore tells whether the directories are the same."""
         return [
             Layer(
                 option=option,
@@ -126,12 +139,12 @@ class Layers:
         ]
 
 
-def _open_layer(option: bytes, path: bytes) -> int:
+def _open_layer(option: bytes, path: bytes) -> Fd:
     what = f"the directory {quote(path)} ({quote(option)}) of the overlay"
     if not path.startswith(b"/"):
         raise DetachedError(f"{what} is no absolute path: where it starts is not known")
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return Fd.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise DetachedError(f"{what} cannot be opened where criu runs: {why(error)}") from error
 
@@ -139,9 +152,9 @@ def _open_layer(option: bytes, path: bytes) -> int:
 def is_in_use(upper: int) -> bool:
     """Tell whether a directory is the upper or work directory of an overlay that is mounted.
 
-    The kernel says so before it looks at the work directory, which is one that it refuses
-    (ovl_get_upper and ovl_get_workdir, fs/overlayfs/super.c). So nothing gets mounted, and
-    nothing is written. Within a private mount namespace.
+    An overlay of it is asked for, with a work directory that the kernel refuses: it looks at the
+    upper directory first, and answers EBUSY (ovl_get_upper and ovl_get_workdir,
+    fs/overlayfs/super.c). So nothing is mounted or written. For a private mount namespace.
 
     Args:
         upper: fd of the directory.
@@ -149,15 +162,13 @@ def is_in_use(upper: int) -> bool:
     Raises:
         OSError: the answer is another.
     """
-    other = new_mounts.new_mount(b"tmpfs", b"tmpfs", [])
-    try:
-        new_mounts.attach_at_root(other)
-        fds = [(LOWER, other), (UPPER, upper), (WORK, other)]
-        os.close(new_mounts.new_mount(b"overlay", b"overlay", [b"index=on"], fds))
-    except OSError as error:
-        if error.errno not in (errno.EBUSY, errno.EINVAL):
-            raise
-        return error.errno == errno.EBUSY
-    finally:
-        os.close(other)
+    with new_mounts.new_mount(b"tmpfs", b"tmpfs", []) as other:
+        fds = [(LOWER, int(other)), (UPPER, upper), (WORK, int(other))]
+        try:
+            new_mounts.attach_at_root(other)
+            new_mounts.new_mount(b"overlay", b"overlay", [b"index=on"], fds).close()
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EINVAL):
+                raise
+            return error.errno == errno.EBUSY
     raise OSError(errno.EINVAL, "an overlay with two filesystems to write to was mounted")

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options of a superblock on block devices, as mountinfo shows them and mount(2) takes them."""
+"""Options of a superblock on block devices: which mountinfo shows, and which a mount needs."""
 
 from __future__ import annotations
 
+from criu_detached.filesystems.types import BTRFS, by_name
 from criu_detached.kernel import mountinfo
 from criu_detached.kernel.mountinfo import MountInfo
 
-# What mountinfo shows among a superblock's options, and is not one: a mark that the security
+# What mountinfo shows among a superblock's options, and are none: a mark that the security
 # module sets, and the subvolume of btrfs that one mount shows.
 NO_OPTIONS = {b"seclabel", b"subvol", b"subvolid"}
 
@@ -43,28 +44,30 @@ NOT_SEEN = {
 NAME_DEVICES = {b"device", b"journal_dev", b"journal_path", b"logdev", b"rtdev", b"source"}
 
 
-def options_of(info: MountInfo) -> list[bytes]:
-    """The options that a superblock has, as mountinfo shows them.
+def read_options(info: MountInfo) -> list[bytes]:
+    """Return the options that a superblock has.
 
     Args:
-        info: a mount of it.
+        info: what mountinfo says of a mount of it.
     """
     options = [mountinfo.unescape(option) for option in info.super_options]
-    return [option for option in options if name_of(option) not in NO_OPTIONS]
+    return [option for option in options if strip_value(option) not in NO_OPTIONS]
 
 
-def name_of(option: bytes) -> bytes:
-    """An option without its value."""
+def strip_value(option: bytes) -> bytes:
+    """Return an option without its value."""
     return option.partition(b"=")[0]
 
 
-def options_of_type(fs_type: bytes, others: list[bytes]) -> list[bytes]:
-    """Options that a type needs: btrfs has roots of mounts counted from its top, and members.
+def needed_options(fs_type: bytes, members: list[bytes]) -> list[bytes]:
+    """Return the options that a type needs at each mount.
+
+    For btrfs: roots of mounts are counted from its top, and all its devices are named.
 
     Args:
         fs_type: its name.
-        others: paths of the devices but the first.
+        members: paths of the devices but the first.
     """
-    if fs_type != b"btrfs":
+    if by_name(fs_type) is not BTRFS:
         return []
-    return [b"subvolid=5", *(b"device=" + path for path in others)]
+    return [b"subvolid=5", *(b"device=" + path for path in members)]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which filesystem instance is this? Device numbers alone do not say: they are reused."""
+"""The identity of a superblock: its description, and whether two descriptions are of one.
+
+Device numbers alone do not say: they are reused.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,13 @@ from criu_detached import kernel
 from criu_detached.filesystems.types import FilesystemType, by_magic
 from criu_detached.images.records import Superblock
 from criu_detached.kernel.devnum import huge_encode_dev
+from criu_detached.kernel.fds import Fd
 
 
 def boot_id() -> bytes:
     """Return the running system's boot id (proc_sys_kernel(5))."""
-    fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with Fd.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY) as fd:
         return os.read(fd, 64).strip()
-    finally:
-        os.close(fd)
 
 
 def type_of(fd: int) -> FilesystemType:
@@ -37,8 +38,11 @@ def superblock_of(fd: int, fs_type: bytes) -> Superblock:
     """Describe the superblock of an open file or directory.
 
     Args:
-        fd: an O_PATH fd will do.
-        fs_type: its filesystem's name, as mountinfo has it.
+        fd: the file, O_PATH will do.
+        fs_type: the type's name, as mountinfo has it.
+
+    Raises:
+        OSError: its filesystem does not answer.
     """
     fs = kernel.fstatfs(fd)
     facts = kernel.fstat(fd)
@@ -47,15 +51,16 @@ def superblock_of(fd: int, fs_type: bytes) -> Superblock:
 
 
 def _uuid(directory: int) -> bytes:
-    """The ioctl wants more than an O_PATH fd."""
+    """Return the UUID of a filesystem; empty: it tells none.
+
+    The ioctl wants more than an O_PATH fd.
+    """
     try:
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        fd = Fd.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
     except OSError:
         return b""
-    try:
+    with fd:
         return kernel.fs_uuid(fd)
-    finally:
-        os.close(fd)
 
 
 def is_same(one: Superblock, other: Superblock, same_boot: bool) -> bool:
@@ -64,14 +69,14 @@ def is_same(one: Superblock, other: Superblock, same_boot: bool) -> bool:
     Args:
         one: as recorded.
         other: as found.
-        same_boot: device numbers mean something, for the system was not booted between.
+        same_boot: the system was not booted between, so device numbers mean something.
     """
     if one.magic != other.magic:
         return False
     if one.uuid and other.uuid and one.uuid != other.uuid:
         return False
     if one.fsid != other.fsid:
-        # tmpfs and most others draw f_fsid from a UUID; what has neither uses the device
+        # Most types draw f_fsid from a UUID, tmpfs among them; some from the device number.
         return bool(one.uuid) and one.uuid == other.uuid and not same_boot
     if same_boot and one.dev == other.dev:
         return True

@@ -12,7 +12,7 @@ import os
 from criu_detached import kernel
 from criu_detached.criu import log
 from criu_detached.errors import DetachedError, why
-from criu_detached.filesystems.attributes import user_namespace
+from criu_detached.filesystems.attributes import make_user_namespace
 from criu_detached.filesystems.superblock import type_of
 from criu_detached.filesystems.types import PROC
 from criu_detached.images.datafile import DataFileReader, open_data
@@ -201,7 +201,7 @@ class Outside:
 def _new_user_namespace(mount: Mount) -> int:
     """A user namespace with the mount's id-maps, or -1 when it needs none."""
     try:
-        return user_namespace(mount)
+        return make_user_namespace(mount)
     except OSError as error:
         raise DetachedError(
             f"can't make the id-map of mount {mount.mnt_id}: {why(error)}"

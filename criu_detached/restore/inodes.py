@@ -8,7 +8,7 @@ import os
 import stat
 
 from criu_detached import kernel
-from criu_detached.filesystems.idmap import unmapped
+from criu_detached.filesystems.idmap import unmap_id
 from criu_detached.images.records import Ghost, Inode, Time, Xattr
 
 TYPE_CHECKING = False
@@ -46,8 +46,8 @@ def give_owners(
     """
 
     def give(path: bytes, inode: Inode, _: int) -> None:
-        uid = unmapped(inode.uid, uid_map, "a deleted file")
-        os.chown(path, uid, unmapped(inode.gid, gid_map, "a deleted file"))
+        uid = unmap_id(inode.uid, uid_map, "a deleted file")
+        os.chown(path, uid, unmap_id(inode.gid, gid_map, "a deleted file"))
 
     _for_each(ghosts, proc, give)
 

@@ -7,7 +7,7 @@ import os
 
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote, why
-from criu_detached.filesystems.attributes import mount_attributes
+from criu_detached.filesystems.attributes import attributes_to_change
 from criu_detached.images.records import RECREATED, REMOUNT, SUPPLIED, Ghost, Mount
 from criu_detached.restore.source import check_id_map, check_superblock, check_type, is_same_root
 
@@ -224,7 +224,7 @@ def set_attributes(mount: Mount, tree: int, where: str, userns_fd: int = -1) -> 
     Raises:
         DetachedError: the kernel refuses them.
     """
-    attr_set, attr_clr = mount_attributes(mount)
+    attr_set, attr_clr = attributes_to_change(mount)
     if userns_fd < 0:
         attr_set &= ~kernel.MOUNT_ATTR_IDMAP
     propagation = kernel.MS_PRIVATE if mount.private else 0

@@ -9,7 +9,7 @@ import stat
 from criu_detached import kernel
 from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.attributes import id_map_text
+from criu_detached.filesystems.idmap import format_id_map
 from criu_detached.filesystems.superblock import is_same, superblock_of
 from criu_detached.filesystems.types import VOLATILE_INODES, by_magic
 from criu_detached.images.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
@@ -167,7 +167,7 @@ def _seen_here(lines: list[bytes], proc: int, kind: str) -> list[bytes]:
         proc: fd of a procfs that shows this task.
         kind: "uid" or "gid".
     """
-    id_map_text(lines)
+    format_id_map(lines)
     fd = os.open(f"self/{kind}_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     try:
         own = os.read(fd, _MAX_MAP).split(b"\n")

@@ -13,7 +13,7 @@ from criu_detached.dump.describe.sources import Source
 from criu_detached.dump.observe.classify import Kind
 from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError, quote, reason
-from criu_detached.filesystems.attributes import mount_attributes, user_namespace
+from criu_detached.filesystems.attributes import attributes_to_change, make_user_namespace
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.images.records import BIND_SOURCE, REMOUNT, BindSource, Mount
 from criu_detached.kernel import FileStat, namespaces, statmount
@@ -242,8 +242,8 @@ def _rehearse(record: Mount, root: int, source: Source) -> None:
 
     It is made in no namespace's tree, and gone at once.
     """
-    attr_set, attr_clr = mount_attributes(record)
-    userns = user_namespace(record)
+    attr_set, attr_clr = attributes_to_change(record)
+    userns = make_user_namespace(record)
     try:
         if not source.pid:
             tree = kernel.clone_mount(root)

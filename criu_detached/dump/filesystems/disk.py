@@ -18,9 +18,9 @@ from criu_detached.filesystems import devices
 from criu_detached.filesystems.options import (
     NAME_DEVICES,
     NOT_SEEN,
-    name_of,
-    options_of,
-    options_of_type,
+    needed_options,
+    read_options,
+    strip_value,
 )
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.filesystems.types import by_magic
@@ -83,7 +83,7 @@ def _try(types: list[bytes], found: list[BlockDevice], ways: list[bool], number:
     try:
         with namespaces.PrivateNamespace():
             for fs_type, read_only in [(name, way) for name in types for way in ways]:
-                options = [b"ro" if read_only else b"rw", *options_of_type(fs_type, [])]
+                options = [b"ro" if read_only else b"rw", *needed_options(fs_type, [])]
                 try:
                     source = mount_for_trial(fs_type, path, options)
                 except OSError as error:
@@ -121,15 +121,15 @@ def _kept_options(info: MountInfo) -> list[bytes]:
     Raises:
         DetachedError: it does not.
     """
-    shown = options_of(info)
+    shown = read_options(info)
     for option in shown:
-        if name_of(option) in NAME_DEVICES:
+        if strip_value(option) in NAME_DEVICES:
             raise DetachedError(
                 f"its filesystem has a device of its own for its log ({quote(option)}): that is"
                 " not looked for at a restore"
             )
     for option, error in new_mounts.refused_options(info.fs_type, shown):
-        if name_of(option) not in NOT_SEEN:
+        if strip_value(option) not in NOT_SEEN:
             raise DetachedError(
                 f"its filesystem has the option {quote(option)}, which no mount is given: {error}"
             )

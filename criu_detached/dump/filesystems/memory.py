@@ -18,7 +18,7 @@ from criu_detached.dump.inodes import inode_of
 from criu_detached.dump.observe.directories import climb
 from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError, quote, why
-from criu_detached.filesystems.idmap import unmapped, unmapped_acl
+from criu_detached.filesystems.idmap import unmap_acl, unmap_id
 from criu_detached.filesystems.superblock import superblock_of, type_of
 from criu_detached.images.datafile import DataFileWriter
 from criu_detached.images.records import (
@@ -311,11 +311,11 @@ def _unmap(inode: Inode, mount: Mount, path: bytes) -> None:
         raise DetachedError(
             f"{what} has an owner that its id-mapped mount has no place for: give it another"
         )
-    inode.uid = unmapped(inode.uid, mount.uid_map, what)
-    inode.gid = unmapped(inode.gid, mount.gid_map, what)
+    inode.uid = unmap_id(inode.uid, mount.uid_map, what)
+    inode.gid = unmap_id(inode.gid, mount.gid_map, what)
     for xattr in inode.xattrs:
         if xattr.name.startswith(_ACL):
-            xattr.value = unmapped_acl(xattr.value, mount.uid_map, mount.gid_map, what)
+            xattr.value = unmap_acl(xattr.value, mount.uid_map, mount.gid_map, what)
 
 
 def _is_below(path: bytes, root: bytes) -> bool:

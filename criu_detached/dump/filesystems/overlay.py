@@ -18,7 +18,15 @@ from criu_detached.dump.filesystems.same_file import LayerTwins
 from criu_detached.dump.observe.directories import names_in, root_by_held
 from criu_detached.dump.observe.processes import held_files
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.layers import DATA, LOWER, UPPER, WORK, Layers, is_in_use, take_apart
+from criu_detached.filesystems.layers import (
+    DATA,
+    LOWER,
+    UPPER,
+    WORK,
+    Layers,
+    is_in_use,
+    split_layers,
+)
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.images.records import Filesystem
 from criu_detached.kernel import namespaces
@@ -54,7 +62,7 @@ def overlaid(fd: int, facts: FileStat, known: StatMount | None, number: int) -> 
             "the kernel does not tell of which layers this overlay is; Linux 7.0 or newer does."
             " Mount it somewhere before the dump"
         )
-    named, options = take_apart(known.opt_array)
+    named, options = split_layers(known.opt_array)
     if _VOLATILE & set(options):
         raise DetachedError(
             "the overlay is volatile, and the kernel mounts its upper directory once only: mount"

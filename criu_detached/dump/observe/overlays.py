@@ -10,7 +10,7 @@ from criu_detached.dump.describe.sources import open_mount
 from criu_detached.dump.observe import processes
 from criu_detached.dump.observe.directories import names_in
 from criu_detached.errors import quote
-from criu_detached.filesystems.layers import DATA, LOWER, UPPER, take_apart
+from criu_detached.filesystems.layers import DATA, LOWER, UPPER, split_layers
 from criu_detached.filesystems.types import OVERLAY
 from criu_detached.kernel import mountinfo, namespaces, statmount
 
@@ -258,4 +258,4 @@ def _is_of_one_filesystem(mount: MountInfo, root: os.stat_result, upper: os.stat
 def _layers(options: list[bytes], names: tuple[bytes, ...] = (UPPER, LOWER, DATA)) -> list[bytes]:
     r"""The paths of layers, from options as mountinfo has them: a colon in one may be ``\072``."""
     shown = [mountinfo.unescape(option.replace(rb"\072", rb"\134:")) for option in options]
-    return [path for name, path in take_apart(shown)[0] if name in names and path]
+    return [path for name, path in split_layers(shown)[0] if name in names and path]

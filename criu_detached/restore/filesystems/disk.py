@@ -13,9 +13,9 @@ from criu_detached.filesystems.options import (
     NAME_DEVICES,
     NO_OPTIONS,
     NOT_SEEN,
-    name_of,
-    options_of,
-    options_of_type,
+    needed_options,
+    read_options,
+    strip_value,
 )
 from criu_detached.images.records import Filesystem
 from criu_detached.kernel import new_mounts
@@ -65,7 +65,7 @@ def mount_again(filesystem: Filesystem, found: list[Found]) -> int:
     if not found or filesystem.superblock is None:
         raise _damaged(filesystem)
     fs_type = filesystem.superblock.fs_type
-    options = filesystem.options + options_of_type(fs_type, [one.path for one in found[1:]])
+    options = filesystem.options + needed_options(fs_type, [one.path for one in found[1:]])
     if fs_type == b"btrfs" and found[0].claimed and b"rw" in options:
         # Asked to be writable, it would make a read-only one so (btrfs_reconfigure_for_mount).
         options[options.index(b"rw")] = b"ro"
@@ -86,7 +86,7 @@ def _named(filesystem: Filesystem, found: list[Found]) -> str:
 def _check(filesystem: Filesystem) -> None:
     """Refuse a record that no dump writes: it might mount anything."""
     superblock = filesystem.superblock
-    names = {name_of(option) for option in filesystem.options}
+    names = {strip_value(option) for option in filesystem.options}
     if (
         superblock is None
         or not filesystem.devices
@@ -120,7 +120,7 @@ def check_mounted(filesystem: Filesystem, tree: int, found: list[Found]) -> None
     # Where a superblock has a number of its own, what was found tells enough.
     if os.major(info.dev) and info.dev != kernel.fstat(found[0].fd).rdev:
         raise DetachedError(f"{what} is not what was mounted")
-    wanted, have = set(filesystem.options), set(options_of(info))
+    wanted, have = set(filesystem.options), set(read_options(info))
     lost, new = sorted(wanted - have), sorted(have - wanted)
     if not lost and not new:
         log.info(f"{what} is {'shared with another mount' if shared else 'mounted again'}")
@@ -129,6 +129,6 @@ def check_mounted(filesystem: Filesystem, tree: int, found: list[Found]) -> None
         f"{what} has {quote(b','.join(new)) or 'no option'}, where it had"
         f" {quote(b','.join(lost)) or 'none'}"
     )
-    if shared and not NOT_SEEN.issuperset(name_of(option) for option in lost + new):
+    if shared and not NOT_SEEN.issuperset(strip_value(option) for option in lost + new):
         raise DetachedError(f"{change}: it is mounted elsewhere; unmount it there")
     log.warn(change)

@@ -1,25 +1,45 @@
-"""Attributes and id-maps, as the kernel takes them."""
+"""Attributes of a recorded mount, as the kernel takes them."""
 
 from __future__ import annotations
 
 import pytest
 
-from criu_detached.errors import DetachedError
-from criu_detached.filesystems.attributes import id_map_text
+from criu_detached import kernel
+from criu_detached.filesystems.attributes import (
+    KNOWN,
+    attributes_to_change,
+    make_user_namespace,
+    needs_id_map,
+)
+from criu_detached.images.records import BindSource, Mount
+
+MAP = [b"0 70000 2"]
 
 
 @pytest.mark.parametrize(
-    ("lines", "text"),
-    [([], b""), ([b"0 1000 1"], b"0 1000 1\n"), ([b"0 1000 1", b"1 5 9"], b"0 1000 1\n1 5 9\n")],
+    "attr", [0, kernel.MOUNT_ATTR_RDONLY, kernel.MOUNT_ATTR_NOATIME | kernel.MOUNT_ATTR_NOSUID]
 )
-def test_id_map_text(lines: list[bytes], text: bytes) -> None:
-    assert id_map_text(lines) == text
+def test_attributes_to_change(attr: int) -> None:
+    """All that a mount has are set, all others cleared, and the access time mode in any case."""
+    to_set, to_clear = attributes_to_change(Mount(attr=attr))
+    assert to_set == attr
+    assert to_clear & attr in (0, kernel.MOUNT_ATTR_NOATIME)
+    assert to_set | to_clear == KNOWN
+    assert to_clear & kernel.MOUNT_ATTR__ATIME == kernel.MOUNT_ATTR__ATIME
 
 
 @pytest.mark.parametrize(
-    "line",
-    [b"", b"0 1", b"0 1 2 3", b"a 1 2", b"-1 1 2", b"0 0 4294967296", b"0 0x1 1", "0 1 ²".encode()],
+    ("mount", "needed"),
+    [
+        (Mount(), False),
+        (Mount(uid_map=MAP), True),
+        (Mount(gid_map=MAP, bind_source=BindSource()), True),
+        (Mount(uid_map=MAP, bind_source=BindSource(id_mapped=1)), False),
+    ],
 )
-def test_invalid_id_map(line: bytes) -> None:
-    with pytest.raises(DetachedError, match="id-map line"):
-        id_map_text([b"0 1 2", line])
+def test_id_map(mount: Mount, needed: bool) -> None:
+    """A source that has the id-map gives it to its clone."""
+    assert needs_id_map(mount) is needed
+    assert bool(attributes_to_change(mount)[0] & kernel.MOUNT_ATTR_IDMAP) is needed
+    if not needed:
+        assert make_user_namespace(mount) == -1

@@ -300,7 +300,7 @@ def test_deleted_file_on_an_id_mapped_mount(ground: Ground) -> None:
         ghost(b"dir", stat.S_IFDIR | 0o700, uid=5000, gid=6000),
         ghost(b"dir/file", uid=5000, gid=6000),
     ]
-    userns = attributes.user_namespace(mapped)
+    userns = attributes.make_user_namespace(mapped)
     with support.opened(ground.path, os.O_PATH) as root, support.opened(Path("/proc")) as proc:
         means = realise.Means(root, True, userns, proc=proc)
         means.with_ghosts = realise_with_ghosts
