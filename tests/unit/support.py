@@ -33,6 +33,7 @@ from criu_detached.images.records import (
     Superblock,
 )
 from criu_detached.kernel import mountinfo
+from criu_detached.kernel.fds import Fd
 
 
 def compile_schema(source: Path, output: Path) -> ModuleType:
@@ -115,7 +116,7 @@ def detached(path: Path, source: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def clone_mount(fd: int) -> int:
+def clone_mount(fd: int) -> Fd:
     """A clone of the mount that a directory is on; the test is skipped where none may be made."""
     try:
         return kernel.clone_mount(fd)
