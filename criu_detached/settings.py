@@ -41,7 +41,7 @@ DEFAULT_GHOST_LIMIT = 1 << 20
 _UNITS = {b"K": 10, b"M": 20, b"G": 30}
 
 
-class Source:
+class GivenPath:
     """Where the user says that a mount is."""
 
     __slots__ = ("path", "where")
@@ -66,8 +66,8 @@ class Options:
         """
         # Bytes on disk that a deleted file may have, as of criu's --ghost-limit.
         self.ghost_limit = DEFAULT_GHOST_LIMIT
-        self.sources: dict[int, Source] = {}  # by mount id
-        self.maps: dict[bytes, Source] = {}  # by the place at the dump
+        self.sources: dict[int, GivenPath] = {}  # by mount id
+        self.maps: dict[bytes, GivenPath] = {}  # by the place at the dump
         self.external_ids: set[int] = set()
         self.external_all = False  # all that have no source
         self._read_file(SYSTEM_FILE, None)
@@ -77,7 +77,7 @@ class Options:
                 name, _, value = option[len(_PREFIX) :].partition(b"=")
                 self._set(name, value, b":", OPTION)
 
-    def source_of(self, mount: Mount) -> tuple[Source, bytes] | None:
+    def source_of(self, mount: Mount) -> tuple[GivenPath, bytes] | None:
         """Look for what is said of a mount.
 
         Args:
@@ -117,10 +117,10 @@ class Options:
             elif name == SOURCE:
                 mnt_id, path = _two(value, separator, "a mount id and a path")
                 number = _mount_id(mnt_id)
-                self.sources[number] = Source(_absolute(path), where)
+                self.sources[number] = GivenPath(_absolute(path), where)
             elif name == MAP:
                 old, new = _two(value, separator, "two paths")
-                self.maps[_absolute(old)] = Source(_absolute(new), where)
+                self.maps[_absolute(old)] = GivenPath(_absolute(new), where)
             else:
                 raise DetachedError("there is no such setting")
         except DetachedError as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from criu_detached.errors import DetachedError
+from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,30 +30,31 @@ class FdStore:
         """
         return _checked(self._criu.fdstore_add(fd), "CRIU's fd store (add)")
 
-    def get(self, number: int) -> int:
+    def get(self, number: int) -> Fd:
         """Return a new fd of one that was kept; the caller's.
 
         Args:
             number: its id.
         """
-        return _checked(self._criu.fdstore_get(number), "CRIU's fd store (get)")
+        return Fd(_checked(self._criu.fdstore_get(number), "CRIU's fd store (get)"))
 
-    def add_inherited(self, fd: int, key: bytes) -> None:
-        """Give an fd to CRIU, before the tasks exist, for get_inherited in them.
+    def add_inherited(self, fd: Fd, key: bytes) -> None:
+        """Hand an fd on to CRIU, before the tasks exist, for get_inherited in them.
 
         Args:
-            fd: CRIU's from now on.
+            fd: CRIU's from now on; it stays the caller's if CRIU refuses.
             key: what it is found by.
         """
         _checked(self._criu.inherit_fd_add(fd, key), "CRIU's inherited fds (add)")
+        fd.release()
 
-    def get_inherited(self, key: bytes) -> int:
-        """Return a new fd of one that was given; the caller's.
+    def get_inherited(self, key: bytes) -> Fd:
+        """Return a new fd of one that was handed on; the caller's.
 
         Args:
-            key: what it was given with.
+            key: what it was handed on with.
         """
-        return _checked(self._criu.inherit_fd_get(key), "CRIU's inherited fds (get)")
+        return Fd(_checked(self._criu.inherit_fd_get(key), "CRIU's inherited fds (get)"))
 
 
 def _checked(result: int, what: str) -> int:

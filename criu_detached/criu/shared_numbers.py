@@ -33,12 +33,16 @@ class SharedNumbers:
         if self._lib.shared_alloc(count):
             raise DetachedError("no memory to share between the restored tasks")
 
+    def locked(self, index: int) -> Locked:
+        """Hold the lock of an entry for the length of a ``with`` block."""
+        return Locked(self, index)
+
     def lock(self, index: int) -> None:
-        """Take the lock of an entry."""
+        """Take the lock of an entry; use locked()."""
         self._lib.shared_lock(index)
 
     def unlock(self, index: int) -> None:
-        """Let go of the lock of an entry."""
+        """Let go of the lock of an entry; use locked()."""
         self._lib.shared_unlock(index)
 
     def get(self, index: int) -> int:
@@ -53,3 +57,19 @@ class SharedNumbers:
             value: not negative.
         """
         self._lib.shared_set(index, value)
+
+
+class Locked:
+    """The lock of an entry, held for the length of a ``with`` block."""
+
+    __slots__ = ("_index", "_numbers")
+
+    def __init__(self, numbers: SharedNumbers, index: int) -> None:
+        self._numbers = numbers
+        self._index = index
+
+    def __enter__(self) -> None:
+        self._numbers.lock(self._index)
+
+    def __exit__(self, *_: object) -> None:
+        self._numbers.unlock(self._index)

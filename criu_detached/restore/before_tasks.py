@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What CRIU's own process does for a restore, before any task exists: mounts of the host.
+"""What CRIU's own process realises for a restore, before there is any task.
 
-Imports are still possible here, and the host's namespaces are at hand. What is realised reaches
-the tasks as an inherited fd.
+Imports are still possible here, and the mounts where criu runs are at hand. What is realised
+reaches the tasks as inherited fds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from criu_detached import kernel
 from criu_detached.criu import log
 from criu_detached.errors import DetachedError, why
-from criu_detached.filesystems.attributes import make_user_namespace
+from criu_detached.filesystems.attributes import make_user_namespace, needs_id_map
 from criu_detached.filesystems.superblock import type_of
 from criu_detached.filesystems.types import PROC
 from criu_detached.images.datafile import DataFileReader, open_data
@@ -26,151 +26,128 @@ from criu_detached.images.records import (
 )
 from criu_detached.images.wire import WireError
 from criu_detached.kernel import namespaces
+from criu_detached.kernel.fds import Fd, Fds
 from criu_detached.restore.checks import check_ghost
+from criu_detached.restore.context import ProcessFds
 from criu_detached.restore.plan import (
     DATA_KEY,
     PROC_KEY,
-    Plan,
     ghost_key,
     has_content,
     mount_key,
     userns_key,
 )
-from criu_detached.restore.realise import Means, attach, realise
+from criu_detached.restore.realise import cannot_attach, open_place
+from criu_detached.restore.source import Source
+from criu_detached.restore.trees import Outcome
 from criu_detached.terminals import is_slave
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.criu.host import Host
-    from criu_detached.images.record_reader import Records
+    from criu_detached.restore.context import RestoreContext
+    from criu_detached.restore.realise import Realiser
     from criu_detached.restore.sockets import SocketNames
-    from criu_detached.restore.supplied import Supply
+    from criu_detached.restore.user_provided import UserProvided
 
 
-class Outside:
+class BeforeTasks:
     """The part of a restore that the tasks find done."""
 
     def __init__(
         self,
-        host: Host,
-        records: Records,
-        plan: Plan,
-        supplies: dict[int, Supply],
+        context: RestoreContext,
+        realiser: Realiser,
+        provided: dict[int, UserProvided],
         socket_names: SocketNames | None,
-        same_boot: bool,
     ) -> None:
-        """Nothing is realised yet.
+        """Realise nothing yet.
 
         Args:
-            host: CRIU.
-            records: all of the dump.
-            plan: what is realised where; it is told what has become of it.
-            supplies: what the user supplies, by mount id.
+            context: of the restore.
+            realiser: realises the mounts of this restore.
+            provided: what the user provides, by mount id.
             socket_names: look at the directories that they start from; None: there are none.
-            same_boot: the dump was made on this very boot of the system.
         """
-        self._host = host
-        self._records = records
-        self._plan = plan
+        self._context = context
+        self._realiser = realiser
+        self._provided = provided
         self._socket_names = socket_names
-        self._same_boot = same_boot
-        self._supplies = supplies
-        self._anonymous: dict[int, int] = {}  # tree fds of anonymous mounts
+        self._plan = context.plan
+        self._records = context.records
+        self._store = context.host.fds
+        self._keeps_inodes: dict[int, bool] = {}
+        self._not_realised: dict[int, str] = {}
+        self._anonymous: dict[int, Fd] = {}  # tree fds of anonymous mounts
 
-    def realise(self) -> None:
-        """Realise what comes from the host; its procfs and the data file are inherited too.
+    def realise(self) -> Outcome:
+        """Realise what comes from where criu runs; its procfs and the data file are inherited too.
 
         Raises:
             DetachedError: the records are bad, or a bind source is.
         """
-        self._load()
-        proc = _open_proc()
-        data, reader = self._open_data()
-        self._realise_all(proc, reader)
-        self._host.fds.add_inherited(proc, PROC_KEY)
-        if data >= 0:
-            self._host.fds.add_inherited(data, DATA_KEY)
-
-    def _load(self) -> None:
-        """Import what this restore needs, and few do; tasks can import nothing."""
-        if self._plan.has_ghosts():
-            from criu_detached.restore.with_ghosts import realise_with_ghosts
-
-            self._plan.with_ghosts = realise_with_ghosts
-
-    def _open_data(self) -> tuple[int, DataFileReader | None]:
-        """The data file, if there is something in it, and all of it checked; else -1."""
-        ghosts = self._records.ghosts.values()
-        data, reader = -1, None
-        nodes = (node for nodes in self._records.nodes.values() for node in nodes)
-        if any(map(has_content, ghosts)) or any(map(has_content, nodes)):
-            data = open_data(self._host.criu.image_dir())
-            reader = DataFileReader(data)
-        for ghost in ghosts:
-            check_ghost(ghost, reader)
-        return data, reader
-
-    def _realise_all(self, proc: int, reader: DataFileReader | None) -> None:
-        root = os.open("/", kernel.O_PATH)
-        means = Means(root, self._same_boot, proc=proc, reader=reader)
-        means.with_ghosts = self._plan.with_ghosts
+        image_dir = self._context.host.criu.image_dir()
         try:
-            for mnt_id, supply in self._supplies.items():
-                means.supplied[mnt_id] = supply.open(self._plan.mounts[mnt_id])
+            with _open_proc() as proc:
+                if self._needs_data():
+                    with Fd(open_data(image_dir)) as data:
+                        self._realise_all(ProcessFds(proc, DataFileReader(data)))
+                        self._store.add_inherited(data, DATA_KEY)
+                else:
+                    self._realise_all(ProcessFds(proc))
+                self._store.add_inherited(proc, PROC_KEY)
+        finally:
+            for tree in self._anonymous.values():
+                tree.close()
+        return Outcome(self._keeps_inodes, self._not_realised)
+
+    def _needs_data(self) -> bool:
+        """Tell whether something of a file is in the data file."""
+        nodes = (node for nodes in self._records.nodes.values() for node in nodes)
+        return any(map(has_content, self._records.ghosts.values())) or any(map(has_content, nodes))
+
+    def _realise_all(self, fds: ProcessFds) -> None:
+        for ghost in self._records.ghosts.values():
+            check_ghost(ghost, fds.contents)
+        with Fd.open("/", kernel.O_PATH) as root:
             for mount in self._plan.mounts.values():
                 if is_in_namespace(mount):
-                    userns = _new_user_namespace(mount)
-                    if userns >= 0:
-                        self._host.fds.add_inherited(userns, userns_key(mount))
-                elif mount.origin in (BIND_SOURCE, SUPPLIED):
-                    self._realise_if_needed(mount, means)
-            if self._records.filesystems:
-                self._realise_filesystems(means)
-            for mount in self._plan.mounts.values():
-                if mount.parent in self._anonymous and mount.mnt_id not in self._plan.in_tasks:
-                    tree = self._anonymous.get(mount.mnt_id)
-                    if tree is not None:  # see _realise_if_needed
-                        attach(mount, tree, self._anonymous[mount.parent], kernel.attach)
-        finally:
-            for fd in (root, *means.supplied.values(), *self._anonymous.values()):
-                os.close(fd)
+                    self._prepare_for_task(mount)
+                elif mount.origin == BIND_SOURCE:
+                    self._realise_if_needed(Source(mount, root, self._context.same_boot), fds)
+                elif mount.origin == SUPPLIED:
+                    self._realise_provided(mount, fds)
+        if self._records.filesystems:
+            self._realise_filesystems(fds)
+        for mount in self._plan.mounts.values():
+            if mount.parent in self._anonymous and mount.mnt_id not in self._plan.in_tasks:
+                self._attach(mount)
 
-    def _realise_filesystems(self, means: Means) -> None:
-        """Realise what is on filesystems that nobody else shows.
+    def _prepare_for_task(self, mount: Mount) -> None:
+        """Make the user namespace for a mount that a task realises: a task can make none."""
+        if needs_id_map(mount):
+            with _new_user_namespace(mount) as userns:
+                self._store.add_inherited(userns, userns_key(mount.mnt_id))
 
-        A clone is made in the namespace of its source alone, so all of it is in one. What is
-        mounted there covers its root, and then the kernel makes no user namespace: see
-        current_chrooted (fs/namespace.c).
+    def _realise_provided(self, mount: Mount, fds: ProcessFds) -> None:
+        provided = self._provided[mount.mnt_id]
+        with provided.open(mount) as root:
+            source = provided.source_of(mount, root, self._context.same_boot)
+            self._realise_if_needed(source, fds)
+
+    def _realise_if_needed(self, source: Source, fds: ProcessFds) -> None:
+        """Realise a mount, unless it cannot be and has nothing but terminals.
+
+        CRIU may replace them (--shell-job).
         """
-        from criu_detached.restore.filesystems import make
-
-        devices = make.find_all_devices(self._records)
-        mounts = [
-            mount for mount in self._plan.mounts.values() if mount.origin in (REMOUNT, RECREATED)
-        ]
+        mnt_id = source.mount.mnt_id
         try:
-            user_namespaces = [_new_user_namespace(mount) for mount in mounts]
-            with namespaces.PrivateNamespace():
-                make.make_filesystems(self._records, means, devices)
-                for mount, userns in zip(mounts, user_namespaces, strict=True):
-                    self._realise(mount, means, userns)
-                make.settle_filesystems(self._records, means)
-        except OSError as error:
-            raise DetachedError(f"can't make a mount namespace to work in: {error}") from error
-        finally:
-            make.close_devices(devices)
-            for top in means.tops.values():
-                os.close(top)
-
-    def _realise_if_needed(self, mount: Mount, means: Means) -> None:
-        """As _realise, but of a mount with terminals alone that may be replaced (--shell-job)."""
-        try:
-            self._realise(mount, means, _new_user_namespace(mount))
+            with Fds() as opened:
+                self._realise(source, _with_user_namespace(fds, source.mount, opened))
         except DetachedError as error:
-            if not self._has_slaves_alone(mount.mnt_id):
+            if not self._has_slaves_alone(mnt_id):
                 raise
-            log.warn(f"mount {mount.mnt_id}, with terminals alone, is not realised: {error}")
-            self._plan.not_realised[mount.mnt_id] = str(error)
+            log.warn(f"mount {mnt_id}, with terminals alone, is not realised: {error}")
+            self._not_realised[mnt_id] = str(error)
 
     def _has_slaves_alone(self, mnt_id: int) -> bool:
         try:
@@ -179,39 +156,83 @@ class Outside:
             return False
         return bool(files) and all(map(is_slave, files))
 
-    def _realise(self, mount: Mount, means: Means, userns: int) -> None:
-        means.userns_fd = userns
-        try:
-            found = realise(mount, self._plan.ghosts.get(mount.mnt_id, []), means)
-        finally:
-            if means.userns_fd >= 0:
-                os.close(means.userns_fd)
-        if mount.anonymous:
-            self._anonymous[mount.mnt_id] = os.dup(found.tree)
-        self._plan.keeps_inodes[mount.mnt_id] = found.keeps_inodes
-        if self._socket_names is not None:
-            self._socket_names.check_directories(mount, found.tree)
-        self._host.fds.add_inherited(found.tree, mount_key(mount))
-        for ghost, fd in found.ghosts:
-            assert ghost.file is not None  # record_reader
-            self._host.fds.add_inherited(fd, ghost_key(ghost.file))
+    def _realise_filesystems(self, fds: ProcessFds) -> None:
+        """Realise what is on filesystems that nobody else shows.
+
+        A clone is made in the namespace of its source alone, so all of it is in one. What is
+        mounted there covers its root, and then the kernel makes no user namespace: see
+        current_chrooted (fs/namespace.c).
+        """
+        from criu_detached.restore.filesystems.make import NewFilesystems
+
+        mounts = [
+            mount for mount in self._plan.mounts.values() if mount.origin in (REMOUNT, RECREATED)
+        ]
+        same_boot = self._context.same_boot
+        with NewFilesystems(self._records, same_boot, fds) as made, Fds() as opened:
+            try:
+                all_fds = [_with_user_namespace(fds, mount, opened) for mount in mounts]
+                with namespaces.PrivateNamespace():
+                    made.make()
+                    for mount, mount_fds in zip(mounts, all_fds, strict=True):
+                        self._realise(made.source_of(mount), mount_fds)
+                    made.set_limits()
+            except OSError as error:
+                raise DetachedError(f"can't make a mount namespace to work in: {error}") from error
+
+    def _realise(self, source: Source, fds: ProcessFds) -> None:
+        """Realise a mount, and hand it on to the tasks."""
+        mount = source.mount
+        with self._realiser.realise(source, fds) as found:
+            if mount.anonymous:
+                self._anonymous[mount.mnt_id] = Fd(os.dup(found.tree))
+            self._keeps_inodes[mount.mnt_id] = found.keeps_inodes
+            if self._socket_names is not None:
+                self._socket_names.check_directories(mount, found.tree)
+            self._store.add_inherited(found.tree, mount_key(mount.mnt_id))
+            for ghost, fd in found.ghosts:
+                assert ghost.file is not None  # record_reader
+                self._store.add_inherited(fd, ghost_key(ghost.file))
         log.info(f"mount {mount.mnt_id} is realised")
 
+    def _attach(self, mount: Mount) -> None:
+        """Attach a mount of an anonymous tree on its parent."""
+        tree = self._anonymous.get(mount.mnt_id)
+        if tree is None:
+            return  # see _realise_if_needed
+        try:
+            with open_place(mount, self._anonymous[mount.parent]) as target:
+                kernel.attach(tree, target)
+        except OSError as error:
+            raise cannot_attach(mount, error) from error
 
-def _new_user_namespace(mount: Mount) -> int:
-    """A user namespace with the mount's id-maps, or -1 when it needs none."""
+
+def _with_user_namespace(fds: ProcessFds, mount: Mount, opened: Fds) -> ProcessFds:
+    """Add a user namespace with the mount's id-maps to the fds of this process.
+
+    Args:
+        fds: of this process.
+        mount: its record.
+        opened: gets the user namespace, if the mount needs one.
+    """
+    if not needs_id_map(mount):
+        return fds
+    return ProcessFds(fds.proc, fds.contents, opened.add(_new_user_namespace(mount)))
+
+
+def _new_user_namespace(mount: Mount) -> Fd:
     try:
-        return make_user_namespace(mount)
+        return Fd(make_user_namespace(mount))
     except OSError as error:
         raise DetachedError(
             f"can't make the id-map of mount {mount.mnt_id}: {why(error)}"
         ) from error
 
 
-def _open_proc() -> int:
-    """The host's procfs: it shows every task its own fds, whatever /proc the task has."""
-    fd = os.open("/proc", kernel.O_PATH | os.O_DIRECTORY)
+def _open_proc() -> Fd:
+    """Open the procfs where criu runs: it shows every task its own fds, whatever its /proc is."""
+    fd = Fd.open("/proc", kernel.O_PATH | os.O_DIRECTORY)
     if type_of(fd) is not PROC:
-        os.close(fd)
+        fd.close()
         raise DetachedError("/proc is no procfs: mount it")
     return fd

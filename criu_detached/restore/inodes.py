@@ -9,14 +9,41 @@ import stat
 
 from criu_detached import kernel
 from criu_detached.filesystems.idmap import unmap_id
-from criu_detached.images.records import Ghost, Inode, Time, Xattr
+from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator, Sequence
+
+    from criu_detached.images.records import Ghost, Inode, Time, Xattr
 
 
-def give_attributes(ghosts: list[tuple[Ghost, int]], proc: int) -> None:
+class WorkingDirectory:
+    """Another working directory, for the length of a ``with`` block.
+
+    Extended attributes of a file that cannot be opened are set by its path alone. A path that
+    starts from a procfs leads to it, whatever /proc this process has.
+    """
+
+    __slots__ = ("_before", "_directory")
+
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
+
+    def __enter__(self) -> None:
+        self._before = Fd.open(b".", kernel.O_PATH)
+        try:
+            os.fchdir(self._directory)
+        except OSError:
+            self._before.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        with self._before:
+            os.fchdir(self._before)
+
+
+def give_attributes(ghosts: Sequence[tuple[Ghost, int]], proc: int) -> None:
     """Give new files what their inodes had besides their contents.
 
     Args:
@@ -26,11 +53,13 @@ def give_attributes(ghosts: list[tuple[Ghost, int]], proc: int) -> None:
     Raises:
         OSError: the kernel refused it.
     """
-    _for_each(ghosts, proc, set_attributes)
+    with WorkingDirectory(proc):
+        for path, inode, mode in _new(ghosts):
+            set_attributes(path, inode, mode)
 
 
 def give_owners(
-    ghosts: list[tuple[Ghost, int]], proc: int, uid_map: list[bytes], gid_map: list[bytes]
+    ghosts: Sequence[tuple[Ghost, int]], proc: int, uid_map: list[bytes], gid_map: list[bytes]
 ) -> None:
     """Give new files the owners that an id-map will turn into those of their inodes.
 
@@ -44,28 +73,17 @@ def give_owners(
         DetachedError: an owner is not in the id-map.
         OSError: the kernel refused it.
     """
-
-    def give(path: bytes, inode: Inode, _: int) -> None:
-        uid = unmap_id(inode.uid, uid_map, "a deleted file")
-        os.chown(path, uid, unmap_id(inode.gid, gid_map, "a deleted file"))
-
-    _for_each(ghosts, proc, give)
+    with WorkingDirectory(proc):
+        for path, inode, _ in _new(ghosts):
+            uid = unmap_id(inode.uid, uid_map, "a deleted file")
+            os.chown(path, uid, unmap_id(inode.gid, gid_map, "a deleted file"))
 
 
-def _for_each(
-    ghosts: list[tuple[Ghost, int]], proc: int, give: Callable[[bytes, Inode, int], None]
-) -> None:
-    """Call a function for each file that was made anew, with a path that leads to it."""
-    # Extended attributes are set by path alone, where a file cannot be opened.
-    here = os.open(b".", kernel.O_PATH)
-    try:
-        os.fchdir(proc)
-        for ghost, fd in ghosts:
-            if ghost.inode is not None and ghost.file is not None:
-                give(b"self/fd/%d" % fd, ghost.inode, ghost.file.mode)
-    finally:
-        os.fchdir(here)
-        os.close(here)
+def _new(ghosts: Sequence[tuple[Ghost, int]]) -> Iterator[tuple[bytes, Inode, int]]:
+    """Yield a path from a procfs, the inode and the mode of each file that was made."""
+    for ghost, fd in ghosts:
+        if ghost.inode is not None and ghost.file is not None:
+            yield b"self/fd/%d" % fd, ghost.inode, ghost.file.mode
 
 
 def set_attributes(path: bytes | int, inode: Inode, mode: int) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a restore realises, and where: in CRIU's process or in the tasks.
 
-All that the tasks need to know is found out before there is one; each has its own copy of it then.
+The plan is made of the records alone, before anything is realised, and never changes.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.images.record_reader import Records
     from criu_detached.images.records import File
-    from criu_detached.restore.realise import WithGhosts
 
 # Keys of CRIU's inherited fds
 PROC_KEY = b"criu-detached-proc"
 DATA_KEY = b"criu-detached-data"
 
 
-def mount_key(mount: Mount) -> bytes:
-    """Key of the tree fd of a mount that CRIU's process has realised."""
-    return b"criu-detached-mount-%d" % mount.mnt_id
+def mount_key(mnt_id: int) -> bytes:
+    """Return the key of the tree fd of a mount that CRIU's process has realised."""
+    return b"criu-detached-mount-%d" % mnt_id
 
 
 def ghost_key(file: File) -> bytes:
-    """Key of the O_PATH fd of a deleted file that CRIU's process has made."""
+    """Return the key of the O_PATH fd of a deleted file that CRIU's process has made."""
     return b"criu-detached-ghost-%d-%d" % (file.mnt_id, file.ino)
 
 
-def userns_key(mount: Mount) -> bytes:
-    """Key of the user namespace with a mount's id-maps."""
-    return b"criu-detached-userns-%d" % mount.mnt_id
+def userns_key(mnt_id: int) -> bytes:
+    """Return the key of the user namespace with a mount's id-maps."""
+    return b"criu-detached-userns-%d" % mnt_id
 
 
 def has_content(record: Ghost | Node) -> bool:
@@ -41,13 +40,13 @@ def has_content(record: Ghost | Node) -> bool:
 
 
 class Plan:
-    """The mounts of a restore, their trees and ghosts, and what has become of them."""
+    """The mounts of a restore, the trees that they form, and the ghosts on them."""
 
     def __init__(self, records: Records) -> None:
-        """Sort them.
+        """Sort the mounts and the ghosts.
 
         Args:
-            records: all of the dump, its mounts checked, and those replaced that are supplied.
+            records: all of the dump; mounts are checked, and user-provided ones replaced.
 
         Raises:
             DetachedError: a tree cannot be put together in one place.
@@ -70,29 +69,30 @@ class Plan:
             if key[0] in self.in_tasks:
                 number = len(self.in_tasks) + len(self.ghosts_in_tasks)
                 self.ghosts_in_tasks[key] = number
-        self.with_ghosts: WithGhosts | None = None  # what realises a mount with ghosts
-        self.keeps_inodes: dict[int, bool] = {}  # superblock and root are the dumped ones
-        self.not_realised: dict[int, str] = {}  # and why
 
     def has_ghosts(self) -> bool:
         """Tell whether anything deleted is to be made: a file, or the root of a mount."""
         return bool(self.ghosts) or any(mount.root_deleted for mount in self.mounts.values())
 
     def shared_count(self) -> int:
-        """How many numbers the tasks share."""
+        """Return how many numbers the tasks share."""
         return len(self.in_tasks) + len(self.ghosts_in_tasks)
 
     def root_of(self, mnt_id: int) -> int:
-        """The mount at the root of an anonymous tree; any other mount is one by itself."""
+        """Return the mount at the root of a mount's tree; only anonymous mounts have parents."""
         while parent := self.mounts[mnt_id].parent:
             mnt_id = parent
         return mnt_id
 
 
 def _refuse_parted(tree: list[Mount]) -> None:
-    """No dump writes that, but the root may be supplied by now.
+    """Refuse a tree of which a task is to realise a part, and CRIU's process the root.
 
-    One of a new filesystem may be attached to from any namespace.
+    No dump records such a tree, but its root may be user-provided by now. To a mount of a new
+    filesystem others may be attached from any namespace.
+
+    Raises:
+        DetachedError: it is such a tree.
     """
     root, *others = tree
     if is_in_namespace(root) or root.origin not in (BIND_SOURCE, SUPPLIED):

@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Is a bind source the one of the dump?"""
+"""The bind source of a mount: it is opened, has to be the one of the dump, and is cloned."""
 
 from __future__ import annotations
 
-import os
 import stat
 
-from criu_detached import kernel
+from criu_detached import kernel, paths
 from criu_detached.criu import log
-from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.idmap import format_id_map
+from criu_detached.errors import DetachedError, quote, why
 from criu_detached.filesystems.superblock import is_same, superblock_of
 from criu_detached.filesystems.types import VOLATILE_INODES, by_magic
-from criu_detached.images.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED, Mount
 from criu_detached.kernel import statmount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.restore.realise import Means
+    from criu_detached.images.records import Mount, Superblock
+    from criu_detached.kernel.fds import Fd
 
-_MAX_MAP = 1 << 16  # bytes; the kernel takes 340 lines
 _TYPE_NAMES = {
     stat.S_IFDIR: "a directory",
     stat.S_IFREG: "a regular file",
@@ -36,157 +33,212 @@ def type_name(mode: int) -> str:
     return _TYPE_NAMES.get(stat.S_IFMT(mode), "a file of an unknown type")
 
 
-def check_type(mount: Mount, root: int, where: str) -> None:
-    """Refuse a root of another type.
+class Source:
+    """The source of one mount, as CRIU's process sees it; other kinds override what differs."""
 
-    Args:
-        mount: the record.
-        root: fd of the source's directory or file.
-        where: the source, for messages.
+    def __init__(self, mount: Mount, base: int, same_boot: bool) -> None:
+        """Take the record; nothing is opened yet.
 
-    Raises:
-        DetachedError: it is.
-    """
-    mode = kernel.fstat(root).mode
-    if stat.S_IFMT(mode) != mount.root_type:
-        raise DetachedError(
-            f"the bind source {where} is {type_name(mode)}, it was {type_name(mount.root_type)}"
+        Args:
+            mount: its record, checked.
+            base: fd of the root that the source's mountpoint is reached from; the caller's.
+            same_boot: the dump was made on this very boot of the system.
+        """
+        source = mount.bind_source
+        assert source is not None  # check_mount
+        self.mount = mount
+        self.path = source.path  # of the mount's root, beneath the source's
+        self.base = base
+        self.same_boot = same_boot
+        # For messages
+        self.where = quote(paths.join(source.mountpoint.rstrip(b"/") or b"/", source.path))
+
+    def open_top(self) -> Fd:
+        """Open the root of the source.
+
+        Raises:
+            DetachedError: it is not there.
+        """
+        assert self.mount.bind_source is not None
+        try:
+            return paths.open_mountpoint(self.base, self.mount.bind_source.mountpoint)
+        except OSError as error:
+            raise self._cannot_open(error) from error
+
+    def open_root(self, top: int, path: bytes) -> Fd:
+        """Open the mount's root.
+
+        Args:
+            top: the root of the source.
+            path: beneath it.
+
+        Raises:
+            DetachedError: it is not there.
+        """
+        try:
+            return paths.open_at(top, path)
+        except OSError as error:
+            raise self._cannot_open(error) from error
+
+    def _cannot_open(self, error: OSError) -> DetachedError:
+        return DetachedError(
+            f"the bind source {self.where} cannot be opened ({why(error)}):"
+            " mount its filesystem there again"
         )
 
+    # --- is it the one of the dump? ---
 
-def check_superblock(mount: Mount, root: int, where: str, means: Means) -> bool:
-    """Refuse another filesystem.
+    def check_type(self, root: int) -> None:
+        """Refuse a root of another type.
 
-    Args:
-        mount: the record.
-        root: fd of something on it.
-        where: the source, for messages.
-        means: what the mount is realised with.
-
-    Returns:
-        Whether inode numbers are those of the dump.
-
-    Raises:
-        DetachedError: it is another one.
-    """
-    if mount.origin == RECREATED:
-        return False
-    if mount.filesystem in means.fresh:
-        return means.fresh[mount.filesystem]
-    same_boot = means.same_boot
-    recorded = mount.superblock
-    assert recorded is not None and mount.bind_source is not None  # check_mount
-    found = superblock_of(root, recorded.fs_type)
-    chosen = mount.origin == SUPPLIED  # by the user, who may know better
-    if not chosen and found.magic != recorded.magic:
-        raise DetachedError(
-            f"the bind source {where} is on another filesystem (type {found.magic:#x}), it was on"
-            f" {quote(recorded.fs_type)} ({recorded.magic:#x}): mount the right one there"
-        )
-    if mount.origin == REMOUNT:  # it is known by what it lies on
-        return not by_magic(found.magic).has(VOLATILE_INODES)
-    same = is_same(recorded, found, same_boot)
-    # A restored namespace may have its filesystems made anew; the host's are still there.
-    if not same and same_boot and not mount.bind_source.in_namespace and not chosen:
-        raise DetachedError(
-            f"the bind source {where} is on another {quote(recorded.fs_type)} filesystem than at"
-            ' the dump: mount the right one there, or tell by the setting "map" that it is this one'
-        )
-    if not same:
-        log.warn(
-            f"the bind source {where} is on another filesystem"
-            + (f" (type {found.magic:#x})" if found.magic != recorded.magic else "")
-            + f" than at the dump ({quote(recorded.fs_type)}): files are found by their paths, and"
-            " their inodes are not compared"
-        )
-    return same and not by_magic(found.magic).has(VOLATILE_INODES)
-
-
-def is_same_root(mount: Mount, root: int, where: str) -> bool:
-    """Tell whether the root is the dumped directory, or one that was made anew with all in it.
-
-    So an engine restores a volume from an archive, and so is a copy that the user supplies.
-
-    Args:
-        mount: the record.
-        root: fd of the mount's root, whose filesystem is the dumped one.
-        where: the source, for messages.
-    """
-    recorded = mount.root_handle
-    if recorded is None or mount.origin not in (BIND_SOURCE, SUPPLIED):
-        return True
-    try:
-        same = kernel.name_to_handle(root) == (recorded.type, recorded.bytes)
-    except OSError:
-        return True
-    if not same:
-        log.warn(
-            f"the bind source {where} is another directory than at the dump: files are found by"
-            " their paths, and their inodes are not compared"
-        )
-    return same
-
-
-def check_id_map(mount: Mount, root: int, where: str, means: Means) -> None:
-    """Refuse another id-map of the source than the dump reckoned with: the clone has it.
-
-    Args:
-        mount: the record.
-        root: fd of the source's directory or file.
-        where: the source, for messages.
-        means: what the mount is realised with.
-
-    Raises:
-        DetachedError: it is another one, or the kernel does not tell.
-    """
-    source = mount.bind_source
-    assert source is not None  # check_mount
-    wanted = (mount.uid_map, mount.gid_map) if source.id_mapped else ([], [])
-    if source.id_mapped and means.in_userns:
-        uid_map, gid_map = wanted
-        wanted = _seen_here(uid_map, means.proc, "uid"), _seen_here(gid_map, means.proc, "gid")
-    try:
-        # Before Linux 7.0 the dump knows the id-maps of anonymous mounts alone.
-        tell = statmount.attached_id_maps if mount.anonymous else statmount.id_maps
-        found = tell(root)
-    except OSError as error:
-        if source.id_mapped:
+        Raises:
+            DetachedError: it is of another one.
+        """
+        mode = kernel.fstat(root).mode
+        wanted = self.mount.root_type
+        if stat.S_IFMT(mode) != wanted:
             raise DetachedError(
-                f"the bind source {where} was id-mapped; whether it is, Linux 7.0 or newer tells"
+                f"the bind source {self.where} is {type_name(mode)}, it was {type_name(wanted)}"
+            )
+
+    def check_superblock(self, fd: int) -> bool:
+        """Refuse another filesystem.
+
+        Args:
+            fd: something on it.
+
+        Returns:
+            Whether inode numbers are those of the dump.
+
+        Raises:
+            DetachedError: it is another one.
+        """
+        recorded = self.mount.superblock
+        assert recorded is not None  # check_mount
+        found = superblock_of(fd, recorded.fs_type)
+        self._refuse_type(recorded, found)
+        same = is_same(recorded, found, self.same_boot)
+        if not same:
+            self._refuse_instance(recorded)
+            log.warn(
+                f"the bind source {self.where} is on another filesystem"
+                + (f" (type {found.magic:#x})" if found.magic != recorded.magic else "")
+                + f" than at the dump ({quote(recorded.fs_type)}): files are found by their paths,"
+                " and their inodes are not compared"
+            )
+        return same and not by_magic(found.magic).has(VOLATILE_INODES)
+
+    def _refuse_type(self, recorded: Superblock, found: Superblock) -> None:
+        """Refuse a filesystem of another type."""
+        if found.magic != recorded.magic:
+            raise DetachedError(
+                f"the bind source {self.where} is on another filesystem (type {found.magic:#x}),"
+                f" it was on {quote(recorded.fs_type)} ({recorded.magic:#x}): mount the right one"
+                " there"
+            )
+
+    def _refuse_instance(self, recorded: Superblock) -> None:
+        """Refuse another filesystem of the same type, where the right one must still be there.
+
+        A restored namespace may have its filesystems recreated.
+        """
+        assert self.mount.bind_source is not None
+        if self.same_boot and not self.mount.bind_source.in_namespace:
+            raise DetachedError(
+                f"the bind source {self.where} is on another {quote(recorded.fs_type)} filesystem"
+                ' than at the dump: mount the right one there, or tell by the setting "map" that'
+                " it is this one"
+            )
+
+    def is_same_root(self, root: int) -> bool:
+        """Tell whether the root is the dumped directory, or one that was recreated with all in it.
+
+        An engine recreates a volume from an archive, and so does a user who provides a copy.
+
+        Args:
+            root: fd of the mount's root, whose filesystem is the dumped one.
+        """
+        recorded = self.mount.root_handle
+        if recorded is None:
+            return True
+        try:
+            same = kernel.name_to_handle(root) == (recorded.type, recorded.bytes)
+        except OSError:
+            return True
+        if not same:
+            log.warn(
+                f"the bind source {self.where} is another directory than at the dump: files are"
+                " found by their paths, and their inodes are not compared"
+            )
+        return same
+
+    def check_id_map(self, root: int) -> None:
+        """Refuse another id-map of the source than the dump reckoned with: the clone has it.
+
+        Args:
+            root: fd of something on the source.
+
+        Raises:
+            DetachedError: it is another one, or the kernel does not tell.
+        """
+        assert self.mount.bind_source is not None
+        id_mapped = self.mount.bind_source.id_mapped
+        wanted = self._id_maps_here() if id_mapped else ([], [])
+        try:
+            # Before Linux 7.0 the dump knows the id-maps of anonymous mounts alone.
+            tell = statmount.attached_id_maps if self.mount.anonymous else statmount.id_maps
+            found = tell(root)
+        except OSError as error:
+            if id_mapped:
+                raise DetachedError(
+                    f"the bind source {self.where} was id-mapped; whether it is, Linux 7.0 or"
+                    " newer tells"
+                ) from error
+            return
+        if found != wanted:
+            raise DetachedError(f"the bind source {self.where} has another id-map than at the dump")
+
+    def _id_maps_here(self) -> tuple[list[bytes], list[bytes]]:
+        """Return the recorded id-maps as statmount(2) shows them to this process."""
+        return self.mount.uid_map, self.mount.gid_map
+
+    # --- its clone ---
+
+    def clone(self, root: int) -> Fd:
+        """Clone the mount of a directory or file; returns a tree fd.
+
+        Args:
+            root: fd of what becomes the root of the clone.
+
+        Raises:
+            DetachedError: the kernel refuses it.
+        """
+        try:
+            return self._clone(root)
+        except OSError as error:
+            raise DetachedError(f"can't clone the bind source {self.where}: {error}") from error
+
+    def _clone(self, root: int) -> Fd:
+        return kernel.clone_mount(root)
+
+    def set_flags(
+        self, tree: int, attr_set: int, attr_clr: int, userns: int = -1, propagation: int = 0
+    ) -> None:
+        """Call mount_setattr(2) on a clone.
+
+        Args:
+            tree: its tree fd.
+            attr_set: MOUNT_ATTR_*.
+            attr_clr: likewise.
+            userns: fd of a user namespace, for MOUNT_ATTR_IDMAP.
+            propagation: MS_*; 0 leaves it.
+
+        Raises:
+            DetachedError: the kernel refuses it.
+        """
+        try:
+            kernel.mount_setattr(tree, attr_set, attr_clr, userns, propagation)
+        except OSError as error:
+            raise DetachedError(
+                f"can't give the clone of {self.where} the attributes {attr_set:#x}: {why(error)}"
             ) from error
-        return
-    if found != wanted:
-        raise DetachedError(f"the bind source {where} has another id-map than at the dump")
-
-
-def _seen_here(lines: list[bytes], proc: int, kind: str) -> list[bytes]:
-    """An id-map of CRIU's user namespace, as statmount(2) shows it in this task's.
-
-    Args:
-        lines: the id-map.
-        proc: fd of a procfs that shows this task.
-        kind: "uid" or "gid".
-    """
-    format_id_map(lines)
-    fd = os.open(f"self/{kind}_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    try:
-        own = os.read(fd, _MAX_MAP).split(b"\n")
-    finally:
-        os.close(fd)
-    return translated(lines, [line for line in own if line])
-
-
-def translated(lines: list[bytes], own: list[bytes]) -> list[bytes]:
-    """What is left of an id-map in a user namespace: lines that it has all ids of.
-
-    Args:
-        lines: the id-map, checked: first id, id outside, how many.
-        own: that of the user namespace, likewise.
-    """
-    found = []
-    for line in lines:
-        first, lower, count = (int(text) for text in line.split())
-        for inside, outside, size in (map(int, each.split()) for each in own):
-            if outside <= lower and lower + count <= outside + size:
-                found.append(b"%d %d %d" % (first, lower - outside + inside, count))
-    return found

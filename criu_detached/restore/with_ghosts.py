@@ -1,101 +1,100 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From the record of a mount with deleted files to a mount that has them."""
+"""From the record of a mount with deleted files, ghosts, to a mount that has them."""
 
 from __future__ import annotations
-
-import os
 
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, why
 from criu_detached.filesystems.attributes import needs_id_map
-from criu_detached.images.records import Ghost, Mount
-from criu_detached.restore.ghosts import Workshop, depth
+from criu_detached.kernel.fds import Fd, Fds
+from criu_detached.restore.ghosts import GhostBuilder, depth
 from criu_detached.restore.inodes import give_attributes, give_owners
-from criu_detached.restore.realise import (
-    Means,
-    Realised,
-    clone,
-    let_go,
-    open_root,
-    set_attributes,
-    set_flags,
-)
-from criu_detached.restore.source import check_id_map, check_superblock, check_type, is_same_root
+from criu_detached.restore.realise import Realiser, set_attributes
+from criu_detached.restore.trees import Realised
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.images.records import Ghost
+    from criu_detached.restore.context import ProcessFds
+    from criu_detached.restore.source import Source
 
 
-def realise_with_ghosts(
-    mount: Mount, ghosts: list[Ghost], top: int, where: str, means: Means
-) -> Realised:
-    """As realise, of a mount with deleted files: it is given its attributes when they are made.
+class GhostRealiser(Realiser):
+    """Realises the mounts of a restore that has ghosts."""
 
-    Args:
-        mount: its record, checked.
-        ghosts: the records of its deleted files, checked.
-        top: the source's root.
-        where: the source, for messages.
-        means: what it takes.
+    def __init__(self, ghosts: dict[int, list[Ghost]]) -> None:
+        """Take the ghosts, by mount id."""
+        self._ghosts = ghosts
 
-    Raises:
-        DetachedError: the source is another one, or a deleted file cannot be made.
-    """
-    source = mount.bind_source
-    assert source is not None
-    same = check_superblock(mount, top, where, means) and _has_same_root(mount, top, where)
-    check_id_map(mount, top, where, means)
-    workshop = Workshop(_writable_clone(top, where, means), means.proc, means.reader, same)
-    realised = Realised(-1, same)
-    try:
-        try:
-            path = source.path
-            if mount.root_deleted:
-                held = [ghost for ghost in ghosts if ghost.file and ghost.file.path == paths.ROOT]
-                path = workshop.make_root(path, mount.root_type, held[0] if held else None)
-            root = open_root(top, path, where)
-            try:
-                check_type(mount, root, where)
-                realised.tree = clone(root, where, means)
-            finally:
-                os.close(root)
-            set_flags(realised.tree, 0, kernel.MOUNT_ATTR_RDONLY, where)
-            for ghost in sorted(ghosts, key=depth):
-                realised.ghosts.append((ghost, workshop.make(ghost, realised.tree, path)))
-        finally:
-            workshop.close()
-        if needs_id_map(mount):
-            # Only now: whoever makes a file needs a place in the id-map of its mount.
-            give_owners(realised.ghosts, means.proc, mount.uid_map, mount.gid_map)
-            set_flags(realised.tree, kernel.MOUNT_ATTR_IDMAP, 0, where, means.userns_fd)
-        give_attributes(realised.ghosts, means.proc)
-        set_attributes(mount, realised.tree, where)
-        return realised
-    except OSError as error:
-        let_go(realised)
-        raise DetachedError(
-            f"can't make the deleted files of {where} again: {why(error)}"
-        ) from error
-    except DetachedError:
-        let_go(realised)
-        raise
+    def realise(self, source: Source, fds: ProcessFds) -> Realised:
+        """Realise a mount; one with ghosts gets its attributes when they are made."""
+        ghosts = self._ghosts.get(source.mount.mnt_id, [])
+        if not ghosts and not source.mount.root_deleted:
+            return super().realise(source, fds)
+        with source.open_top() as top:
+            same = source.check_superblock(top) and _has_same_root(source, top)
+            source.check_id_map(top)
+            clone = _writable_clone(source, top)
+            with Fds() as opened:
+                try:
+                    with GhostBuilder(clone, fds, same) as builder:
+                        path = _make_root(source, ghosts, builder)
+                        tree = opened.add(_clone_root(source, top, path))
+                        source.set_flags(tree, 0, kernel.MOUNT_ATTR_RDONLY)
+                        made = [
+                            (ghost, opened.add(builder.make(ghost, tree, path)))
+                            for ghost in sorted(ghosts, key=depth)
+                        ]
+                    _give_attributes(source, tree, made, fds)
+                except OSError as error:
+                    raise DetachedError(
+                        f"can't make the deleted files of {source.where} again: {why(error)}"
+                    ) from error
+                opened.release()
+            return Realised(Fd(tree), same, [(ghost, Fd(fd)) for ghost, fd in made])
 
 
-def _has_same_root(mount: Mount, top: int, where: str) -> bool:
+def _make_root(source: Source, ghosts: list[Ghost], builder: GhostBuilder) -> bytes:
+    """Return the path of the mount's root in its source; a deleted one is made there first."""
+    if not source.mount.root_deleted:
+        return source.path
+    held = [ghost for ghost in ghosts if ghost.file and ghost.file.path == paths.ROOT]
+    return builder.make_root(source.path, source.mount.root_type, held[0] if held else None)
+
+
+def _clone_root(source: Source, top: int, path: bytes) -> Fd:
+    with source.open_root(top, path) as root:
+        source.check_type(root)
+        return source.clone(root)
+
+
+def _give_attributes(
+    source: Source, tree: int, made: list[tuple[Ghost, int]], fds: ProcessFds
+) -> None:
+    """Give the ghosts and the mount what they had, when all ghosts are made."""
+    mount = source.mount
+    if needs_id_map(mount):
+        # Only now: whoever makes a file needs a place in the id-map of its mount.
+        give_owners(made, fds.proc, mount.uid_map, mount.gid_map)
+        source.set_flags(tree, kernel.MOUNT_ATTR_IDMAP, 0, fds.userns)
+    give_attributes(made, fds.proc)
+    set_attributes(source, tree)
+
+
+def _has_same_root(source: Source, top: int) -> bool:
     """Tell whether the mount's root is the dumped one; of a deleted one nothing can be told."""
-    if mount.root_deleted or mount.root_handle is None:
+    if source.mount.root_deleted or source.mount.root_handle is None:
         return True
-    assert mount.bind_source is not None
-    root = open_root(top, mount.bind_source.path, where)
-    try:
-        return is_same_root(mount, root, where)
-    finally:
-        os.close(root)
+    with source.open_root(top, source.path) as root:
+        return source.is_same_root(root)
 
 
-def _writable_clone(top: int, where: str, means: Means) -> int:
-    """A clone of the whole bind source to work in."""
-    tree = clone(top, where, means)
+def _writable_clone(source: Source, top: int) -> Fd:
+    """Clone the whole bind source, to work in."""
+    tree = source.clone(top)
     try:
-        set_flags(tree, 0, kernel.MOUNT_ATTR_RDONLY, where)
+        source.set_flags(tree, 0, kernel.MOUNT_ATTR_RDONLY)
     except DetachedError:
-        os.close(tree)
+        tree.close()
         raise
     return tree

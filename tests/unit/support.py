@@ -116,7 +116,7 @@ def detached(path: Path, source: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def clone_mount(fd: int) -> Fd:
+def clone_mount(fd: int) -> int:
     """A clone of the mount that a directory is on; the test is skipped where none may be made."""
     try:
         return kernel.clone_mount(fd)
@@ -306,17 +306,17 @@ class StandInNumbers(SharedNumbers):
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
-        self.locked: set[int] = set()
+        self.held: set[int] = set()  # locks
 
     def alloc(self, count: int) -> None:
         self.numbers = [-1] * count
 
     def lock(self, index: int) -> None:
-        assert index not in self.locked
-        self.locked.add(index)
+        assert index not in self.held
+        self.held.add(index)
 
     def unlock(self, index: int) -> None:
-        self.locked.remove(index)
+        self.held.remove(index)
 
     def get(self, index: int) -> int:
         return self.numbers[index]
@@ -336,16 +336,16 @@ class StandInFds(FdStore):
         self.stored.append(os.dup(fd))
         return len(self.stored) - 1
 
-    def get(self, number: int) -> int:
-        return os.dup(self.stored[number])
+    def get(self, number: int) -> Fd:
+        return Fd(os.dup(self.stored[number]))
 
-    def add_inherited(self, fd: int, key: bytes) -> None:
-        self.inherited[key] = fd
+    def add_inherited(self, fd: Fd, key: bytes) -> None:
+        self.inherited[key] = fd.release()
 
-    def get_inherited(self, key: bytes) -> int:
+    def get_inherited(self, key: bytes) -> Fd:
         if key not in self.inherited:
             raise DetachedError("no such inherited fd")
-        return os.dup(self.inherited[key])
+        return Fd(os.dup(self.inherited[key]))
 
 
 class StandInHost(Host):

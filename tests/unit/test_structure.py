@@ -78,8 +78,10 @@ LATE = {
     ("dump.files", "_the_describer"),
     ("dump.mounts", "_the_anonymous"),
     ("dump.mounts", "_the_sole_held"),
-    ("restore.restore", "__init__"),
-    ("restore.before_tasks", "_load"),
+    ("restore.restore", "_find_provided"),
+    ("restore.restore", "_realiser"),
+    ("restore.restore", "_socket_names"),
+    ("restore.restore", "_trees"),
     ("restore.before_tasks", "_realise_filesystems"),
 }
 
@@ -109,13 +111,13 @@ LAYERS = """
     entry __main__
     dump.dump restore.restore command
     dump.files restore.before_tasks restore.in_task
-    dump.mounts restore.filesystems
-    dump.filesystems restore.realise
-    dump.kinds restore.with_ghosts restore.files restore.sockets
-    dump.describe restore.source restore.ghosts
-    dump.observe restore.inodes
-    dump.inodes restore.plan
-    dump.writing restore.supplied
+    dump.mounts restore.filesystems restore.with_ghosts
+    dump.filesystems restore.realise restore.namespace_source restore.user_provided
+    dump.kinds restore.files restore.sockets restore.ghosts
+    dump.describe restore.source restore.trees restore.inodes
+    dump.observe restore.aliases restore.temporary restore.socket_attributes
+    dump.inodes restore.context
+    dump.writing restore.plan
     dump.open_file restore.checks
     filesystems
     settings terminals
@@ -134,10 +136,6 @@ dump.describe.mount > dump.filesystems.memory
 dump.describe.mount > dump.filesystems.same_file
 dump.describe.sources > dump.filesystems.same_file
 dump.observe.overlays > dump.describe.sources
-restore.files > restore.in_task
-restore.plan > restore.realise
-restore.source > restore.realise
-restore.with_ghosts > restore.realise
 """.strip().splitlines()
 }
 
@@ -294,12 +292,15 @@ from criu_detached import kernel, paths
 from criu_detached.criu import host, log
 from criu_detached.filesystems import superblock
 from criu_detached.images import copying, datafile, record_reader
-from criu_detached.restore import checks, ghosts, inodes, realise, restore, sockets, with_ghosts
+from criu_detached.kernel.fds import Fd
+from criu_detached.restore import checks, context, ghosts, inodes, realise, restore, sockets
+from criu_detached.restore import in_task, namespace_source, source, trees, with_ghosts
 from criu_detached.errors import DetachedError, quote, reason
 from criu_detached.images.records import *
 
 log.set_writer(lambda level, text: None)
 tree = os.open(sys.argv[1], os.O_RDONLY)
+proc = os.open("/proc", os.O_PATH)
 os.mkdir(sys.argv[1] + "/dir")
 class Stub:
     bound_sockets = {
@@ -307,8 +308,10 @@ class Stub:
         for number, directory in ((1, b"dir"), (2, b"absent\\xff"))
     }
     socket_name_add = staticmethod(lambda number, name, deleted: None)
-Stub.criu = Stub
+Stub.criu = Stub.fds = Stub
 names = sockets.SocketNames(Stub, Stub)
+class StubTrees:
+    open = staticmethod(lambda mnt_id: trees.Realised(Fd(os.dup(tree)), True, []))
 """
 
 # From here on nothing may be imported; every path, also that of an error, must do.
@@ -331,6 +334,9 @@ print(*imported)
 """
 
 OPENING = """
+def realised(mount):
+    realise.Realiser().realise(source.Source(mount, tree, True), context.ProcessFds(-1))
+
 works = [
     lambda: paths.open_at(tree, b"dir"),
     lambda: paths.open_at(tree, b"absent"),
@@ -339,23 +345,19 @@ works = [
     lambda: kernel.open_by_handle(tree, kernel.name_to_handle(tree), os.O_PATH),
     lambda: record_reader.read_records(tree),
     lambda: checks.check_mount(Mount(origin=9)),
-    lambda: realise.realise(
+    lambda: realised(
         Mount(
             root_type=stat.S_IFDIR,
             superblock=superblock.superblock_of(tree, b"fs"),
             bind_source=BindSource(mountpoint=b"/dir", path=b"."),
         ),
-        [],
-        realise.Means(tree, True),
     ),
-    lambda: realise.realise(
-        Mount(bind_source=BindSource(mountpoint=b"/absent\\xff", path=b".")),
-        [],
-        realise.Means(tree, True),
-    ),
-    lambda: names.lead(1, lambda mnt_id: os.dup(tree)),
-    lambda: names.lead(2, lambda mnt_id: os.dup(tree)),
-    lambda: names.lead(3, lambda mnt_id: os.dup(tree)),
+    lambda: realised(Mount(bind_source=BindSource(mountpoint=b"/absent\\xff", path=b"."))),
+    lambda: namespace_source._open_namespace_of(proc, kernel.fstat(tree).mnt_id),
+    lambda: namespace_source._seen_here([b"0 0 1"], proc, "uid"),
+    lambda: names.enter(1, StubTrees),
+    lambda: names.enter(2, StubTrees),
+    lambda: names.enter(3, StubTrees),
     lambda: quote(b"\\xff\\n\\0").encode("ascii", "backslashreplace"),
     lambda: "\\u20ac\\udcff".encode("ascii", "backslashreplace"),
     lambda: [reason(number) for number in range(140)],
@@ -365,7 +367,6 @@ works = [
 
 # Deleted files: of each kind, and what goes wrong with one.
 GHOSTS = """
-proc = os.open("/proc", os.O_PATH)
 file = os.open(sys.argv[1] + "/file", os.O_RDWR | os.O_CREAT)
 os.write(file, b"content")
 at, size = datafile.DataFileWriter(tree).add(file, 7)
@@ -406,12 +407,10 @@ hostile = [
 ]
 
 def make(wanted):
-    workshop = ghosts.Workshop(os.open(sys.argv[1], os.O_RDONLY), proc, reader, True)
-    try:
-        workshop.make_root(b"dir/new", stat.S_IFDIR, None)
-        made = [(each, workshop.make(each, tree, paths.ROOT)) for each in wanted]
-    finally:
-        workshop.close()
+    clone = Fd(os.open(sys.argv[1], os.O_RDONLY))
+    with ghosts.GhostBuilder(clone, context.ProcessFds(proc, reader), True) as builder:
+        builder.make_root(b"dir/new", stat.S_IFDIR, None)
+        made = [(each, builder.make(each, tree, paths.ROOT)) for each in wanted]
     inodes.give_attributes(made, proc)
     return made
 
@@ -441,17 +440,15 @@ def share_more():
     replace(copying, "_may_share", lambda *fds: True)
 
 def realised(*ghosts):
-    source = BindSource(mountpoint=b"/dir", path=b"new")
     mount = Mount(
         origin=BIND_SOURCE,
         root_type=stat.S_IFDIR,
         superblock=superblock.superblock_of(tree, b"fs"),
-        bind_source=source,
+        bind_source=BindSource(mountpoint=b"/dir", path=b"new"),
         root_deleted=1,
     )
-    means = realise.Means(tree, True, proc=proc, reader=reader)
-    means.with_ghosts = with_ghosts.realise_with_ghosts
-    realise.realise(mount, list(ghosts), means)
+    realiser = with_ghosts.GhostRealiser({mount.mnt_id: list(ghosts)})
+    realiser.realise(source.Source(mount, tree, True), context.ProcessFds(proc, reader))
 
 # Of what is copied, and of what is shared.
 faults = [

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Filesystems that no attached mount shows, at restore: mounted again, or made anew."""
+"""Filesystems that no attached mount shows, at restore: remounted, or recreated."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Filesystems on block devices, at restore: they are mounted again."""
+"""Filesystems on block devices, at restore: they are remounted."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from criu_detached.filesystems.options import (
     read_options,
     strip_value,
 )
-from criu_detached.images.records import Filesystem
 from criu_detached.kernel import new_mounts
 from criu_detached.kernel.mountinfo import info_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.filesystems.devices import Found
+    from criu_detached.images.records import Filesystem
+    from criu_detached.kernel.fds import Fd
 
 
 def find_devices(filesystem: Filesystem) -> list[Found]:
@@ -49,7 +50,7 @@ def find_devices(filesystem: Filesystem) -> list[Found]:
     return found
 
 
-def mount_again(filesystem: Filesystem, found: list[Found]) -> int:
+def remount(filesystem: Filesystem, found: list[Found]) -> Fd:
     """Mount a filesystem as it was.
 
     Args:
@@ -57,7 +58,7 @@ def mount_again(filesystem: Filesystem, found: list[Found]) -> int:
         found: its devices.
 
     Returns:
-        A tree fd of the mount, the caller's.
+        A tree fd of the mount.
 
     Raises:
         DetachedError: it cannot be mounted.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From the record of a filesystem that nobody else shows to a mount of it, at restore.
+"""Filesystems that nobody else shows: from their records to a mount of each, at restore.
 
-Runs in a mount namespace of this process alone, before any task exists.
+They are made in a mount namespace of this process alone, before any task exists.
 """
 
 from __future__ import annotations
@@ -11,91 +11,173 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.types import FRESH, IN_MEMORY, KEYED, LAYERED, by_name
+from criu_detached.filesystems.superblock import superblock_of
+from criu_detached.filesystems.types import (
+    FRESH,
+    IN_MEMORY,
+    KEYED,
+    LAYERED,
+    VOLATILE_INODES,
+    by_magic,
+    by_name,
+)
+from criu_detached.images.records import RECREATED
 from criu_detached.kernel import new_mounts
-from criu_detached.restore.filesystems.disk import check_mounted, find_devices, mount_again
-from criu_detached.restore.filesystems.memory import fill, make_memory, set_limits
+from criu_detached.kernel.fds import Fd
+from criu_detached.restore.filesystems.disk import check_mounted, find_devices, remount
+from criu_detached.restore.filesystems.fill import fill
+from criu_detached.restore.filesystems.memory import make_memory, set_limits
 from criu_detached.restore.filesystems.overlay import mount_layers
-from criu_detached.restore.filesystems.pseudo import mount_anew
+from criu_detached.restore.filesystems.pseudo import mount_pseudo
+from criu_detached.restore.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Self
+
     from criu_detached.filesystems.devices import Found
     from criu_detached.images.record_reader import Records
-    from criu_detached.images.records import Filesystem
-    from criu_detached.restore.realise import Means
+    from criu_detached.images.records import Filesystem, Mount
+    from criu_detached.restore.context import ProcessFds
 
 
-def find_all_devices(records: Records) -> dict[int, list[Found]]:
-    """Find what the filesystems lie on, opened, by their ids; see disk.find_devices.
+class NewFilesystem:
+    """A filesystem that is there again."""
 
-    Args:
-        records: all of the dump.
+    __slots__ = ("same_inodes", "top")
 
-    Raises:
-        DetachedError: a device is not there.
-    """
-    found: dict[int, list[Found]] = {}
-    try:
-        for number, filesystem in records.filesystems.items():
-            if filesystem.devices:
-                found[number] = find_devices(filesystem)
-    except DetachedError:
-        close_devices(found)
-        raise
-    return found
+    def __init__(self, top: Fd, same_inodes: bool | None) -> None:
+        """Take it.
+
+        Args:
+            top: its root, which its mounts are cloned from.
+            same_inodes: whether a new superblock has the inode numbers of the dump;
+                None: the superblock is the dumped one.
+        """
+        self.top = top
+        self.same_inodes = same_inodes
 
 
-def close_devices(found: dict[int, list[Found]]) -> None:
-    """Let go of devices: those that are mounted stay."""
-    for devices in found.values():
-        for device in devices:
-            device.close()
+class NewFilesystems:
+    """The filesystems of one restore, by their ids; the owner of their roots and devices."""
 
+    def __init__(self, records: Records, same_boot: bool, fds: ProcessFds) -> None:
+        """Find the devices that they lie on; see disk.find_devices.
 
-def make_filesystems(records: Records, means: Means, found: dict[int, list[Found]]) -> None:
-    """Mount every filesystem, or make it; their roots are in ``means.tops`` then.
+        Args:
+            records: all of the dump.
+            same_boot: the dump was made on this very boot of the system.
+            fds: those of this process.
 
-    Args:
-        records: all of the dump.
-        means: what the mounts on them are realised with.
-        found: the devices that they lie on.
-
-    Raises:
-        DetachedError: one of them cannot come back.
-    """
-    for number, filesystem in records.filesystems.items():
-        devices = found.get(number, [])
-        tree, same = _mount(filesystem, devices, means)
+        Raises:
+            DetachedError: a device is not there.
+        """
+        self._records = records
+        self._same_boot = same_boot
+        self._fds = fds
+        self._made: dict[int, NewFilesystem] = {}
+        self._devices: dict[int, list[Found]] = {}
         try:
-            top = means.tops[number] = _attach(tree)
-            if filesystem.fresh:
-                means.fresh[number] = same and bool(filesystem.keeps_inodes)
-            if devices:
-                check_mounted(filesystem, tree, devices)
-        finally:
-            os.close(tree)
-        if _is_in_memory(filesystem):
-            fill(top, records.nodes.get(number, []), _directories(records, number), means)
+            for number, filesystem in self._records.filesystems.items():
+                if filesystem.devices:
+                    self._devices[number] = find_devices(filesystem)
+        except DetachedError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return them; roots and devices are closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of roots and devices: what is mounted stays."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of roots and devices: what is mounted stays."""
+        for devices in self._devices.values():
+            for device in devices:
+                device.close()
+        for filesystem in self._made.values():
+            filesystem.top.close()
+
+    def make(self) -> None:
+        """Mount every filesystem, in a mount namespace of this process alone.
+
+        Raises:
+            DetachedError: one of them cannot come back.
+        """
+        for number, filesystem in self._records.filesystems.items():
+            devices = self._devices.get(number, [])
+            tree, same = self._mount(filesystem, devices)
+            with tree:
+                fresh = bool(filesystem.fresh)
+                same_inodes = same and bool(filesystem.keeps_inodes) if fresh else None
+                made = self._made[number] = NewFilesystem(_attach(tree), same_inodes)
+                if devices:
+                    check_mounted(filesystem, tree, devices)
+            if _is_in_memory(filesystem):
+                nodes = self._records.nodes.get(number, [])
+                fill(made.top, nodes, _directories(self._records, number), self._fds)
+
+    def set_limits(self) -> None:
+        """Give what was made its limits, which its making may have gone beyond for a moment.
+
+        Raises:
+            DetachedError: they are too low for what is in it.
+        """
+        for number, filesystem in self._records.filesystems.items():
+            if _is_in_memory(filesystem):
+                set_limits(filesystem, self._made[number].top)
+
+    def source_of(self, mount: Mount) -> NewFilesystemSource:
+        """Return what a mount of one of them is cloned from."""
+        return NewFilesystemSource(mount, self._made[mount.filesystem])
+
+    def _mount(self, filesystem: Filesystem, devices: list[Found]) -> tuple[Fd, bool]:
+        """Return a tree fd of a filesystem, and whether the layers of an overlay are the same."""
+        assert filesystem.superblock is not None  # check_filesystems
+        name = filesystem.superblock.fs_type
+        comes_back = by_name(name).comes_back
+        if bool(filesystem.fresh) != (comes_back in (LAYERED, FRESH, KEYED)):
+            raise DetachedError(
+                f"filesystem {filesystem.id} does not come back as others of its type"
+                f" {quote(name)} do: are the images damaged?"
+            )
+        if comes_back == IN_MEMORY:
+            return make_memory(filesystem), True
+        if comes_back == LAYERED:
+            return mount_layers(filesystem, self._same_boot)
+        if comes_back in (FRESH, KEYED):
+            return mount_pseudo(filesystem), True
+        return remount(filesystem, devices), True
 
 
-def _mount(filesystem: Filesystem, devices: list[Found], means: Means) -> tuple[int, bool]:
-    """A tree fd of a filesystem, the caller's, and whether an overlay's layers are the same."""
-    assert filesystem.superblock is not None  # check_filesystems
-    name = filesystem.superblock.fs_type
-    comes_back = by_name(name).comes_back
-    if bool(filesystem.fresh) != (comes_back in (LAYERED, FRESH, KEYED)):
-        raise DetachedError(
-            f"filesystem {filesystem.id} does not come back as others of its type {quote(name)} do:"
-            " are the images damaged?"
-        )
-    if comes_back == IN_MEMORY:
-        return make_memory(filesystem), True
-    if comes_back == LAYERED:
-        return mount_layers(filesystem, means)
-    if comes_back in (FRESH, KEYED):
-        return mount_anew(filesystem), True
-    return mount_again(filesystem, devices), True
+class NewFilesystemSource(Source):
+    """The source of a mount: the root of a filesystem that was made or mounted just now."""
+
+    def __init__(self, mount: Mount, filesystem: NewFilesystem) -> None:
+        super().__init__(mount, filesystem.top, same_boot=True)
+        self._filesystem = filesystem
+
+    def open_top(self) -> Fd:
+        """As of Source."""
+        return Fd(os.dup(self.base))
+
+    def check_superblock(self, fd: int) -> bool:
+        """As of Source; the filesystem is known by what it was made of, or lies on."""
+        if self.mount.origin == RECREATED:
+            return False
+        if self._filesystem.same_inodes is not None:
+            return self._filesystem.same_inodes
+        assert self.mount.superblock is not None  # check_mount
+        found = superblock_of(fd, self.mount.superblock.fs_type)
+        self._refuse_type(self.mount.superblock, found)
+        return not by_magic(found.magic).has(VOLATILE_INODES)
+
+    def is_same_root(self, root: int) -> bool:
+        """As of Source; nobody else can have made one."""
+        return True
 
 
 def _is_in_memory(filesystem: Filesystem) -> bool:
@@ -103,40 +185,28 @@ def _is_in_memory(filesystem: Filesystem) -> bool:
     return by_name(filesystem.superblock.fs_type).comes_back == IN_MEMORY
 
 
-def _attach(tree: int) -> int:
+def _attach(tree: int) -> Fd:
     """Attach a new mount here, where it can be looked at.
 
     Returns:
-        What its mounts are cloned from, the caller's. From Linux 6.15 on it is not attached: the
+        What its mounts are cloned from. From Linux 6.15 on it is not attached: the
         clones of such a mount are of no namespace in particular, as what fsmount(2) gives. Those
         of an attached one are of this namespace, which will be gone, and with it the last chance
         to look at an anonymous mount. Before, only an attached mount is cloned.
     """
     try:
-        top: int = kernel.clone_mount(tree)
+        top = kernel.clone_mount(tree)
     except OSError:
-        top = os.dup(tree)
+        top = Fd(os.dup(tree))
     new_mounts.attach_at_root(tree)
     return top
 
 
-def settle_filesystems(records: Records, means: Means) -> None:
-    """Give what was made its limits, which its making may have gone beyond for a moment.
-
-    Args:
-        records: all of the dump.
-        means: with the roots of the filesystems.
-
-    Raises:
-        DetachedError: they are too low for what is in it.
-    """
-    for number, filesystem in records.filesystems.items():
-        if _is_in_memory(filesystem):
-            set_limits(filesystem, means.tops[number])
-
-
 def _directories(records: Records, number: int) -> list[bytes]:
-    """Those that have to be there: roots of mounts, and where sockets are to be bound."""
+    """Return the directories that have to be in a filesystem.
+
+    They are the roots of mounts, and those in which sockets are to be bound.
+    """
     roots = {
         mount.mnt_id: mount.bind_source.path
         for mount in records.mounts.values()

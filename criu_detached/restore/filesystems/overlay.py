@@ -14,7 +14,7 @@ from criu_detached.kernel import new_mounts
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.images.records import Filesystem, Layer
-    from criu_detached.restore.realise import Means
+    from criu_detached.kernel.fds import Fd
 
 # The old overlay may be on its way out: the kernel unmounts it after the last task's end.
 _TRIES, _PAUSE = 100, 0.02  # seconds
@@ -22,15 +22,15 @@ _TRIES, _PAUSE = 100, 0.02  # seconds
 _OPTIONS = (UPPER, WORK, LOWER, DATA)
 
 
-def mount_layers(filesystem: Filesystem, means: Means) -> tuple[int, bool]:
+def mount_layers(filesystem: Filesystem, same_boot: bool) -> tuple[Fd, bool]:
     """Mount an overlay as it was. Runs in a private mount namespace.
 
     Args:
         filesystem: its record.
-        means: says whether this is the boot of the dump.
+        same_boot: the dump was made on this very boot of the system.
 
     Returns:
-        A tree fd of the mount, the caller's, and whether the layers are surely the same.
+        A tree fd of the mount, and whether the layers are surely the same.
 
     Raises:
         DetachedError: it cannot be mounted, or would be another one.
@@ -41,7 +41,7 @@ def mount_layers(filesystem: Filesystem, means: Means) -> tuple[int, bool]:
     layers = Layers([(layer.option, layer.path) for layer in filesystem.layers])
     try:
         same = [
-            _is_layer(layer, fd, means.same_boot)
+            _is_layer(layer, fd, same_boot)
             for layer, (_, fd) in zip(filesystem.layers, layers.fds, strict=True)
         ]
         _wait_for_upper(layers)

@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 from criu_detached.errors import DetachedError, quote
-from criu_detached.images.records import Filesystem
 from criu_detached.kernel import mountinfo, new_mounts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.images.records import Filesystem
+    from criu_detached.kernel.fds import Fd
 
 # What mountinfo shows among the options of cgroup2 besides its own.
 _NOT_OF_CGROUP2 = {b"ro", b"rw", b"seclabel"}
 
 
-def mount_anew(filesystem: Filesystem) -> int:
+def mount_pseudo(filesystem: Filesystem) -> Fd:
     """Mount a filesystem of the kernel's own.
 
     Args:
         filesystem: its record.
 
     Returns:
-        A tree fd of the mount, the caller's.
+        A tree fd of the mount.
 
     Raises:
         DetachedError: it cannot be mounted.
@@ -32,7 +36,7 @@ def mount_anew(filesystem: Filesystem) -> int:
 
 
 def _options_here(filesystem: Filesystem) -> list[bytes]:
-    """The options that a filesystem is to have at restore.
+    """Return the options that a filesystem is to have at restore.
 
     Those of cgroup2 are the machine's: mounting must not change what others have set.
     """

@@ -158,7 +158,9 @@ def test_exception_after_a_bind(scenario: MakeScenario, breaker: Breaker) -> Non
     """The last thing that is done for a socket: CRIU does not ask how it went."""
     held = scenario().start(hold_socket)
     held.dump().succeeded()
-    breaker.module("restore.sockets", lambda text: text.replace("_kept.get(number)", '_kept[""]'))
+    breaker.module(
+        "restore.sockets", lambda text: text.replace("_attributes.get(number)", '_attributes[""]')
+    )
     run = held.restore().failed("criu-detached: KeyError")
     assert "can't give a socket's file" in run.log, run.report()
     held.assert_gone()

@@ -31,9 +31,9 @@ from criu_detached.images.records import (
     Mount,
     Node,
 )
-from criu_detached.restore.filesystems import memory
-from criu_detached.restore.filesystems.memory import fill, make_memory, set_limits
-from criu_detached.restore.realise import Means
+from criu_detached.restore.context import ProcessFds
+from criu_detached.restore.filesystems.fill import MAX_OPEN, fill
+from criu_detached.restore.filesystems.memory import make_memory, set_limits
 
 from .. import support
 from ..support import memory_record
@@ -108,7 +108,7 @@ class Ground:
             reader = DataFileReader(data)
         tree = make_memory(filesystem)
         self.stack.callback(os.close, tree)
-        fill(tree, nodes, list(roots), Means(-1, True, proc=self.proc, reader=reader))
+        fill(tree, nodes, list(roots), ProcessFds(self.proc, reader))
         set_limits(filesystem, tree)
         return Path(f"/proc/self/fd/{tree}")
 
@@ -281,7 +281,7 @@ def test_directories_that_have_to_be_there(ground: Ground) -> None:
 
 
 def test_more_directories_than_are_kept_open(ground: Ground) -> None:
-    paths = [b"%d/%d" % (number % 7, number) for number in range(3 * memory._MAX_OPEN)]
+    paths = [b"%d/%d" % (number % 7, number) for number in range(3 * MAX_OPEN)]
     nodes = [Node(path=path, mode=stat.S_IFDIR | 0o755, inode=Inode()) for path in paths]
     nodes += [
         Node(path=path + b"/file", mode=stat.S_IFREG | 0o600, inode=Inode()) for path in paths

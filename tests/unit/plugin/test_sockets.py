@@ -19,8 +19,10 @@ from criu_detached.errors import DetachedError
 from criu_detached.images.record_reader import read_records
 from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import FORMAT, RECREATED, BoundSocket, Header, Mount
+from criu_detached.kernel.fds import Fd
 from criu_detached.paths import Name
 from criu_detached.restore.sockets import SocketNames
+from criu_detached.restore.trees import Realised, Trees
 
 from .. import support
 from ..support import KnownFiles, StandInHost
@@ -69,6 +71,17 @@ def test_refused(name: bytes, path: bytes, attr: int, why: str) -> None:
         describe_socket(name, Name(path, False), Mount(mnt_id=7, attr=attr))
 
 
+class StandInTrees(Trees):
+    """The one mount that sockets are on."""
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+
+    def open(self, mnt_id: int) -> Realised:
+        assert mnt_id == 7
+        return Realised(Fd.open(os.fspath(self.tree), os.O_PATH), True, [])
+
+
 class Ground:
     """A directory that stands for a mount, the names of a restore, and CRIU."""
 
@@ -78,6 +91,7 @@ class Ground:
         for directory in (path / "tree", path / "tree" / "dir"):
             directory.chmod(0o777)
         self.tree = path / "tree"
+        self.trees = StandInTrees(self.tree)
         self.images = os.open(path / "images", os.O_RDONLY)
         self.host = StandInHost(self.images, known_files)
 
@@ -92,10 +106,6 @@ class Ground:
         record = BoundSocket(id=1, mnt_id=7, name=name, directory=directory, deleted=int(deleted))
         writer.bound_socket(record)
         return SocketNames(self.host, read_records(self.images))
-
-    def tree_fd(self, mnt_id: int) -> int:
-        assert mnt_id == 7
-        return os.open(self.tree, os.O_PATH)
 
 
 @pytest.fixture
@@ -138,7 +148,7 @@ def test_name_leads_to_the_mount(
                 os.write(ready_write, b"!")
                 os.read(go_read, 1)
             before = support.open_fds()
-            names.lead(1, ground.tree_fd)
+            names.enter(1, ground.trees)
             server = socket.socket(socket.AF_UNIX)
             server.bind(name)
             assert server.getsockname().encode() == name
@@ -168,7 +178,7 @@ def test_no_fd_stays_open(ground: Ground) -> None:
         try:
             before = os.listdir("/proc/self/fd")
             listing = os.open("/proc/self/fd", os.O_RDONLY)
-            names.lead(1, ground.tree_fd)
+            names.enter(1, ground.trees)
             os._exit(len(os.listdir(listing)) - len(before) - 1)
         finally:
             os._exit(99)
@@ -202,7 +212,7 @@ def test_way_out(ground: Ground, name: bytes, directory: bytes) -> None:
     (ground.tree / "out").symlink_to("/")
     names = ground.names(name, directory)
     with pytest.raises(DetachedError, match="is not there"):
-        names.lead(1, ground.tree_fd)
+        names.enter(1, ground.trees)
 
 
 def test_directory_before_there_is_a_task(ground: Ground) -> None:
@@ -251,7 +261,7 @@ def test_attributes(ground: Ground, name: bytes, deleted: bool) -> None:
 
 def test_no_record(ground: Ground) -> None:
     with pytest.raises(DetachedError, match="no record"):
-        ground.names(b"socket", b".").lead(2, ground.tree_fd)
+        ground.names(b"socket", b".").enter(2, ground.trees)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,9 +15,10 @@ from criu_detached import kernel
 from criu_detached.errors import DetachedError
 from criu_detached.images.datafile import DataFileReader, DataFileWriter, open_data
 from criu_detached.images.records import File, Ghost, Handle, Inode, Time, Xattr
-from criu_detached.restore import ghosts
+from criu_detached.restore import ghosts, temporary
 from criu_detached.restore.checks import check_ghost
-from criu_detached.restore.ghosts import Workshop, depth
+from criu_detached.restore.context import ProcessFds
+from criu_detached.restore.ghosts import GhostBuilder, depth
 from criu_detached.restore.inodes import give_attributes
 
 from .. import support
@@ -28,11 +28,11 @@ DIRECTORY = stat.S_IFDIR | 0o2750
 ROOT = b"tree"  # of the mount, beneath the bind source's root
 
 
-def ghost(path: str, mode: int = REGULAR, **inode: Any) -> Ghost:
+def ghost(path: str, mode: int = REGULAR, **inode: object) -> Ghost:
     """A deleted file that is to be made anew."""
     rdev = os.makedev(1, 5) if stat.S_IFMT(mode) in (stat.S_IFCHR, stat.S_IFBLK) else 0
     file = File(mnt_id=300, ino=77, mode=mode, path=path.encode(), rdev=rdev)
-    values = {"uid": os.getuid(), "gid": os.getgid(), **inode}
+    values: dict[str, object] = {"uid": os.getuid(), "gid": os.getgid(), **inode}
     return Ghost(file=file, inode=Inode(**values))
 
 
@@ -67,8 +67,8 @@ class Ground:
         return {"size": len(data), "data_at": at, "data_size": size}
 
     @contextmanager
-    def workshop(self) -> Iterator[tuple[Workshop, int]]:
-        """A workshop, and the new mount; nothing but what was made is left open."""
+    def builder(self) -> Iterator[tuple[GhostBuilder, int]]:
+        """A builder, and the new mount; nothing but what was made is left open."""
         with support.opened(self.source, os.O_PATH) as source:
             clone = kernel.clone_mount(source)
         with support.opened(self.tree, os.O_PATH) as root:
@@ -78,19 +78,18 @@ class Ground:
             if self.writer is not None:
                 data = open_data(images)
             reader = DataFileReader(data) if data >= 0 else None
-            workshop = Workshop(clone, proc, reader, self.keeps_inodes)
             try:
-                yield workshop, tree
+                with GhostBuilder(clone, ProcessFds(proc, reader), self.keeps_inodes) as builder:
+                    yield builder, tree
             finally:
-                workshop.close()
                 os.close(tree)
                 if data >= 0:
                     os.close(data)
 
     def make(self, *ghosts: Ghost) -> list[int]:
         """Make ghosts as a restore does; returns their fds."""
-        with self.workshop() as (workshop, tree):
-            made = [(each, workshop.make(each, tree, ROOT)) for each in sorted(ghosts, key=depth)]
+        with self.builder() as (builder, tree):
+            made = [(each, builder.make(each, tree, ROOT)) for each in sorted(ghosts, key=depth)]
         with support.opened(Path("/proc")) as proc:
             give_attributes(made, proc)
         return [next(fd for each, fd in made if each is wanted) for wanted in ghosts]
@@ -158,8 +157,8 @@ def test_unnamed_file_gets_a_name(ground: Ground) -> None:
     """As linkat(2) gives one to what O_TMPFILE made."""
     record = ghost("dir/#77")
     record.unnamed = 1
-    with ground.workshop() as (workshop, tree):
-        fd = workshop.make(record, tree, ROOT)
+    with ground.builder() as (builder, tree):
+        fd = builder.make(record, tree, ROOT)
         directory = os.open("dir", os.O_RDONLY, dir_fd=tree)
         os.link(f"/proc/self/fd/{fd}", "complete", dst_dir_fd=directory, follow_symlinks=True)
         assert os.path.samestat(os.fstat(fd), (ground.tree / "dir" / "complete").stat())
@@ -239,7 +238,7 @@ def test_taken_suffixes(ground: Ground) -> None:
 
 
 def test_every_name_is_taken(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ghosts, "_TRIES", 1)
+    monkeypatch.setattr(temporary, "_TRIES", 1)
     with pytest.raises(FileExistsError, match="every name"):
         ground.make(ghost("file"))
 
@@ -388,10 +387,10 @@ def test_failure_in_the_middle(
     if not tmpfile:
         no_tmpfile(monkeypatch)
     before = set(support.open_fds())
-    with ground.workshop() as (workshop, tree):
-        kept = workshop.make(first, tree, ROOT)
+    with ground.builder() as (builder, tree):
+        kept = builder.make(first, tree, ROOT)
         with pytest.raises(DetachedError, match="damaged"):
-            workshop.make(damaged, tree, ROOT)
+            builder.make(damaged, tree, ROOT)
     assert set(support.open_fds()) == before | {kept}
     close(kept)
 
@@ -415,9 +414,9 @@ def test_something_was_put_into_a_directory_of_the_moment(ground: Ground) -> Non
     path = ground.tree / "gone"
 
     def work() -> None:
-        with ground.workshop() as (workshop, tree):
-            close(workshop.make(ghost("gone/a", DIRECTORY), tree, ROOT))
-            close(workshop.make(ghost("other", DIRECTORY), tree, ROOT))
+        with ground.builder() as (builder, tree):
+            close(builder.make(ghost("gone/a", DIRECTORY), tree, ROOT))
+            close(builder.make(ghost("other", DIRECTORY), tree, ROOT))
             (path / "theirs").write_text("quick")
 
     with pytest.raises(OSError, match="not empty"):
@@ -432,17 +431,17 @@ def test_something_was_put_into_a_directory_of_the_moment(ground: Ground) -> Non
 @pytest.mark.parametrize("mode", [stat.S_IFDIR | 0o700, stat.S_IFREG | 0o600])
 @pytest.mark.parametrize("held", [True, False])
 def test_root(ground: Ground, mode: int, held: bool) -> None:
-    """The deleted root of a mount has a name for as long as the workshop is open."""
+    """The deleted root of a mount has a name for as long as the builder is open."""
     before = set(support.open_fds())
     record = ghost(".", mode) if held else None
-    with ground.workshop() as (workshop, _):
-        path = workshop.make_root(b"gone/root", mode, record)
+    with ground.builder() as (builder, _):
+        path = builder.make_root(b"gone/root", mode, record)
         assert path == b"gone/root"
         found = (ground.source / "gone" / "root").stat()
         assert stat.S_IFMT(found.st_mode) == stat.S_IFMT(mode)
         with support.opened(ground.source / "gone" / "root", os.O_PATH) as root:
             tree = kernel.clone_mount(root)
-        fd = workshop.make(ghost(".", mode), tree, path)
+        fd = builder.make(ghost(".", mode), tree, path)
         assert os.fstat(fd).st_ino == found.st_ino
         close(tree)
     assert link(fd) == "/ (deleted)"
@@ -451,14 +450,14 @@ def test_root(ground: Ground, mode: int, held: bool) -> None:
 
 
 def test_root_whose_name_is_taken(ground: Ground) -> None:
-    with ground.workshop() as (workshop, _):
-        assert workshop.make_root(b"outside", stat.S_IFDIR, None) == b"outside.cr_link"
+    with ground.builder() as (builder, _):
+        assert builder.make_root(b"outside", stat.S_IFDIR, None) == b"outside.cr_link"
 
 
 def test_root_whose_record_is_of_another_type(ground: Ground) -> None:
     """The caller refuses it; the name goes all the same."""
-    with ground.workshop() as (workshop, _):
-        workshop.make_root(b"root", stat.S_IFDIR, ghost("."))
+    with ground.builder() as (builder, _):
+        builder.make_root(b"root", stat.S_IFDIR, ghost("."))
 
 
 # struct posix_acl_xattr_header and _entry of linux/posix_acl_xattr.h
@@ -596,7 +595,7 @@ def test_swapped_while_it_was_made(
     victim = ground.tree / "victim"
     (victim.touch if stat.S_ISREG(mode) else lambda: os.mkfifo(victim))()
     before = victim.stat()
-    give_name = ghosts._first_free
+    give_name = temporary.first_free
 
     def swapped(name: bytes, make: Callable[[bytes], None]) -> bytes:
         found = give_name(name, make)
@@ -604,12 +603,12 @@ def test_swapped_while_it_was_made(
         os.link(victim, ground.tree / os.fsdecode(found))
         return found
 
-    monkeypatch.setattr(ghosts, "_first_free", swapped)
+    monkeypatch.setattr(ghosts, "first_free", swapped)
     with (
-        ground.workshop() as (workshop, tree),
+        ground.builder() as (builder, tree),
         pytest.raises(DetachedError, match="was replaced while it was made again"),
     ):
-        workshop.make(ghost("ghost", mode), tree, ROOT)
+        builder.make(ghost("ghost", mode), tree, ROOT)
     after = victim.stat()
     assert (after.st_ino, after.st_mode, after.st_nlink) == (before.st_ino, before.st_mode, 1)
     victim.unlink()

@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +14,11 @@ from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems import attributes
 from criu_detached.images.records import BindSource, File, Ghost, Inode, Mount, Superblock
-from criu_detached.restore import realise
-from criu_detached.restore.with_ghosts import realise_with_ghosts
+from criu_detached.restore.context import ProcessFds
+from criu_detached.restore.realise import Realiser
+from criu_detached.restore.source import Source
+from criu_detached.restore.trees import Realised
+from criu_detached.restore.with_ghosts import GhostRealiser
 
 from .. import support
 from ..support import good_mount
@@ -45,7 +47,8 @@ class Ground:
         """Realise a mount from here."""
         root = os.open(self.path, os.O_PATH)
         try:
-            found = realise.realise(mount, [], realise.Means(root, same_boot))
+            source = Source(mount, root, same_boot)
+            found = Realiser().realise(source, ProcessFds(-1))
             self.same = found.keeps_inodes
             return found.tree
         finally:
@@ -185,12 +188,12 @@ def test_root_that_was_made_anew(ground: Ground, told: bool, deleted: bool) -> N
     ghosts = [ghost(b"one")] if deleted else []
     found, _ = realise_ghosts(ground, record, *ghosts)
     assert found.keeps_inodes
-    let_go(found)
+    found.close()
     remove_root(ground, record)
     (ground.path / "mnt" / "tree").mkdir()
     found, _ = realise_ghosts(ground, record, *ghosts)
     assert found.keeps_inodes is not told
-    let_go(found)
+    found.close()
 
 
 def test_attribute_field_that_is_none(ground: Ground) -> None:
@@ -201,25 +204,17 @@ def test_attribute_field_that_is_none(ground: Ground) -> None:
     assert support.open_fds() == before
 
 
-def ghost(path: bytes, mode: int = stat.S_IFREG | 0o640, **inode: Any) -> Ghost:
+def ghost(path: bytes, mode: int = stat.S_IFREG | 0o640, **inode: int) -> Ghost:
     """The record of a deleted file that is made anew."""
     return Ghost(file=File(mnt_id=300, ino=77, mode=mode, path=path), inode=Inode(**inode))
 
 
-def realise_ghosts(
-    ground: Ground, mount: Mount, *ghosts: Ghost
-) -> tuple[realise.Realised, list[str]]:
+def realise_ghosts(ground: Ground, mount: Mount, *ghosts: Ghost) -> tuple[Realised, list[str]]:
     """Realise a mount with deleted files; also the links of these."""
     with support.opened(ground.path, os.O_PATH) as root, support.opened(Path("/proc")) as proc:
-        means = realise.Means(root, True, proc=proc)
-        means.with_ghosts = realise_with_ghosts
-        found = realise.realise(mount, list(ghosts), means)
+        realiser = GhostRealiser({mount.mnt_id: list(ghosts)})
+        found = realiser.realise(Source(mount, root, True), ProcessFds(proc))
     return found, [os.readlink(f"/proc/self/fd/{fd}") for _, fd in found.ghosts]
-
-
-def let_go(found: realise.Realised) -> None:
-    for fd in (found.tree, *(fd for _, fd in found.ghosts)):
-        os.close(fd)
 
 
 @pytest.mark.parametrize("attr", [0, kernel.MOUNT_ATTR_RDONLY, kernel.MOUNT_ATTR_NOEXEC])
@@ -239,7 +234,7 @@ def test_deleted_files(ground: Ground, attr: int) -> None:
         (0, 6),
         (5, 0),
     ]
-    let_go(found)
+    found.close()
     assert support.names_in(ground.path) == before
     assert Path("/proc/self/mountinfo").read_text() == mounts
 
@@ -252,7 +247,7 @@ def test_deleted_files_of_a_read_only_source(ground: Ground) -> None:
             ground, good_mount(superblock=ground.superblock), ghost(b"one")
         )
     assert links == ["/one (deleted)"]
-    let_go(found)
+    found.close()
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -268,7 +263,7 @@ def test_deleted_root(ground: Ground, held: bool) -> None:
     assert os.readlink(f"/proc/self/fd/{found.tree}") == "/ (deleted)"
     if held:
         assert (os.fstat(found.tree).st_uid, os.fstat(found.tree).st_mode & 0o777) == (5, 0o711)
-    let_go(found)
+    found.close()
     assert support.names_in(ground.path) == before
 
 
@@ -303,15 +298,14 @@ def test_deleted_file_on_an_id_mapped_mount(ground: Ground) -> None:
     ]
     userns = attributes.make_user_namespace(mapped)
     with support.opened(ground.path, os.O_PATH) as root, support.opened(Path("/proc")) as proc:
-        means = realise.Means(root, True, userns, proc=proc)
-        means.with_ghosts = realise_with_ghosts
-        found = realise.realise(mapped, records, means)
+        realiser = GhostRealiser({mapped.mnt_id: records})
+        found = realiser.realise(Source(mapped, root, True), ProcessFds(proc, userns=userns))
     os.close(userns)
     assert [(os.fstat(fd).st_uid, os.fstat(fd).st_gid) for _, fd in found.ghosts] == [
         (5000, 6000),
         (5000, 6000),
     ]
-    let_go(found)
+    found.close()
     assert os.listdir(ground.path / "mnt" / "tree") == ["file"]
 
 

@@ -127,10 +127,10 @@ class Ground:
             fd = restore.open(name, flags)
         except DetachedError:
             assert set(support.open_fds()) <= before | set(self.host.kept())
-            assert not self.host.shared.locked
+            assert not self.host.shared.held
             raise
         assert set(support.open_fds()) - before - set(self.host.kept()) == {fd}
-        assert not self.host.shared.locked
+        assert not self.host.shared.held
         return fd
 
 
@@ -224,7 +224,7 @@ def test_branches(branched: Ground) -> None:
     assert kernel.fstat(there).mnt_id == kernel.fstat(upper).mnt_id
     opened = {lower, upper, tree, there}
     assert set(support.open_fds()) - set(branched.host.kept()) - before == opened
-    assert not branched.host.shared.locked
+    assert not branched.host.shared.held
     for fd in opened:
         os.close(fd)
 
@@ -480,7 +480,7 @@ def test_source_in_the_namespace_is_gone(ground: Ground) -> None:
     for _ in range(2):
         with pytest.raises(DetachedError, match=r"bind source .*cannot be opened"):
             restore.open(key, os.O_RDONLY)
-        assert not ground.host.shared.locked
+        assert not ground.host.shared.held
 
 
 @pytest.mark.parametrize(

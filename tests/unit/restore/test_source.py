@@ -1,4 +1,4 @@
-"""What a bind source is compared by."""
+"""What a bind source is compared by, in CRIU's process and in a task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import stat
 
 import pytest
 
-from criu_detached.restore.source import translated, type_name
+from criu_detached.restore.namespace_source import translated
+from criu_detached.restore.source import type_name
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, 0])

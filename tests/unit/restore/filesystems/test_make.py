@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,8 +24,8 @@ from criu_detached.images.records import (
     Superblock,
 )
 from criu_detached.kernel import namespaces
-from criu_detached.restore.filesystems.make import make_filesystems, settle_filesystems
-from criu_detached.restore.realise import Means
+from criu_detached.restore.context import ProcessFds
+from criu_detached.restore.filesystems.make import NewFilesystems
 
 from ... import support
 from ...support import memory_record
@@ -49,7 +48,7 @@ def records(directory: int, *more: Mount | Node | BoundSocket, options: str = ""
     return read_records(directory)
 
 
-def mount(number: int, path: bytes, **fields: Any) -> Mount:
+def mount(number: int, path: bytes, **fields: int) -> Mount:
     """A mount of the filesystem."""
     return Mount(
         mnt_id=number,
@@ -78,17 +77,18 @@ def test_make_filesystems(directory: int) -> None:
         BoundSocket(id=2, mnt_id=3, name=b"/absolute/socket", directory=b"nowhere"),
         options="size=1m",
     )
-    with support.opened(Path("/proc"), os.O_PATH) as proc:
-        means = Means(-1, True, proc=proc)
-        with namespaces.PrivateNamespace():
-            make_filesystems(found, means, {})
-            (top,) = means.tops.values()
+    with (
+        support.opened(Path("/proc"), os.O_PATH) as proc,
+        NewFilesystems(found, True, ProcessFds(proc)) as made,
+        namespaces.PrivateNamespace(),
+    ):
+        made.make()
+        with made.source_of(found.mounts[1]).open_top() as top:
             assert sorted(os.listdir(f"/proc/self/fd/{top}")) == ["a", "b"]
             assert os.listdir(f"/proc/self/fd/{top}/b/c/d") == ["of"]
             assert os.fstatvfs(top).f_blocks * os.fstatvfs(top).f_frsize > 1 << 20
-            settle_filesystems(found, means)
+            made.set_limits()
             assert os.fstatvfs(top).f_blocks * os.fstatvfs(top).f_frsize == 1 << 20
-            os.close(top)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_record_that_no_dump_writes(directory: int, fs_type: bytes, fresh: int) 
     writer.filesystem(Filesystem(id=7, superblock=Superblock(fs_type=fs_type), fresh=fresh))
     writer.flush()
     with pytest.raises(DetachedError, match="7 does not come back as others of its type"):
-        make_filesystems(read_records(directory), Means(-1, True), {})
+        NewFilesystems(read_records(directory), True, ProcessFds(-1)).make()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Mounts that the user supplies (the settings ``source`` and ``map``), at restore.
+"""Mounts whose source the user provides, by the settings ``source`` and ``map``, at restore.
 
-What is supplied goes before all that the images say. It is opened where criu runs, by
-whatever path the user gives; what the images add to that path stays beneath it.
+That goes before all that the images say. It is opened where criu runs, by whatever path the user
+gives; what the images add to that path stays beneath it.
 """
 
 from __future__ import annotations
@@ -14,99 +14,129 @@ from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.records import SUPPLIED, BindSource, Ghost, Mount
 from criu_detached.kernel import statmount
-from criu_detached.settings import (
-    IMAGES_FILE,
-    OPTION,
-    SOURCE,
-    SYSTEM_FILE,
-    Options,
-    Source,
-    place_of,
-)
+from criu_detached.kernel.fds import Fd
+from criu_detached.restore.context import has_userns
+from criu_detached.restore.source import Source
+from criu_detached.settings import IMAGES_FILE, OPTION, SOURCE, SYSTEM_FILE, place_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.criu.host import Host
+    from criu_detached.criu.criu import Criu
     from criu_detached.images.record_reader import Records
+    from criu_detached.images.records import Superblock
+    from criu_detached.settings import GivenPath, Options
 
-# Name of the image of a user namespace, up to its number (imgset_template, criu/image-desc.c)
-_USERNS_IMAGE = "userns-"
 
+class UserProvided:
+    """Where the root of one mount is, as the user says."""
 
-class Supply:
-    """Where the root of one mount is."""
+    __slots__ = ("beneath", "given")
 
-    __slots__ = ("beneath", "source")
+    def __init__(self, given: GivenPath, beneath: bytes) -> None:
+        """Take what the settings say.
 
-    def __init__(self, source: Source, beneath: bytes) -> None:
-        self.source = source
-        self.beneath = beneath  # the path that the setting gives, "." for itself
+        Args:
+            given: the path that the setting gives.
+            beneath: what the record adds to it, "." for nothing.
+        """
+        self.given = given
+        self.beneath = beneath
 
     @property
     def path(self) -> bytes:
         """The whole path."""
-        return place_of(BindSource(mountpoint=self.source.path, path=self.beneath))
+        return place_of(BindSource(mountpoint=self.given.path, path=self.beneath))
 
-    def open(self, mount: Mount) -> int:
+    def open(self, mount: Mount) -> Fd:
         """Open it.
 
         Args:
             mount: its record; it is told what id-map the source has.
 
         Returns:
-            An O_PATH fd, the caller's.
+            An O_PATH fd.
 
         Raises:
             DetachedError: it is not there.
         """
         try:
-            fd = os.open(self.source.path, kernel.O_PATH)
-            if self.beneath != paths.ROOT:
-                top = fd
-                try:
-                    fd = paths.open_mountpoint(top, self.beneath)
-                finally:
-                    os.close(top)
+            fd = self._open()
         except OSError as error:
             raise DetachedError(
-                f"{self.source.where}: {quote(self.path)}, the source for mount {mount.mnt_id},"
+                f"{self.given.where}: {quote(self.path)}, the source for mount {mount.mnt_id},"
                 f" cannot be opened: {why(error)}"
             ) from error
-        assert mount.bind_source is not None
+        assert mount.bind_source is not None  # check_mount
         mount.bind_source.id_mapped = int(_has_id_map(fd, mount))
         return fd
 
+    def _open(self) -> Fd:
+        top = Fd.open(self.given.path, kernel.O_PATH)
+        if self.beneath == paths.ROOT:
+            return top
+        with top:
+            return paths.open_mountpoint(top, self.beneath)
 
-def find_supplies(records: Records, host: Host) -> dict[int, Supply]:
+    @staticmethod
+    def source_of(mount: Mount, root: int, same_boot: bool) -> Source:
+        """Return what a mount is cloned from.
+
+        Args:
+            mount: its record.
+            root: fd of what open() has opened; it stays the caller's.
+            same_boot: the dump was made on this very boot of the system.
+        """
+        return _UserProvidedSource(mount, root, same_boot)
+
+
+class _UserProvidedSource(Source):
+    """A source that the user has chosen, who may know better than the images."""
+
+    def __init__(self, mount: Mount, root: int, same_boot: bool) -> None:
+        super().__init__(mount, root, same_boot)
+        self.where += f" (supplied for mount {mount.mnt_id})"
+
+    def open_top(self) -> Fd:
+        """As of Source."""
+        return Fd(os.dup(self.base))
+
+    def _refuse_type(self, recorded: Superblock, found: Superblock) -> None:
+        """Take any type."""
+
+    def _refuse_instance(self, recorded: Superblock) -> None:
+        """Take any filesystem."""
+
+
+def find_provided(records: Records, options: Options, criu: Criu) -> dict[int, UserProvided]:
     """Find what the settings say of the mounts, and change the records to that.
 
     Args:
-        records: of the images; mounts that are supplied have that origin afterwards.
-        host: gives the image directory, and criu's options.
+        records: of the images; mounts that are user-provided have that origin afterwards.
+        options: the settings.
+        criu: gives the image directory.
 
     Returns:
-        What is supplied, by mount id.
+        What is provided, by mount id.
 
     Raises:
-        DetachedError: the settings are malformed, name a mount that is not there, or leave
-            one out that is to be supplied.
+        DetachedError: the settings name a mount that is not there, or leave one out that the user
+            has to provide.
     """
-    options = Options(host.criu.image_dir(), host.criu.plugin_options())
     _refuse_unknown(records, options)
     found = {}
     for mnt_id, mount in records.mounts.items():
         given = options.source_of(mount)
         if given is not None:
-            found[mnt_id] = Supply(*given)
+            found[mnt_id] = UserProvided(*given)
     _refuse_missing([mount for mnt_id, mount in records.mounts.items() if mnt_id not in found])
     used = {mount.filesystem for mount in records.mounts.values()}
-    for mnt_id, supply in found.items():
+    for mnt_id, provided in found.items():
         mount = records.mounts[mnt_id]
         ghosts = [ghost for key, ghost in records.ghosts.items() if key[0] == mnt_id]
-        _refuse_deleted(mount, ghosts, host)
-        _say(mount, supply, by_id=mnt_id in options.sources)
-        _replace(mount, ghosts, supply)
-    # Filesystems that only supplied mounts would be on are not made or mounted.
+        _refuse_deleted(mount, ghosts, criu)
+        _say(mount, provided, by_id=mnt_id in options.sources)
+        _replace(mount, ghosts, provided)
+    # Filesystems that only user-provided mounts would be on are not made or mounted.
     for number in used - {mount.filesystem for mount in records.mounts.values()}:
         records.filesystems.pop(number, None)
         records.nodes.pop(number, None)
@@ -138,7 +168,7 @@ def _refuse_missing(others: list[Mount]) -> None:
     )
 
 
-def _refuse_deleted(mount: Mount, ghosts: list[Ghost], host: Host) -> None:
+def _refuse_deleted(mount: Mount, ghosts: list[Ghost], criu: Criu) -> None:
     """Refuse what can be made in the recorded place only."""
     source = mount.bind_source
     assert source is not None  # check_mount
@@ -146,33 +176,28 @@ def _refuse_deleted(mount: Mount, ghosts: list[Ghost], host: Host) -> None:
         raise DetachedError(
             f"the root of mount {mount.mnt_id} was deleted: the mount can't be supplied"
         )
-    if source.in_namespace and mount.anonymous and mount.attr and has_userns(host):
+    if source.in_namespace and mount.anonymous and mount.attr and has_userns(criu):
         raise DetachedError(
             f"mount {mount.mnt_id} is anonymous and of tasks in a user namespace, who could lift"
             " its restrictions (ro, nosuid, ...): the mount can't be supplied"
         )
-    if source.in_namespace and any(ghost.inode for ghost in ghosts) and has_userns(host):
+    if source.in_namespace and any(ghost.inode for ghost in ghosts) and has_userns(criu):
         raise DetachedError(
             f"deleted files of mount {mount.mnt_id} are made by a task in its user namespace:"
             " the mount can't be supplied"
         )
 
 
-def has_userns(host: Host) -> bool:
-    """Tell whether the images have a user namespace; CRIU dumps one at most."""
-    return any(name.startswith(_USERNS_IMAGE) for name in os.listdir(host.criu.image_dir()))
-
-
-def _say(mount: Mount, supply: Supply, *, by_id: bool) -> None:
-    text = f"mount {mount.mnt_id} is supplied: {quote(supply.path)} ({supply.source.where})"
-    if supply.source.where == SYSTEM_FILE and by_id:
+def _say(mount: Mount, provided: UserProvided, *, by_id: bool) -> None:
+    text = f"mount {mount.mnt_id} is supplied: {quote(provided.path)} ({provided.given.where})"
+    if provided.given.where == SYSTEM_FILE and by_id:
         log.warn(f"{text}; an id there is good for these images alone")
     else:
         log.info(text)
 
 
-def _replace(mount: Mount, ghosts: list[Ghost], supply: Supply) -> None:
-    """Let a record say that the mount is supplied; names of files are beneath its root then."""
+def _replace(mount: Mount, ghosts: list[Ghost], provided: UserProvided) -> None:
+    """Let a record say that the mount is user-provided; names are beneath its root then."""
     assert mount.bind_source is not None  # check_mount
     root = mount.bind_source.path
     for ghost in ghosts:
@@ -180,7 +205,7 @@ def _replace(mount: Mount, ghosts: list[Ghost], supply: Supply) -> None:
             ghost.alias = paths.below(b"/" + ghost.alias, b"/" + root) or b""
     mount.origin = SUPPLIED
     mount.filesystem = 0
-    mount.bind_source = BindSource(mountpoint=supply.path, path=paths.ROOT)
+    mount.bind_source = BindSource(mountpoint=provided.path, path=paths.ROOT)
 
 
 def _has_id_map(fd: int, mount: Mount) -> bool:

@@ -31,7 +31,7 @@ from criu_detached.images.records import (
     Mount,
     Superblock,
 )
-from criu_detached.restore.supplied import Supply, find_supplies
+from criu_detached.restore.user_provided import UserProvided, find_provided
 
 from ..support import KnownFiles, StandInHost
 
@@ -64,10 +64,12 @@ class Ground:
         """Write them beside the images."""
         (self.path / settings.IMAGES_FILE).write_text(text)
 
-    def find(self) -> dict[int, Supply]:
+    def find(self) -> dict[int, UserProvided]:
         """Read the records, and the settings for them."""
-        self.records = read_records(self.host.criu.image_dir())
-        return find_supplies(self.records, self.host)
+        criu = self.host.criu
+        self.records = read_records(criu.image_dir())
+        options = settings.Options(criu.image_dir(), criu.plugin_options())
+        return find_provided(self.records, options, criu)
 
     def refused(self, *parts: str) -> None:
         """One line says so."""
@@ -85,14 +87,14 @@ def ground(
 ) -> Iterator[Ground]:
     """An image directory, and no settings of the machine that the test runs on."""
     monkeypatch.setattr(settings, "SYSTEM_FILE", str(tmp_path / "system.conf"))
-    monkeypatch.setattr("criu_detached.restore.supplied.SYSTEM_FILE", str(tmp_path / "system.conf"))
+    monkeypatch.setattr("criu_detached.restore.user_provided.SYSTEM_FILE", settings.SYSTEM_FILE)
     made = Ground(directory, tmp_path, known_files)
     log.set_writer(made.host.criu.log)
     yield made
     log.set_writer(log._to_stderr)
 
 
-def test_nothing_is_supplied(ground: Ground) -> None:
+def test_nothing_is_provided(ground: Ground) -> None:
     ground.writer.mount(mount(5, BIND_SOURCE))
     assert ground.find() == {}
     assert ground.records is not None
@@ -100,7 +102,7 @@ def test_nothing_is_supplied(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize("origin", [BIND_SOURCE, REMOUNT, RECREATED, SUPPLIED])
-def test_supplied(ground: Ground, origin: int) -> None:
+def test_provided(ground: Ground, origin: int) -> None:
     """Whatever the images say; a filesystem that has no other mount is not needed any more."""
     if origin in (REMOUNT, RECREATED):
         for number in (1, 2):
@@ -120,7 +122,7 @@ def test_supplied(ground: Ground, origin: int) -> None:
     assert set(ground.records.filesystems) == ({2} if origin in (REMOUNT, RECREATED) else set())
 
 
-def test_not_supplied(ground: Ground) -> None:
+def test_not_provided(ground: Ground) -> None:
     ground.writer.mount(mount(5, SUPPLIED, root=b"/a\n"))
     ground.refused("mount 5 (fuse, root /a\\n)", '"source 5 PATH"', "criu_detached.source=5:PATH")
     ground.writer.mount(mount(6, SUPPLIED))
@@ -198,5 +200,5 @@ def test_open(ground: Ground) -> None:
     before = os.listdir("/proc/self/fd")
     for beneath in (b"out/passwd", b"absent"):
         with pytest.raises(DetachedError, match=r"criu-detached.conf: .*mount 5, cannot be opened"):
-            Supply(found.source, beneath).open(ground.records.mounts[5])
+            UserProvided(found.given, beneath).open(ground.records.mounts[5])
     assert os.listdir("/proc/self/fd") == before
