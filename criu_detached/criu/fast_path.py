@@ -37,8 +37,8 @@ class FastPath:
         if self._lib.plain_mount_add(mnt_id, root, source_mnt_id, compare_owner):
             raise DetachedError("no memory for the records")
 
-    def plain_file_note(self, mnt_id: int, ino: int, dev: int, path: bytes) -> None:
-        """Tell the fast path of a file that has a record.
+    def recorded_file_add(self, mnt_id: int, ino: int, dev: int, path: bytes) -> None:
+        """Note that a file has a record (plugin/fast/recorded_files.h).
 
         Args:
             mnt_id: of its mount.
@@ -46,17 +46,17 @@ class FastPath:
             dev: its st_dev.
             path: beneath the mount's root.
         """
-        if self._lib.plain_file_note(mnt_id, ino, dev, path):
+        if self._lib.recorded_file_add(mnt_id, ino, dev, path):
             raise DetachedError("no memory for the records")
 
-    def plain_file_find(self, mnt_id: int, ino: int) -> tuple[int, bytes] | None:
-        """Device and path of a file that the fast path has recorded, or was told of.
+    def recorded_file_find(self, mnt_id: int, ino: int) -> tuple[int, bytes] | None:
+        """Return st_dev and path of a file that has a record, whoever made that; else None.
 
         Args:
             mnt_id: of its mount.
             ino: its inode.
         """
-        found = self._lib.plain_file_find(mnt_id, ino)
+        found = self._lib.recorded_file_find(mnt_id, ino)
         return (int(found.dev), self._ffi.string(found.path)) if found else None
 
     def take_plain_records(self) -> tuple[bytes, int]:

@@ -61,7 +61,7 @@ class Files:
         self._host = host
         self._mounts = mounts
         self._recording = recording
-        self._files: dict[tuple[int, int], File] = {}
+        self._root_handles: dict[tuple[int, int], Handle] = {}  # of files that are a mount's root
         self._ghosts: set[tuple[int, int]] = set()
         self._handles: dict[tuple[int, int], Handle | None] = {}  # of files of a server
         self._options = options
@@ -86,12 +86,13 @@ class Files:
         """
         key = (facts.mnt_id, facts.ino)
         link = self._mounts.link_in(mount, link)
-        known = self._files.get(key) or self._plain_file(key, facts)
+        known = self._recorded(key, facts)
         another = self._has_another_handle(key, fd, mount)
         if known is None:
             known = self._new_file(fd, link, facts, mount)
-            self._files[key] = known
-            self._host.fast_path.plain_file_note(*key, known.dev, known.path)
+            self._host.fast_path.recorded_file_add(*key, known.dev, known.path)
+            if known.handle:
+                self._root_handles[key] = known.handle
         elif (
             known.path not in {name.path for name in paths.readings(link, facts)}
             or known.dev != facts.dev
@@ -214,12 +215,14 @@ class Files:
             f" its file handle would, but {why}; open it without O_NOFOLLOW"
         )
 
-    def _plain_file(self, key: tuple[int, int], facts: FileStat) -> File | None:
-        """A file that the fast path (plugin/fast/plain_files.c) has recorded."""
-        found = self._host.fast_path.plain_file_find(*key)
+    def _recorded(self, key: tuple[int, int], facts: FileStat) -> File | None:
+        """What of its record tells a file from another one; None: it has no record yet."""
+        found = self._host.fast_path.recorded_file_find(*key)
         if found is None:
             return None
-        return File(mnt_id=key[0], ino=key[1], dev=found[0], mode=facts.mode, path=found[1])
+        (mnt_id, ino), (dev, path) = key, found
+        handle = self._root_handles.get(key)
+        return File(mnt_id=mnt_id, ino=ino, dev=dev, mode=facts.mode, path=path, handle=handle)
 
 
 def _refuse_device(fd: int, mount: Mount) -> None:

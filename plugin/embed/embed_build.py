@@ -15,6 +15,7 @@ SOURCE = """
 #include "embed/embed.h"
 #include "fast/known_files.h"
 #include "fast/plain_files.h"
+#include "fast/recorded_files.h"
 #include "kernel/shared.h"
 
 FROZEN_MODULES
@@ -41,7 +42,13 @@ def builder(frozen: str, linked: list[str], executable: str) -> FFI:
         A cffi builder; ``emit_c_code`` writes the module's C source.
     """
     ffi = FFI()
-    headers = ("embed/host.h", "fast/known_files.h", "fast/plain_files.h", "kernel/shared.h")
+    headers = (
+        "embed/host.h",
+        "fast/known_files.h",
+        "fast/plain_files.h",
+        "fast/recorded_files.h",
+        "kernel/shared.h",
+    )
     ffi.cdef("\n".join([FACTS_CDEF, *map(declarations, headers), HOST_CDEF]))
     ffi.embedding_api(declarations("embed/entry.h"))
     source = SOURCE.replace("PYTHON_EXECUTABLE", executable)

@@ -11,6 +11,7 @@
 
 #include "fast/known_files.h"
 #include "fast/plain_files.h"
+#include "fast/recorded_files.h"
 #include "kernel/shared.h"
 
 static const struct criu_host *host; /* the shim's, filled in anew in every init */
@@ -116,6 +117,7 @@ static int start_interpreter(void)
 static void reset(void)
 {
 	plain_files_reset();
+	recorded_files_reset();
 	known_files_reset();
 	shared_free();
 	reset_package();

@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "recorded_files.h"
+
 /* --- mounts --- */
 
 struct plain_mount {
@@ -41,65 +43,6 @@ static const struct plain_mount *find_mount(uint32_t mnt_id)
 		if (mounts[i].mnt_id == mnt_id)
 			return &mounts[i];
 	return NULL;
-}
-
-/* --- files that have a record: a hash table with open addressing --- */
-
-static struct plain_file *table;
-static size_t table_size, nr_files; /* the size is a power of two, or 0 */
-
-static struct plain_file *slot_of(struct plain_file *in, size_t size, uint32_t mnt_id, uint64_t ino)
-{
-	/* The upper half: inode numbers may be alike in their lowest bits. */
-	size_t at = ((ino * 0x9e3779b97f4a7c15ULL >> 32) ^ mnt_id) & (size - 1);
-
-	while (in[at].path && (in[at].ino != ino || in[at].mnt_id != mnt_id))
-		at = (at + 1) & (size - 1);
-	return &in[at];
-}
-
-static bool grow_table(void)
-{
-	size_t size = table_size ? 2 * table_size : 256;
-	struct plain_file *grown = calloc(size, sizeof(*grown));
-
-	if (!grown)
-		return false;
-	for (size_t i = 0; i < table_size; i++)
-		if (table[i].path)
-			*slot_of(grown, size, table[i].mnt_id, table[i].ino) = table[i];
-	free(table);
-	table = grown;
-	table_size = size;
-	return true;
-}
-
-const struct plain_file *plain_file_find(uint32_t mnt_id, uint64_t ino)
-{
-	struct plain_file *slot;
-
-	if (!table_size)
-		return NULL;
-	slot = slot_of(table, table_size, mnt_id, ino);
-	return slot->path ? slot : NULL;
-}
-
-int plain_file_note(uint32_t mnt_id, uint64_t ino, uint64_t dev, const char *path)
-{
-	struct plain_file *slot;
-	char *copy;
-
-	if (2 * nr_files >= table_size && !grow_table())
-		return -1;
-	copy = strdup(path);
-	if (!copy)
-		return -1;
-	slot = slot_of(table, table_size, mnt_id, ino);
-	if (!slot->path)
-		nr_files++;
-	free((void *)slot->path);
-	*slot = (struct plain_file){ ino, dev, mnt_id, copy };
-	return 0;
 }
 
 /* --- records: an Entry with a File, see criu_detached.proto and docs/image-format.md --- */
@@ -195,16 +138,16 @@ static bool source_shows(const struct plain_mount *mount, const char *path,
 bool plain_file_take(const char *link, const struct file_facts *facts)
 {
 	const struct plain_mount *mount = find_mount(facts->mnt_id);
-	const struct plain_file *known;
+	const struct recorded_file *known;
 	const char *path = link + 1;
 
 	if (!mount || !S_ISREG(facts->mode) || facts->nlink != 1 || !*path)
 		return false;
-	known = plain_file_find(facts->mnt_id, facts->ino);
+	known = recorded_file_find(facts->mnt_id, facts->ino);
 	if (known)
 		return known->dev == facts->dev && !strcmp(known->path, path);
 	if (!source_shows(mount, path, facts) || !make_room(strlen(path) + 2 * OVERHEAD) ||
-	    plain_file_note(facts->mnt_id, facts->ino, facts->dev, path))
+	    recorded_file_add(facts->mnt_id, facts->ino, facts->dev, path))
 		return false;
 	append_record(path, facts);
 	return true;
@@ -212,10 +155,6 @@ bool plain_file_take(const char *link, const struct file_facts *facts)
 
 void plain_files_reset(void)
 {
-	for (size_t i = 0; i < table_size; i++)
-		free((void *)table[i].path);
-	free(table);
-	table = NULL;
-	table_size = nr_files = nr_mounts = 0;
+	nr_mounts = 0;
 	plain_files_written();
 }

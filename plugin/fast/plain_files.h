@@ -10,14 +10,6 @@
 
 #include <stddef.h>
 
-/* A file that has a record. */
-struct plain_file {
-	uint64_t ino;
-	uint64_t dev;
-	uint32_t mnt_id;
-	const char *path; /* beneath the mount's root */
-};
-
 /**
  * plain_mount_add - let the plain files of a recorded mount be taken here
  * @mnt_id: the detached mount
@@ -28,16 +20,6 @@ struct plain_file {
  * Return: 0, or -1 without memory.
  */
 int plain_mount_add(uint32_t mnt_id, int root, uint32_t source_mnt_id, int compare_owner);
-
-/**
- * plain_file_note - say that Python has recorded a file
- *
- * Return: 0, or -1 without memory.
- */
-int plain_file_note(uint32_t mnt_id, uint64_t ino, uint64_t dev, const char *path);
-
-/** plain_file_find - the file with this name among those that have a record, or NULL */
-const struct plain_file *plain_file_find(uint32_t mnt_id, uint64_t ino);
 
 /**
  * plain_file_take - record a file, if there is nothing to decide about it
@@ -62,7 +44,7 @@ const uint8_t *plain_files_pending(size_t *size, unsigned int *entries);
 /** plain_files_written - forget the pending records */
 void plain_files_written(void);
 
-/** plain_files_reset - forget everything: another dump begins */
+/** plain_files_reset - forget all mounts and pending records: another dump begins */
 void plain_files_reset(void);
 
 #endif

@@ -281,16 +281,17 @@ class StandInCriu(Criu):
 
 
 class StandInFastPath(FastPath):
-    """The fast path: at dump it knows of nothing, at restore it is the C part itself."""
+    """The fast path: at dump it takes no file, at restore it is the C part itself."""
 
     def __init__(self, known_files: KnownFiles) -> None:
         self.known_files = known_files
+        self.recorded: dict[tuple[int, int], tuple[int, bytes]] = {}
 
-    def plain_file_note(self, mnt_id: int, ino: int, dev: int, path: bytes) -> None:
-        pass
+    def recorded_file_add(self, mnt_id: int, ino: int, dev: int, path: bytes) -> None:
+        self.recorded[mnt_id, ino] = dev, path
 
-    def plain_file_find(self, mnt_id: int, ino: int) -> tuple[int, bytes] | None:
-        return None
+    def recorded_file_find(self, mnt_id: int, ino: int) -> tuple[int, bytes] | None:
+        return self.recorded.get((mnt_id, ino))
 
     def known_mount_add(
         self, mnt_id: int, key: bytes | None, shared: int, keeps_inodes: bool

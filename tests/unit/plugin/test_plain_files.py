@@ -20,6 +20,7 @@ MOUNT = 300
 
 TEST = """
 #include "fast/plain_files.h"
+#include "fast/recorded_files.h"
 
 int take(int fd, const char *link, uint32_t mnt_id)
 {
@@ -33,7 +34,7 @@ int take(int fd, const char *link, uint32_t mnt_id)
 
 const char *path_of(uint32_t mnt_id, uint64_t ino)
 {
-	const struct plain_file *found = plain_file_find(mnt_id, ino);
+	const struct recorded_file *found = recorded_file_find(mnt_id, ino);
 
 	return found ? found->path : NULL;
 }
@@ -42,15 +43,16 @@ const char *path_of(uint32_t mnt_id, uint64_t ino)
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[ctypes.CDLL]:
-    """plugin/fast/plain_files.c as a library of its own."""
+    """The fast path of a dump as a library of its own."""
     if not shutil.which("cc"):
         pytest.skip("needs a C compiler")
     test, library = tmp_path / "test.c", tmp_path / "plain_files.so"
     test.write_text(TEST)
     command = ["cc", "-O1", "-g", "-shared", "-fPIC", f"-I{PLUGIN}", "-o", str(library)]
-    subprocess.run([*command, str(PLUGIN / "fast" / "plain_files.c"), str(test)], check=True)
+    sources = [str(PLUGIN / "fast" / f"{name}.c") for name in ("plain_files", "recorded_files")]
+    subprocess.run([*command, *sources, str(test)], check=True)
     lib = ctypes.CDLL(str(library))
-    lib.plain_file_note.argtypes = (
+    lib.recorded_file_add.argtypes = (
         *(ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64),
         ctypes.c_char_p,
     )
@@ -59,6 +61,7 @@ def plain(tmp_path: Path) -> Iterator[ctypes.CDLL]:
     lib.plain_files_pending.restype = ctypes.c_void_p
     yield lib
     lib.plain_files_reset()
+    lib.recorded_files_reset()
 
 
 def pending(lib: ctypes.CDLL) -> bytes:
@@ -130,8 +133,8 @@ def test_inodes_that_are_alike(plain: ctypes.CDLL) -> None:
     """Filesystems may number inodes by their place, so that the lowest bits are all the same."""
     inodes = [number << 20 for number in range(1, 30_000)]
     for ino in inodes:
-        assert plain.plain_file_note(MOUNT, ino, 7, b"%d" % ino) == 0
-    assert plain.plain_file_note(MOUNT, inodes[0], 7, b"again") == 0
+        assert plain.recorded_file_add(MOUNT, ino, 7, b"%d" % ino) == 0
+    assert plain.recorded_file_add(MOUNT, inodes[0], 7, b"again") == 0
     assert plain.path_of(MOUNT, inodes[0]) == b"again"
     assert all(plain.path_of(MOUNT, ino) == b"%d" % ino for ino in inodes[1:])
     assert plain.path_of(MOUNT + 1, inodes[1]) is None
