@@ -12,6 +12,7 @@ import stat
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError, quote, why
+from criu_detached.filesystems import sysfs
 from criu_detached.images.records import Loop
 from criu_detached.kernel.devnum import huge_decode_dev
 from criu_detached.kernel.fds import Fd
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 _KNOWN_FLAGS = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN | LO_FLAGS_DIRECT_IO
 
-_CLASS = b"/sys/class/block/"
-
 
 def describe_loop(name: bytes) -> Loop | None:
     """Describe the loop device that a block device is, or is a partition of.
@@ -46,10 +45,10 @@ def describe_loop(name: bytes) -> Loop | None:
     Raises:
         DetachedError: it could not be set up again.
     """
-    partition = attribute(name, b"partition")
+    partition = sysfs.attribute(name, b"partition")
     if partition:
-        name = os.readlink(_CLASS + name).split(b"/")[-2]
-    file = attribute(name, b"loop/backing_file")
+        name = sysfs.disk_of(name)
+    file = _backing_file(name)
     if not file:
         return None
     try:
@@ -69,18 +68,14 @@ def describe_loop(name: bytes) -> Loop | None:
         offset=info.lo_offset,
         size_limit=info.lo_sizelimit,
         flags=info.lo_flags & _KNOWN_FLAGS,
-        block_size=int(attribute(name, b"queue/logical_block_size") or 512),
+        block_size=int(sysfs.attribute(name, b"queue/logical_block_size") or 512),
         partition=int(partition or 0),
     )
 
 
-def attribute(name: bytes, path: bytes) -> bytes:
-    """What sysfs says of a block device, less the newline; empty when it says nothing."""
-    try:
-        with open(_CLASS + name + b"/" + path, "rb") as file:
-            return file.read().removesuffix(b"\n")
-    except OSError:
-        return b""
+def _backing_file(name: bytes) -> bytes:
+    """The path of the file behind a loop device; empty for every other device."""
+    return sysfs.attribute(name, b"loop/backing_file")
 
 
 def _identity(file: bytes) -> tuple[int, int] | None:
@@ -101,17 +96,15 @@ def _backing(info: LoopInfo64) -> tuple[int, int]:
 def loops_over(file: bytes) -> Iterator[bytes]:
     """Yield the nodes of the devices over a file, by whichever name, and of their partitions."""
     wanted = _identity(file)
-    for name in sorted(os.listdir(_CLASS)):
+    for name in sysfs.block_devices():
         if wanted is not None and _is_over(name, wanted):
-            yield b"/dev/" + name
-            for part in sorted(os.listdir(_CLASS + name)):
-                if attribute(part, b"partition"):
-                    yield b"/dev/" + part
+            yield sysfs.node_of(name)
+            yield from map(sysfs.node_of, sysfs.partitions_of(name))
 
 
 def _is_over(name: bytes, file: tuple[int, int]) -> bool:
     """Tell whether a block device is a loop device over a file, given by device and inode."""
-    if not attribute(name, b"loop/backing_file"):
+    if not _backing_file(name):
         return False
     try:
         return _backing(_status(name)) == file
@@ -120,17 +113,17 @@ def _is_over(name: bytes, file: tuple[int, int]) -> bool:
 
 
 def _status(name: bytes) -> LoopInfo64:
-    with Fd.open(b"/dev/" + name, os.O_RDONLY | os.O_NONBLOCK) as device:
+    with Fd.open(sysfs.node_of(name), os.O_RDONLY | os.O_NONBLOCK) as device:
         return loop_status(device)
 
 
 def node_of(name: bytes, loop: Loop) -> bytes:
-    """The node of a loop device, or of its partition where the record is of one."""
+    """Return the node of a loop device, or of its partition where the record is of one."""
     if not loop.partition:
-        return b"/dev/" + name
-    for part in os.listdir(_CLASS + name):
-        if attribute(part, b"partition") == b"%d" % loop.partition:
-            return b"/dev/" + part
+        return sysfs.node_of(name)
+    for part in sysfs.partitions_of(name):
+        if sysfs.attribute(part, b"partition") == b"%d" % loop.partition:
+            return sysfs.node_of(part)
     return b""
 
 

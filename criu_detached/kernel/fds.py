@@ -51,10 +51,10 @@ class Fd(int):
             self._owned = False
             os.close(self)
 
-    def release(self) -> int:
-        """Hand the fd on: return its number, which is the caller's to close from here on."""
+    def release(self) -> Self:
+        """Hand the fd on: return one that the caller owns, and let go of this one."""
         self._owned = False
-        return int(self)
+        return type(self)(self)
 
 
 class Fds:
@@ -63,7 +63,7 @@ class Fds:
     __slots__ = ("_fds",)
 
     def __init__(self) -> None:
-        self._fds: list[int] = []
+        self._fds: list[Fd] = []
 
     def __enter__(self) -> Self:
         """Return the owner, which close() empties at the end of the block."""
@@ -74,12 +74,11 @@ class Fds:
         self.close()
 
     def add(self, fd: int) -> int:
-        """Take an fd over, and return it; an Fd has this owner instead of itself."""
-        number = fd.release() if isinstance(fd, Fd) else fd
-        self._fds.append(number)
-        return number
+        """Take an fd over, and return its number; an Fd has this owner instead of itself."""
+        self._fds.append(fd.release() if isinstance(fd, Fd) else Fd(fd))
+        return int(fd)
 
-    def release(self) -> list[int]:
+    def release(self) -> list[Fd]:
         """Hand all of them on, in the order in which they were added."""
         fds, self._fds = self._fds, []
         return fds
@@ -87,7 +86,7 @@ class Fds:
     def close(self) -> None:
         """Close all of them; a second time do nothing."""
         for fd in reversed(self.release()):
-            os.close(fd)
+            fd.close()
 
 
 def magic_link(fd: int) -> bytes:

@@ -12,9 +12,10 @@ import os
 
 from criu_detached import kernel
 from criu_detached.criu import log
+from criu_detached.dump.filesystems.devices import check_living, describe_device, devices_under
 from criu_detached.dump.filesystems.probe import mount_for_trial
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems import devices
+from criu_detached.filesystems.devices import needs_device
 from criu_detached.filesystems.options import (
     NAME_DEVICES,
     NOT_SEEN,
@@ -52,13 +53,13 @@ def remounted(fd: int, facts: FileStat, known: StatMount | None, number: int) ->
     dev = known.sb_dev if known else facts.dev
     fs = kernel.fstatfs(fd)
     types = [known.fs_type] if known else by_magic(fs.magic).names
-    types = [name for name in types if devices.needs_device(name)]
+    types = [name for name in types if needs_device(name)]
     if not types:
         return
-    for numbers in devices.under(dev, fs):
-        found = [devices.describe_device(one) for one in numbers]
+    for numbers in devices_under(dev, fs):
+        found = [describe_device(one) for one in numbers]
         for device in found:
-            devices.check_living(fd, fs, device)
+            check_living(fd, fs, device)
         source = _try(types, found, _read_only(known, fs.flags), number)
         # Where the type is not known the device may be that of a subvolume of btrfs.
         if source.info.dev != dev and (os.major(dev) or known):

@@ -8,7 +8,7 @@ import os
 from criu_detached import kernel
 from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems import devices
+from criu_detached.filesystems.devices import is_claimed, needs_device
 from criu_detached.filesystems.options import (
     NAME_DEVICES,
     NO_OPTIONS,
@@ -19,10 +19,10 @@ from criu_detached.filesystems.options import (
 )
 from criu_detached.kernel import new_mounts
 from criu_detached.kernel.mountinfo import info_of
+from criu_detached.restore.filesystems.devices import Found, find_device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.filesystems.devices import Found
     from criu_detached.images.records import Filesystem
     from criu_detached.kernel.fds import Fd
 
@@ -40,9 +40,9 @@ def find_devices(filesystem: Filesystem) -> list[Found]:
     found: list[Found] = []
     try:
         for device in filesystem.devices:
-            found += [devices.find_device(device)]
+            found += [find_device(device)]
         for one in found:
-            one.claimed = devices.is_claimed(one.path)
+            one.claimed = is_claimed(one.path)
     except DetachedError:
         for one in found:
             one.close()
@@ -91,7 +91,7 @@ def _check(filesystem: Filesystem) -> None:
     if (
         superblock is None
         or not filesystem.devices
-        or not devices.needs_device(superblock.fs_type)
+        or not needs_device(superblock.fs_type)
         or names & (NAME_DEVICES | NO_OPTIONS | {b""})
         or any(b"\0" in option for option in filesystem.options)
     ):

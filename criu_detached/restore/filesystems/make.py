@@ -35,10 +35,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-    from criu_detached.filesystems.devices import Found
     from criu_detached.images.record_reader import Records
     from criu_detached.images.records import Filesystem, Mount
     from criu_detached.restore.context import ProcessFds
+    from criu_detached.restore.filesystems.devices import Found
 
 
 class NewFilesystem:

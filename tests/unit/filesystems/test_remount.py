@@ -12,8 +12,9 @@ import pytest
 
 from criu_detached import kernel
 from criu_detached.dump import files, mounts
+from criu_detached.dump.filesystems.devices import check_living, describe_device
 from criu_detached.errors import DetachedError
-from criu_detached.filesystems import devices
+from criu_detached.filesystems.devices import is_same
 from criu_detached.images.record_reader import read_records
 from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import (
@@ -120,7 +121,7 @@ def test_short_names_need_the_size(uuid: bytes) -> None:
     """A serial alone is not enough, and what is no UUID does not end in another error."""
     wanted = BlockDevice(path=b"/dev/absent", size=1, type=b"vfat", uuid=uuid)
     other = BlockDevice(path=b"/dev/absent", size=2, type=b"vfat", uuid=uuid)
-    assert not devices._is_same(wanted, other)
+    assert not is_same(wanted, other)
     refused(good(devices=[wanted]), "no block device carries the filesystem vfat")
 
 
@@ -173,7 +174,7 @@ def test_filesystem_is_missing(tmp_path: Path, record: Filesystem | Mount, why: 
 
 def test_device_is_gone() -> None:
     with pytest.raises(DetachedError, match=r"block device 240:1000 is gone"):
-        devices.describe_device(os.makedev(240, 1000))
+        describe_device(os.makedev(240, 1000))
 
 
 def test_device_was_replaced(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_device_was_replaced(tmp_path: Path) -> None:
     device = made.stdout.strip()
     try:
         with pytest.raises(DetachedError, match=f"was replaced: {device} .* is in no use"):
-            devices.describe_device(os.stat(device).st_rdev)
+            describe_device(os.stat(device).st_rdev)
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
 
@@ -200,10 +201,10 @@ def test_living_filesystem(tmp_path: Path) -> None:
         if len(living) != 16:
             pytest.skip("the kernel does not tell a UUID")
         own, other = (str(uuid.UUID(bytes=data)).encode() for data in (living, bytes(16)))
-        devices.check_living(fd, fs, BlockDevice(path=b"/dev/sda", type=b"fs", uuid=own))
-        devices.check_living(fd, fs, BlockDevice(path=b"/dev/sda", type=b"fs", uuid=b"1234-5678"))
+        check_living(fd, fs, BlockDevice(path=b"/dev/sda", type=b"fs", uuid=own))
+        check_living(fd, fs, BlockDevice(path=b"/dev/sda", type=b"fs", uuid=b"1234-5678"))
         with pytest.raises(DetachedError, match=r"/dev/sda carries another filesystem, fs \(0000"):
-            devices.check_living(fd, fs, BlockDevice(path=b"/dev/sda", type=b"fs", uuid=other))
+            check_living(fd, fs, BlockDevice(path=b"/dev/sda", type=b"fs", uuid=other))
     finally:
         os.close(fd)
 

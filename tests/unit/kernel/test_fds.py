@@ -51,11 +51,11 @@ def test_is_closed_once() -> None:
 
 def test_released() -> None:
     with Fd(os.dup(0)) as fd:
-        number = fd.release()
+        kept = fd.release()
     fd.close()
-    assert type(number) is int
-    assert is_open(number)
-    os.close(number)
+    assert is_open(kept)
+    kept.close()
+    assert not is_open(kept)
 
 
 def test_open(tmp_path: Path, directory: int) -> None:
