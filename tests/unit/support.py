@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import importlib.util
 import os
 import shutil
@@ -170,6 +171,7 @@ def file_record(directory: Path, name: str, **changes: object) -> File:
 
 def open_fds() -> dict[int, str]:
     """This process's fds, and where they lead."""
+    gc.collect()  # an earlier test's traceback may keep a generator, and that an fd
     found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
