@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from criu_detached._kernel import ffi, lib
-from criu_detached.kernel import checked
+from criu_detached.kernel.calls import checked
 
 
 def blkid_probe(fd: int, offset: int = 0) -> tuple[bytes, bytes, bytes]:
-    """What libblkid finds in a device or an image file: TYPE, UUID and UUID_SUB.
+    """Return what libblkid finds in a device or an image file: TYPE, UUID and UUID_SUB.
 
     Only for CRIU's own process: the library is loaded for it.
 

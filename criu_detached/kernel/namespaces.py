@@ -7,12 +7,14 @@ import errno
 import os
 
 from criu_detached._kernel import ffi, lib
-from criu_detached.kernel import checked
+from criu_detached.kernel.calls import checked, checked_fd
 from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from criu_detached._kernel import MountAttr
 
 
 def mount_ns_ids() -> Iterator[int]:
@@ -28,7 +30,7 @@ def mount_ns_ids() -> Iterator[int]:
 
 
 def mount_ns_id(fd: int) -> int:
-    """The id of a mount namespace, by an fd of it; raises OSError before Linux 6.12."""
+    """Return the id of a mount namespace, by an fd of it; raises OSError before Linux 6.12."""
     found = ffi.new("uint64_t *")
     checked(lib.sys_mount_ns_id(fd, found), "NS_MNT_GET_INFO")
     return int(found[0])
@@ -40,30 +42,28 @@ def mount_ns_fds() -> Iterator[int]:
     Raises:
         OSError: ENOTTY before 6.12.
     """
-    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with Fd.open("/proc/self/ns/mnt", os.O_RDONLY) as own:
         yield own
         for backwards in (0, 1):
             yield from _namespaces_from(own, backwards)
-    finally:
-        os.close(own)
 
 
 def _namespaces_from(start: int, backwards: int) -> Iterator[int]:
-    found = ffi.new("uint64_t *")
-    fd = os.dup(start)
+    """Yield an fd of each namespace after one, or before it; that of the last one is closed."""
+    unused = ffi.new("uint64_t *")
+    fd = Fd(os.dup(start))
     try:
-        while (following := lib.sys_next_mount_ns(fd, backwards, found)) != -errno.ENOENT:
+        while (following := lib.sys_next_mount_ns(fd, backwards, unused)) != -errno.ENOENT:
             checked(following, "NS_MNT_GET_NEXT")
-            os.close(fd)
-            fd = following
+            fd.close()
+            fd = Fd(following)
             yield fd
     finally:
-        os.close(fd)
+        fd.close()
 
 
 def clone_mount_visiting(ns_fd: int, own_ns_fd: int, fd: int) -> Fd:
-    """As clone_mount, for a mount of another mount namespace, which is entered for it.
+    """Clone a mount of another mount namespace, which is entered for it; else as clone_mount().
 
     Args:
         ns_fd: that namespace.
@@ -73,48 +73,42 @@ def clone_mount_visiting(ns_fd: int, own_ns_fd: int, fd: int) -> Fd:
     Raises:
         OSError: EINVAL when this task shares its root and directory with another (setns(2)).
     """
-    result = lib.sys_clone_mount_visiting(ns_fd, own_ns_fd, fd)
-    return Fd(checked(result, "setns or open_tree"))
+    return checked_fd(lib.sys_clone_mount_visiting(ns_fd, own_ns_fd, fd), "setns or open_tree")
 
 
 def attach_visiting(ns_fd: int, own_ns_fd: int, tree: int, target: int) -> int:
-    """As attach, in another mount namespace, which is entered for it; see clone_mount_visiting."""
+    """Attach a tree in another mount namespace, which is entered for it; else as attach().
+
+    Args:
+        ns_fd: that namespace.
+        own_ns_fd: where to come back to.
+        tree: an fd of the tree.
+        target: what it covers.
+
+    Returns:
+        0.
+
+    Raises:
+        OSError: as of clone_mount_visiting().
+    """
     result = lib.sys_attach_visiting(ns_fd, own_ns_fd, tree, target)
     return checked(result, "setns or move_mount")
 
 
-def rehearse_clone(
-    ns_fd: int, user_ns_fd: int, fd: int, attr_set: int, attr_clr: int, userns_fd: int = -1
-) -> None:
-    """clone_mount and mount_setattr as another process would, in a child, for a trial.
+def dry_run_clone(ns_fd: int, user_ns_fd: int, fd: int, attr: MountAttr) -> None:
+    """Clone a mount and change the clone, in a child, as another process would; nothing stays.
 
     Args:
-        ns_fd: its mount namespace.
+        ns_fd: that process's mount namespace.
         user_ns_fd: its user namespace, where that is another than this process's; else -1.
         fd: the root of what it would clone.
-        attr_set: as for mount_setattr.
-        attr_clr: likewise.
-        userns_fd: likewise.
+        attr: what it would give the clone, of mounts.mount_attr().
 
     Raises:
         OSError: it would not work there.
     """
-    result = lib.sys_rehearse_clone(ns_fd, user_ns_fd, fd, attr_set, attr_clr, userns_fd)
+    result = lib.sys_dry_run_clone(ns_fd, user_ns_fd, fd, attr)
     checked(result, "open_tree or mount_setattr")
-
-
-def clone_in_one_of(ns_fds: list[int], fd: int) -> Fd:
-    """As clone_mount, of an anonymous mount, by a child in one of some mount namespaces.
-
-    Args:
-        ns_fds: the namespaces; the mount was made in one of them.
-        fd: what is to be the root of the clone. What is mounted below is left out.
-
-    Raises:
-        OSError: EINVAL when the mount is cloned in none of them.
-    """
-    result = lib.sys_clone_in_one_of(ns_fds, len(ns_fds), fd)
-    return Fd(checked(result, "clone an anonymous mount"))
 
 
 def root_with_proc(name: bytes) -> Fd:
@@ -126,7 +120,7 @@ def root_with_proc(name: bytes) -> Fd:
     Source: open_tree(2) with OPEN_TREE_CLONE and AT_RECURSIVE, in a mount namespace of a
     child's own.
     """
-    return Fd(checked(lib.sys_root_with_proc(name), "mount or open_tree"))
+    return checked_fd(lib.sys_root_with_proc(name), "mount or open_tree")
 
 
 def user_namespace(uid_map: bytes, gid_map: bytes) -> Fd:
@@ -139,7 +133,7 @@ def user_namespace(uid_map: bytes, gid_map: bytes) -> Fd:
     Returns:
         An fd of it, the caller's; the namespace lives as long as something holds it.
     """
-    return Fd(checked(lib.sys_userns(uid_map, gid_map), "user namespace"))
+    return checked_fd(lib.sys_userns(uid_map, gid_map), "user namespace")
 
 
 class PrivateNamespace:

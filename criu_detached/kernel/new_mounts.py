@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Filesystems are mounted, and their options changed."""
+"""Mounting filesystems, and changing the options of mounted ones."""
 
 from __future__ import annotations
 
 import os
 
 from criu_detached._kernel import ffi, lib
-from criu_detached.kernel import O_PATH, attach, checked
+from criu_detached.kernel.calls import checked_fd
 from criu_detached.kernel.fds import Fd
+from criu_detached.kernel.files import O_PATH
+from criu_detached.kernel.mounts import attach
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,14 +38,14 @@ def new_mount(
     Raises:
         OSError: as mount(2); the text has what the filesystem says.
     """
-    with Fd(checked(lib.sys_fsopen(fs_type), "fsopen")) as fd:
+    with checked_fd(lib.sys_fsopen(fs_type), "fsopen") as fd:
         if source:
             _configure(fd, _FSCONFIG_SET_STRING, b"source", source)
         _set_options(fd, options)
         for name, opened in fds:
             _tell(fd, name, lib.sys_fsconfig_fd(fd, name, opened))
         _configure(fd, _FSCONFIG_CMD_CREATE, ffi.NULL, ffi.NULL)
-        return Fd(checked(lib.sys_fsmount(fd, 0), "fsmount"))
+        return checked_fd(lib.sys_fsmount(fd, 0), "fsmount")
 
 
 def remount(tree: int, options: list[bytes]) -> None:
@@ -56,13 +58,13 @@ def remount(tree: int, options: list[bytes]) -> None:
     Raises:
         OSError: as mount(2); the text has what the filesystem says.
     """
-    with Fd(checked(lib.sys_fspick(tree), "fspick")) as fd:
+    with checked_fd(lib.sys_fspick(tree), "fspick") as fd:
         _set_options(fd, options)
         _configure(fd, _FSCONFIG_CMD_RECONFIGURE, ffi.NULL, ffi.NULL)
 
 
 def refused_options(fs_type: bytes, options: list[bytes]) -> list[tuple[bytes, OSError]]:
-    """Those options that a filesystem does not take; nothing is mounted.
+    """Return the options that a type of filesystem does not take; nothing is mounted.
 
     Args:
         fs_type: its type.
@@ -75,7 +77,7 @@ def refused_options(fs_type: bytes, options: list[bytes]) -> list[tuple[bytes, O
         OSError: there is no such type.
     """
     refused = []
-    with Fd(checked(lib.sys_fsopen(fs_type), "fsopen")) as fd:
+    with checked_fd(lib.sys_fsopen(fs_type), "fsopen") as fd:
         for option in options:
             try:
                 _set_option(fd, option)
@@ -115,6 +117,6 @@ def _tell(fd: int, key: Any, result: int) -> None:
 
 
 def attach_at_root(tree: int) -> None:
-    """Attach a tree on top of all that there is: in a private mount namespace, to look at it."""
+    """Attach a tree on top of all that is there, to look at it in a private mount namespace."""
     with Fd.open("/", O_PATH) as root:
         attach(tree, root)

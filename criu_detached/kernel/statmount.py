@@ -7,7 +7,10 @@ import errno
 import os
 
 from criu_detached._kernel import ffi, lib
-from criu_detached.kernel import O_PATH, checked, mnt_id_unique
+from criu_detached.kernel.calls import checked
+from criu_detached.kernel.fds import Fd
+from criu_detached.kernel.files import O_PATH
+from criu_detached.kernel.mounts import mnt_id_unique
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ _ROOT_DELETED = b"//deleted"
 
 
 def _struct_at(raw: Any) -> _kernel.StatMount:
-    """The structure that a buffer begins with; it keeps the buffer."""
+    """Return the structure that a buffer begins with; the structure keeps the buffer alive."""
     found: _kernel.StatMount = ffi.from_buffer("struct uapi_statmount *", raw)
     return found
 
@@ -61,11 +64,11 @@ class StatMount:
         self.mnt_root = self._string(found.mnt_root)
 
     def _string(self, offset: int) -> bytes:
-        """The string at an offset behind the structure."""
+        """Return the string at an offset behind the structure."""
         return self._strings(offset, 1)[0]
 
     def _strings(self, offset: int, count: int) -> list[bytes]:
-        """Likewise several, one after another."""
+        """Return several strings that start there, one after another."""
         return self._raw[_FIXED + offset :].split(b"\0", count)[:count]
 
     @property
@@ -122,8 +125,19 @@ class StatMount:
 _LIMIT = 1 << 20  # bytes of an answer
 
 
-def _ask(call: Callable[[Any, int], int], what: str) -> tuple[int, bytes]:
-    """Give a call larger and larger buffers until its answer fits; its result, and the buffer."""
+def ask(call: Callable[[Any, int], int], what: str) -> tuple[int, bytes]:
+    """Give a call larger and larger buffers until its answer fits.
+
+    Args:
+        call: it takes a buffer and its size, and gives -EOVERFLOW where that is too small.
+        what: its name, for the message.
+
+    Returns:
+        What it gave, and the buffer.
+
+    Raises:
+        OSError: the kernel refuses it.
+    """
     size = 4096
     while True:
         buf = ffi.new("char[]", size)
@@ -134,7 +148,7 @@ def _ask(call: Callable[[Any, int], int], what: str) -> tuple[int, bytes]:
 
 
 def by_fd(fd: int, mask: int) -> StatMount:
-    """statmount(2) with STATMOUNT_BY_FD, Linux 7.0.
+    """Return what statmount(2) says of the mount of a file: STATMOUNT_BY_FD, Linux 7.0.
 
     Args:
         fd: any file on the mount.
@@ -143,19 +157,17 @@ def by_fd(fd: int, mask: int) -> StatMount:
     Raises:
         OSError: EINVAL before 7.0 and for kernel-internal mounts, ENOENT for anonymous ones.
     """
-    _, raw = _ask(lambda buf, size: lib.sys_statmount_by_fd(fd, mask, buf, size), "statmount")
+    _, raw = ask(lambda buf, size: lib.sys_statmount_by_fd(fd, mask, buf, size), "statmount")
     return StatMount(raw)
 
 
 def has_by_fd() -> bool:
     """Tell whether the kernel has STATMOUNT_BY_FD, by asking it for the root directory."""
-    fd = os.open("/", O_PATH)
-    try:
-        by_fd(fd, STATMOUNT_MNT_BASIC)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+    with Fd.open("/", O_PATH) as root:
+        try:
+            by_fd(root, STATMOUNT_MNT_BASIC)
+        except OSError:
+            return False
     return True
 
 
@@ -180,7 +192,7 @@ def mount_in_ns(mnt_id: int, ns_id: int) -> bool:
 
 
 def superblocks_in_ns(ns_id: int) -> set[int]:
-    """Devices of the superblocks that a mount namespace shows.
+    """Return the devices of the superblocks that a mount namespace shows.
 
     Args:
         ns_id: its id.
@@ -219,7 +231,7 @@ def mounts_in_ns(ns_id: int, mask: int) -> Iterator[StatMount]:
 
 
 def id_maps(fd: int) -> tuple[list[bytes], list[bytes]]:
-    """Uid and gid map of the mount of an open file, empty where it has none.
+    """Return the uid and the gid map of the mount of an open file, empty where it has none.
 
     Args:
         fd: the file.
@@ -232,7 +244,7 @@ def id_maps(fd: int) -> tuple[list[bytes], list[bytes]]:
 
 
 def attached_id_maps(fd: int, ns_id: int = 0) -> tuple[list[bytes], list[bytes]]:
-    """As id_maps, of an attached mount: from Linux 6.15 on.
+    """Return the id-maps of an attached mount, as id_maps() but from Linux 6.15 on.
 
     Args:
         fd: a file on the mount.
@@ -247,31 +259,15 @@ def attached_id_maps(fd: int, ns_id: int = 0) -> tuple[list[bytes], list[bytes]]
         if error.errno != errno.EINVAL:
             raise
     mnt_id = mnt_id_unique(fd)
-    _, raw = _ask(
+    _, raw = ask(
         lambda buf, size: lib.sys_statmount_in_ns(mnt_id, ns_id, _ID_MAPS, buf, size), "statmount"
     )
     found = StatMount(raw)
     return found.uid_map, found.gid_map
 
 
-def view_clone(ns_fds: list[int], fd: int, mask: int) -> list[StatMount]:
-    """Attach a clone of an anonymous mount in a child's private namespace, and look at it.
-
-    Args:
-        ns_fds: mount namespaces; the mount was made in one of them.
-        fd: what is to be the root of the clone.
-        mask: STATMOUNT_* bits that are wanted.
-
-    Returns:
-        What statmount(2) says of the clone, and then of its children, parents first.
-
-    Raises:
-        OSError: EINVAL when the mount is cloned in none of them.
-    """
-    count, raw = _ask(
-        lambda buf, size: lib.sys_view_clone(ns_fds, len(ns_fds), fd, mask, buf, size),
-        "clone and attach an anonymous mount",
-    )
+def answers(raw: bytes, count: int) -> list[StatMount]:
+    """Read several answers that are in a buffer one after another."""
     found = []
     for _ in range(count):
         one = _first(raw)
@@ -281,5 +277,5 @@ def view_clone(ns_fds: list[int], fd: int, mask: int) -> list[StatMount]:
 
 
 def _first(raw: Any) -> bytes:
-    """The first answer in a buffer, strings and all."""
+    """Return the first answer in a buffer, strings and all."""
     return bytes(raw[: max(_struct_at(raw).size, _FIXED)])

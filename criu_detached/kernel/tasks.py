@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What processes and threads have open."""
+"""What other processes and threads have open, and the unix sockets of this one."""
 
 from __future__ import annotations
 
 import os
 
 from criu_detached._kernel import lib
-from criu_detached.kernel import checked
+from criu_detached.kernel.calls import checked, checked_fd
 from criu_detached.kernel.fds import Fd
 
 _KCMP_FILES, _KCMP_FS = 2, 3  # linux/kcmp.h
 
 
 def fd_of_process(pid: int, number: int) -> Fd:
-    """pidfd_getfd(2), Linux 5.6: a duplicate of an fd of another process; it is the caller's.
+    """Duplicate an fd of another process: pidfd_getfd(2), Linux 5.6; it is the caller's.
 
     Args:
         pid: the process.
@@ -23,7 +23,7 @@ def fd_of_process(pid: int, number: int) -> Fd:
         OSError: it has ended or has no such fd, or may not be looked into.
     """
     with Fd(os.pidfd_open(pid)) as process:
-        return Fd(checked(lib.sys_pidfd_getfd(process, number), "pidfd_getfd"))
+        return checked_fd(lib.sys_pidfd_getfd(process, number), "pidfd_getfd")
 
 
 def bound_file(pid_fd: int, fd: int, name: bytes = b"") -> Fd:
@@ -38,7 +38,7 @@ def bound_file(pid_fd: int, fd: int, name: bytes = b"") -> Fd:
         OSError: it is none, or bound to no file or another name, or the process has ended.
     """
     found = lib.sys_bound_file(pid_fd, fd, name)
-    return Fd(checked(found, "pidfd_getfd or SIOCUNIXFILE"))
+    return checked_fd(found, "pidfd_getfd or SIOCUNIXFILE")
 
 
 def shares_files(tid: int, other: int) -> bool:

@@ -19,54 +19,55 @@
 #include "child.h"
 #include "syscalls.h"
 
-/* --- trying to clone a mount --- */
+/* --- a dry run of cloning a mount --- */
 
-/* No user namespace is in it, so none can be entered in this process's memory. */
-struct rehearsal {
+/*
+ * No user namespace is in it that could be entered in this process's memory: that of the
+ * attributes has the id-map.
+ */
+struct dry_run {
 	int ns_fd, fd;
-	uint64_t set, clear;
-	int userns_fd; /* the id-map's; it is not entered */
+	const struct uapi_mount_attr *attr;
 };
 
 /* In the mount namespace; returns an errno, as what follows. */
-static int clone_and_change(const struct rehearsal *r)
+static int clone_and_change(const struct dry_run *run)
 {
-	int tree = sys_open_tree(r->fd, "", AT_EMPTY_PATH | O_CLOEXEC | OPEN_TREE_CLONE_);
+	int tree = sys_open_tree(run->fd, "", AT_EMPTY_PATH | O_CLOEXEC | OPEN_TREE_CLONE_);
 
 	if (tree < 0)
 		return -tree;
-	if (!(r->set | r->clear))
+	if (!(run->attr->attr_set | run->attr->attr_clr))
 		return 0;
-	return -sys_mount_setattr(tree, r->set, r->clear, 0, r->userns_fd);
+	return -sys_mount_setattr(tree, run->attr);
 }
 
-static int rehearse(void *arg)
+static int dry_run(void *arg)
 {
-	const struct rehearsal *r = arg;
+	const struct dry_run *run = arg;
 
-	return setns(r->ns_fd, CLONE_NEWNS) ? errno : clone_and_change(r);
+	return setns(run->ns_fd, CLONE_NEWNS) ? errno : clone_and_change(run);
 }
 
-static int rehearse_as_user(const struct rehearsal *r, int user_ns_fd)
+static int dry_run_as_user(const struct dry_run *run, int user_ns_fd)
 {
 	/* First, for it has a copy of CRIU's memory, and of its fds. */
-	if (prctl(PR_SET_DUMPABLE, 0) || setns(r->ns_fd, CLONE_NEWNS) ||
+	if (prctl(PR_SET_DUMPABLE, 0) || setns(run->ns_fd, CLONE_NEWNS) ||
 	    setns(user_ns_fd, CLONE_NEWUSER))
 		return errno;
-	return clone_and_change(r);
+	return clone_and_change(run);
 }
 
-int sys_rehearse_clone(int ns_fd, int user_ns_fd, int fd, uint64_t set, uint64_t clear,
-		       int userns_fd)
+int sys_dry_run_clone(int ns_fd, int user_ns_fd, int fd, const struct uapi_mount_attr *attr)
 {
-	struct rehearsal r = { ns_fd, fd, set, clear, userns_fd };
+	struct dry_run run = { ns_fd, fd, attr };
 	pid_t pid;
 
 	if (user_ns_fd < 0)
-		return child_in_own_memory(rehearse, &r, 0);
+		return child_in_own_memory(dry_run, &run, 0);
 	pid = child_with_copy(0);
 	if (pid == 0)
-		_exit(rehearse_as_user(&r, user_ns_fd));
+		_exit(dry_run_as_user(&run, user_ns_fd));
 	return pid < 0 ? -errno : child_await(pid);
 }
 

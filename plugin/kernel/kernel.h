@@ -9,11 +9,12 @@
 #define CRIU_DETACHED_KERNEL_H
 
 #include "facts.h"
+#include "uapi.h"
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* --- files (kernel_files.c) --- */
+/* --- files (files.c) --- */
 
 int sys_openat2(int dirfd, const char *path, uint64_t flags, uint64_t resolve);
 /* Facts of what is at a path, the last component not followed; and of what was opened. */
@@ -44,7 +45,7 @@ int sys_bound_file(int pid_fd, int fd, const char *name);
 /* 0 when two tasks share what the type names, else another number. */
 int sys_kcmp(int tid, int other, int type);
 
-/* --- mounts and new filesystems (kernel_mounts.c) --- */
+/* --- mounts and new filesystems (mounts.c) --- */
 
 int sys_statmount_by_fd(int fd, uint64_t mask, void *buf, size_t size);
 int sys_statmount_in_ns(uint64_t mnt_id, uint64_t ns_id, uint64_t mask, void *buf, size_t size);
@@ -54,7 +55,7 @@ int sys_mnt_id_unique(int fd, uint64_t *mnt_id);
 int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id);
 int sys_mount_ns_id(int ns_fd, uint64_t *ns_id);
 int sys_open_tree(int dirfd, const char *path, unsigned int flags);
-int sys_mount_setattr(int fd, uint64_t set, uint64_t clear, uint64_t propagation, int userns_fd);
+int sys_mount_setattr(int fd, const struct uapi_mount_attr *attr);
 int sys_move_mount(int tree, int target);
 int sys_fsopen(const char *fs_type);
 int sys_fsconfig(int fd, unsigned int command, const char *key, const char *value);
@@ -62,7 +63,7 @@ int sys_fsconfig_fd(int fd, const char *key, int value);
 int sys_fsmount(int fd, unsigned int attr);
 int sys_fspick(int fd);
 
-/* --- in another mount namespace, for a moment (kernel_visits.c) --- */
+/* --- in another mount namespace, for a moment (visits.c) --- */
 
 int sys_clone_mount_visiting(int ns_fd, int own_ns_fd, int fd);
 int sys_attach_visiting(int ns_fd, int own_ns_fd, int tree, int target);
@@ -70,18 +71,20 @@ int sys_attach_visiting(int ns_fd, int own_ns_fd, int tree, int target);
 int sys_enter_private_ns(int *place);
 int sys_leave_private_ns(const int *place);
 
-/* --- by a child (kernel_children.c) --- */
+/* --- by a child (children.c) --- */
 
-/* Can the mount be cloned in a namespace, and the clone be given attributes and an id-map? */
-int sys_rehearse_clone(int ns_fd, int user_ns_fd, int fd, uint64_t set, uint64_t clear,
-		       int userns_fd);
+/*
+ * Can the mount be cloned in a mount namespace, by who is in a user namespace (-1: this one), and
+ * the clone be given attributes?
+ */
+int sys_dry_run_clone(int ns_fd, int user_ns_fd, int fd, const struct uapi_mount_attr *attr);
 /* A tmpfs that has nothing but the procfs, mounted at a name. */
 int sys_root_with_proc(const char *name);
 /* A user namespace with the given maps. */
 int sys_userns(const char *uid_map, const char *gid_map);
 
 /*
- * --- anonymous mounts, by a child (kernel_anonymous.c) ---
+ * --- anonymous mounts, by a child (anonymous.c) ---
  *
  * -EINVAL: the kernel clones the mount in none of these namespaces.
  */

@@ -63,11 +63,9 @@ int sys_open_tree(int dirfd, const char *path, unsigned int flags)
 	return or_errno(syscall(NR_open_tree, dirfd, path, flags));
 }
 
-int sys_mount_setattr(int fd, uint64_t set, uint64_t clear, uint64_t propagation, int userns_fd)
+int sys_mount_setattr(int fd, const struct uapi_mount_attr *attr)
 {
-	struct uapi_mount_attr attr = { set, clear, propagation, userns_fd < 0 ? 0 : userns_fd };
-
-	return or_errno(syscall(NR_mount_setattr, fd, "", AT_EMPTY_PATH, &attr, sizeof(attr)));
+	return or_errno(syscall(NR_mount_setattr, fd, "", AT_EMPTY_PATH, attr, sizeof(*attr)));
 }
 
 int sys_move_mount(int tree, int target)

@@ -117,7 +117,7 @@ def detached(path: Path, source: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def clone_mount(fd: int) -> int:
+def clone_mount(fd: int) -> Fd:
     """A clone of the mount that a directory is on; the test is skipped where none may be made."""
     try:
         return kernel.clone_mount(fd)

@@ -17,6 +17,7 @@ from criu_detached.filesystems.attributes import attributes_to_change, make_user
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.images.records import BIND_SOURCE, REMOUNT, BindSource, Mount
 from criu_detached.kernel import FileStat, namespaces, statmount
+from criu_detached.kernel.mounts import mount_attr
 from criu_detached.paths import Name
 
 TYPE_CHECKING = False
@@ -255,7 +256,8 @@ def _rehearse(record: Mount, root: int, source: Source) -> None:
         ns_fd = os.open(f"/proc/{source.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         user_ns_fd = _user_namespace_of(source.pid)
         try:
-            namespaces.rehearse_clone(ns_fd, user_ns_fd, root, attr_set, attr_clr, userns)
+            attr = mount_attr(attr_set, attr_clr, userns)
+            namespaces.dry_run_clone(ns_fd, user_ns_fd, root, attr)
         finally:
             for used in (ns_fd, user_ns_fd):
                 if used >= 0:

@@ -12,7 +12,7 @@ import errno
 import os
 
 from criu_detached import kernel
-from criu_detached.kernel import mountinfo, namespaces, statmount
+from criu_detached.kernel import anonymous, mountinfo, namespaces, statmount
 from criu_detached.kernel.statmount import StatMount
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ def view(fd: int) -> list[StatMount]:
         OSError: it is anonymous, but there is no looking at it: ENOENT for a deleted file.
     """
     wanted = WANTED | statmount.STATMOUNT_MNT_POINT
-    return _in_some_namespace(lambda spaces: statmount.view_clone(spaces, fd, wanted)) or []
+    return _in_some_namespace(lambda spaces: anonymous.view_clone(spaces, fd, wanted)) or []
 
 
 def clone(fd: int) -> int:
@@ -67,7 +67,7 @@ def clone(fd: int) -> int:
     Raises:
         OSError: the kernel clones it in no mount namespace, or the file is deleted.
     """
-    found = _in_some_namespace(lambda spaces: namespaces.clone_in_one_of(spaces, fd))
+    found = _in_some_namespace(lambda spaces: anonymous.clone_in_one_of(spaces, fd))
     if found is None:
         raise OSError(errno.EINVAL, "the mount is cloned in no mount namespace")
     return found

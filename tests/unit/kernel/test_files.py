@@ -1,4 +1,4 @@
-"""System calls of files, and of mounts by an fd."""
+"""What the kernel says of files, and how they are opened."""
 
 from __future__ import annotations
 
@@ -93,21 +93,6 @@ def test_fds_are_closed_on_exec(tree: int) -> None:
     ):
         assert not os.get_inheritable(fd)
         os.close(fd)
-
-
-def test_clone_mount(tree: int, tmp_path: Path) -> None:
-    """The clone is another mount of the same files, with attributes of its own."""
-    clone = support.clone_mount(tree)
-    try:
-        kernel.mount_setattr(clone, kernel.MOUNT_ATTR_RDONLY, 0)
-        assert kernel.fstat(clone).mnt_id != kernel.fstat(tree).mnt_id
-        assert kernel.fstatfs(clone).flags & os.ST_RDONLY
-        with pytest.raises(OSError, match="openat2") as error:
-            kernel.open_beneath(clone, b"dir/file", os.O_RDWR)
-        assert error.value.errno == errno.EROFS
-    finally:
-        os.close(clone)
-    (tmp_path / "dir" / "file").write_text("still writable")
 
 
 def test_fstatfs(tmp_path: Path, directory: int) -> None:
