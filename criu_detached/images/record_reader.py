@@ -12,6 +12,7 @@ import os
 
 from criu_detached.errors import DetachedError, why
 from criu_detached.images import bounds
+from criu_detached.images.message import Message
 from criu_detached.images.recordfile import (
     ENTRY_TAGS,
     MAX_FILE,
@@ -32,7 +33,7 @@ from criu_detached.images.records import (
     Node,
     is_in_namespace,
 )
-from criu_detached.images.wire import Message, WireError, decode
+from criu_detached.images.wire import WireError, decode
 from criu_detached.paths import ROOT
 
 

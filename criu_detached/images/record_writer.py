@@ -33,7 +33,7 @@ from criu_detached.images.records import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.images.wire import Message
+    from criu_detached.images.message import Message
 
 
 class RecordWriter:

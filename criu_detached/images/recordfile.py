@@ -12,8 +12,9 @@ from __future__ import annotations
 from binascii import crc32
 
 from criu_detached.errors import DetachedError
+from criu_detached.images.message import Message
 from criu_detached.images.records import FORMAT, Entry, Header, Trailer
-from criu_detached.images.wire import Message, WireError, decode, encode, varint
+from criu_detached.images.wire import WireError, decode, encode, varint
 
 NAME = "criu-detached.img"
 
@@ -32,7 +33,7 @@ def magics(own: int) -> bytes:
 MAGICS = magics(OWN_MAGIC)
 
 # Which field of Entry holds a record, as its tag on the wire.
-ENTRY_TAGS = {kind: tag for _, kind, tag in Entry._tags}
+ENTRY_TAGS = {field.cls: field.head for field in Entry.fields}
 
 
 def framed(record: Message) -> bytes:

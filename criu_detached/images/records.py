@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
-from criu_detached.images.wire import BYTES, BYTES_LIST, FIXED, UINT, ListOf, Message
+from criu_detached.images.message import (
+    Message,
+    binaries,
+    binary,
+    fixed32,
+    message,
+    messages,
+    uint,
+)
 
 # Version of the record file. Increase it when an older plugin would misread a newer file.
 FORMAT = 2
@@ -18,91 +26,57 @@ SUPPLIED = 4
 class Header(Message):
     """The first entry: by what, and where, the file was written."""
 
-    FIELDS = ((1, "format", UINT), (2, "boot_id", BYTES), (3, "machine", BYTES))
-    format: int
-    boot_id: bytes
-    machine: bytes
+    format: int = uint(1)
+    boot_id: bytes = binary(2)
+    machine: bytes = binary(3)
 
 
 class Superblock(Message):
     """What tells one filesystem instance from another."""
 
-    FIELDS = (
-        (1, "fs_type", BYTES),
-        (2, "magic", UINT),
-        (3, "dev", UINT),
-        (4, "fsid", UINT),
-        (5, "uuid", BYTES),
-    )
-    fs_type: bytes
-    magic: int
-    dev: int
-    fsid: int
-    uuid: bytes
+    fs_type: bytes = binary(1)
+    magic: int = uint(2)
+    dev: int = uint(3)
+    fsid: int = uint(4)
+    uuid: bytes = binary(5)
 
 
 class BindSource(Message):
     """An attached mount that shows the detached mount's root."""
 
-    FIELDS = (
-        (1, "mnt_id", UINT),
-        (2, "in_namespace", UINT),
-        (3, "mountpoint", BYTES),
-        (4, "path", BYTES),
-        (5, "id_mapped", UINT),
-    )
-    mnt_id: int
-    in_namespace: int
-    mountpoint: bytes
-    path: bytes
-    id_mapped: int
+    mnt_id: int = uint(1)
+    in_namespace: int = uint(2)
+    mountpoint: bytes = binary(3)
+    path: bytes = binary(4)
+    id_mapped: int = uint(5)
 
 
 class Handle(Message):
     """A file handle, as name_to_handle_at(2) gives it."""
 
-    FIELDS = ((1, "type", UINT), (2, "bytes", BYTES))
-    type: int
-    bytes: bytes
+    type: int = uint(1)
+    bytes: bytes = binary(2)
 
 
 class Mount(Message):
     """A detached mount."""
 
-    FIELDS = (
-        (1, "mnt_id", UINT),
-        (2, "origin", UINT),
-        (3, "root", BYTES),
-        (4, "root_type", UINT),
-        (5, "attr", UINT),
-        (6, "superblock", Superblock),
-        (7, "bind_source", BindSource),
-        (8, "uid_map", BYTES_LIST),
-        (9, "gid_map", BYTES_LIST),
-        (10, "root_deleted", UINT),
-        (11, "anonymous", UINT),
-        (12, "parent", UINT),
-        (13, "place", BYTES),
-        (14, "filesystem", UINT),
-        (15, "root_handle", Handle),
-        (20, "private", UINT),
-    )
-    mnt_id: int
-    origin: int
-    root: bytes
-    root_type: int
-    attr: int
-    superblock: Superblock | None
-    bind_source: BindSource | None
-    uid_map: list[bytes]
-    gid_map: list[bytes]
-    root_deleted: int
-    anonymous: int
-    parent: int
-    place: bytes
-    filesystem: int
-    root_handle: Handle | None
-    private: int
+    mnt_id: int = uint(1)
+    origin: int = uint(2)
+    root: bytes = binary(3)
+    root_type: int = uint(4)
+    attr: int = uint(5)
+    superblock: Superblock | None = message(6, Superblock)
+    bind_source: BindSource | None = message(7, BindSource)
+    uid_map: list[bytes] = binaries(8)
+    gid_map: list[bytes] = binaries(9)
+    root_deleted: int = uint(10)
+    anonymous: int = uint(11)
+    parent: int = uint(12)
+    place: bytes = binary(13)
+    filesystem: int = uint(14)
+    root_handle: Handle | None = message(15, Handle)
+    private: int = uint(20)
 
 
 def is_in_namespace(mount: Mount) -> bool:
@@ -114,239 +88,148 @@ def is_in_namespace(mount: Mount) -> bool:
 class File(Message):
     """A file on a detached mount; CRIU knows it by mount id and inode."""
 
-    FIELDS = (
-        (1, "mnt_id", UINT),
-        (2, "ino", UINT),
-        (3, "dev", UINT),
-        (4, "mode", UINT),
-        (5, "path", BYTES),
-        (6, "rdev", UINT),
-        (7, "handle", Handle),
-        (8, "size", UINT),
-    )
-    mnt_id: int
-    ino: int
-    dev: int
-    mode: int
-    path: bytes
-    rdev: int
-    handle: Handle | None
-    size: int
+    mnt_id: int = uint(1)
+    ino: int = uint(2)
+    dev: int = uint(3)
+    mode: int = uint(4)
+    path: bytes = binary(5)
+    rdev: int = uint(6)
+    handle: Handle | None = message(7, Handle)
+    size: int = uint(8)
 
 
 class Time(Message):
     """A point in time, as stat(2) has it; before the epoch sec is a two's complement."""
 
-    FIELDS = ((1, "sec", UINT), (2, "nsec", UINT))
-    sec: int
-    nsec: int
+    sec: int = uint(1)
+    nsec: int = uint(2)
 
 
 class Xattr(Message):
     """An extended attribute, xattr(7)."""
 
-    FIELDS = ((1, "name", BYTES), (2, "value", BYTES))
-    name: bytes
-    value: bytes
+    name: bytes = binary(1)
+    value: bytes = binary(2)
 
 
 class Inode(Message):
     """What it takes to make a file anew, besides what its File says."""
 
-    FIELDS = (
-        (1, "uid", UINT),
-        (2, "gid", UINT),
-        (3, "atime", Time),
-        (4, "mtime", Time),
-        (5, "size", UINT),
-        (6, "target", BYTES),
-        (7, "xattrs", ListOf(Xattr)),
-        (8, "data_at", UINT),
-        (9, "data_size", UINT),
-    )
-    uid: int
-    gid: int
-    atime: Time | None
-    mtime: Time | None
-    size: int
-    target: bytes
-    xattrs: list[Xattr]
-    data_at: int
-    data_size: int
+    uid: int = uint(1)
+    gid: int = uint(2)
+    atime: Time | None = message(3, Time)
+    mtime: Time | None = message(4, Time)
+    size: int = uint(5)
+    target: bytes = binary(6)
+    xattrs: list[Xattr] = messages(7, Xattr)
+    data_at: int = uint(8)
+    data_size: int = uint(9)
 
 
 class Ghost(Message):
     """A file whose name is gone; see the schema."""
 
-    FIELDS = ((1, "file", File), (2, "unnamed", UINT), (3, "inode", Inode), (4, "alias", BYTES))
-    file: File | None
-    unnamed: int
-    inode: Inode | None
-    alias: bytes
+    file: File | None = message(1, File)
+    unnamed: int = uint(2)
+    inode: Inode | None = message(3, Inode)
+    alias: bytes = binary(4)
 
 
 class Loop(Message):
     """A loop device, loop(4)."""
 
-    FIELDS = (
-        (1, "file", BYTES),
-        (2, "offset", UINT),
-        (3, "size_limit", UINT),
-        (4, "flags", UINT),
-        (5, "block_size", UINT),
-        (6, "partition", UINT),
-    )
-    file: bytes
-    offset: int
-    size_limit: int
-    flags: int
-    block_size: int
-    partition: int
+    file: bytes = binary(1)
+    offset: int = uint(2)
+    size_limit: int = uint(3)
+    flags: int = uint(4)
+    block_size: int = uint(5)
+    partition: int = uint(6)
 
 
 class BlockDevice(Message):
     """A block device, and what tells it from another."""
 
-    FIELDS = (
-        (1, "path", BYTES),
-        (2, "size", UINT),
-        (3, "type", BYTES),
-        (4, "uuid", BYTES),
-        (5, "uuid_sub", BYTES),
-        (6, "checksum", UINT),
-        (7, "loop", Loop),
-    )
-    path: bytes
-    size: int
-    type: bytes
-    uuid: bytes
-    uuid_sub: bytes
-    checksum: int
-    loop: Loop | None
+    path: bytes = binary(1)
+    size: int = uint(2)
+    type: bytes = binary(3)
+    uuid: bytes = binary(4)
+    uuid_sub: bytes = binary(5)
+    checksum: int = uint(6)
+    loop: Loop | None = message(7, Loop)
 
 
 class Layer(Message):
     """A directory that an overlay is made of."""
 
-    FIELDS = (
-        (1, "option", BYTES),
-        (2, "path", BYTES),
-        (3, "superblock", Superblock),
-        (4, "ino", UINT),
-    )
-    option: bytes
-    path: bytes
-    superblock: Superblock | None
-    ino: int
+    option: bytes = binary(1)
+    path: bytes = binary(2)
+    superblock: Superblock | None = message(3, Superblock)
+    ino: int = uint(4)
 
 
 class Filesystem(Message):
     """A superblock that no attached mount shows."""
 
-    FIELDS = (
-        (1, "id", UINT),
-        (2, "superblock", Superblock),
-        (3, "source", BYTES),
-        (4, "options", BYTES_LIST),
-        (8, "fresh", UINT),
-        (9, "keeps_inodes", UINT),
-        (10, "devices", ListOf(BlockDevice)),
-        (11, "layers", ListOf(Layer)),
-    )
-    id: int
-    superblock: Superblock | None
-    source: bytes
-    options: list[bytes]
-    fresh: int
-    keeps_inodes: int
-    devices: list[BlockDevice]
-    layers: list[Layer]
+    id: int = uint(1)
+    superblock: Superblock | None = message(2, Superblock)
+    source: bytes = binary(3)
+    options: list[bytes] = binaries(4)
+    fresh: int = uint(8)
+    keeps_inodes: int = uint(9)
+    devices: list[BlockDevice] = messages(10, BlockDevice)
+    layers: list[Layer] = messages(11, Layer)
 
 
 class Node(Message):
     """A file of a filesystem that is made anew."""
 
-    FIELDS = (
-        (1, "filesystem", UINT),
-        (2, "path", BYTES),
-        (3, "mode", UINT),
-        (4, "rdev", UINT),
-        (5, "inode", Inode),
-        (6, "same_as", BYTES),
-    )
-    filesystem: int
-    path: bytes
-    mode: int
-    rdev: int
-    inode: Inode | None
-    same_as: bytes
+    filesystem: int = uint(1)
+    path: bytes = binary(2)
+    mode: int = uint(3)
+    rdev: int = uint(4)
+    inode: Inode | None = message(5, Inode)
+    same_as: bytes = binary(6)
 
 
 class ExtFile(Message):
     """An open file that CRIU left to the DUMP_EXT_FILE hook."""
 
-    FIELDS = (
-        (1, "id", UINT),
-        (2, "flags", UINT),
-        (3, "pos", UINT),
-        (4, "mnt_id", UINT),
-        (5, "ino", UINT),
-    )
-    id: int
-    flags: int
-    pos: int
-    mnt_id: int
-    ino: int
+    id: int = uint(1)
+    flags: int = uint(2)
+    pos: int = uint(3)
+    mnt_id: int = uint(4)
+    ino: int = uint(5)
 
 
 class BoundSocket(Message):
     """The name of a bound unix socket, and where it leads to."""
 
-    FIELDS = (
-        (1, "id", UINT),
-        (2, "mnt_id", UINT),
-        (3, "name", BYTES),
-        (4, "directory", BYTES),
-        (5, "deleted", UINT),
-    )
-    id: int
-    mnt_id: int
-    name: bytes
-    directory: bytes
-    deleted: int
+    id: int = uint(1)
+    mnt_id: int = uint(2)
+    name: bytes = binary(3)
+    directory: bytes = binary(4)
+    deleted: int = uint(5)
 
 
 class Trailer(Message):
     """The last entry: says that nothing is missing and nothing was changed."""
 
-    FIELDS = ((1, "entries", FIXED), (2, "crc32", FIXED))
-    entries: int
-    crc32: int
+    entries: int = fixed32(1)
+    crc32: int = fixed32(2)
 
 
 class Entry(Message):
     """One entry of the record file; exactly one field is set."""
 
-    FIELDS = (
-        (1, "header", Header),
-        (2, "mount", Mount),
-        (3, "file", File),
-        (4, "ext_file", ExtFile),
-        (5, "ghost", Ghost),
-        (6, "bound_socket", BoundSocket),
-        (7, "filesystem", Filesystem),
-        (8, "node", Node),
-        (15, "trailer", Trailer),
-    )
-    header: Header | None
-    mount: Mount | None
-    file: File | None
-    ext_file: ExtFile | None
-    ghost: Ghost | None
-    bound_socket: BoundSocket | None
-    filesystem: Filesystem | None
-    node: Node | None
-    trailer: Trailer | None
+    header: Header | None = message(1, Header)
+    mount: Mount | None = message(2, Mount)
+    file: File | None = message(3, File)
+    ext_file: ExtFile | None = message(4, ExtFile)
+    ghost: Ghost | None = message(5, Ghost)
+    bound_socket: BoundSocket | None = message(6, BoundSocket)
+    filesystem: Filesystem | None = message(7, Filesystem)
+    node: Node | None = message(8, Node)
+    trailer: Trailer | None = message(15, Trailer)
 
     def content(self) -> Message | None:
         """Return the one field that is set; None if none or several are."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The protobuf wire format, for the messages of ``images/records.py`` alone.
+"""The protobuf wire format, for the messages of records.py alone.
 
 Why not the protobuf package: importing it took 35 ms (protobuf 4.21, Python 3.14),
 more than a whole dump may cost, and this module runs inside CRIU. The schema is
@@ -11,25 +11,25 @@ Source: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
+from criu_detached.images.message import (
+    BINARY,
+    BINARY_LIST,
+    FIXED32,
+    FIXED32_WIRE,
+    LENGTH,
+    LISTS,
+    MESSAGE,
+    UINT,
+    VARINT,
+    Message,
+)
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing is slow to import
-    from typing import Any, ClassVar
+    from collections.abc import Callable
+    from typing import Any, TypeVar
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-
-# Kinds of field: how the value is written, and its default.
-UINT = "uint"
-FIXED = "fixed32"
-BYTES = "bytes"
-BYTES_LIST = "bytes list"
-
-
-class ListOf:
-    """A repeated message."""
-
-    def __init__(self, cls: type[Message]) -> None:
-        self.cls = cls
-
+    M = TypeVar("M", bound=Message)
 
 _MAX_UINT = 1 << 64
 
@@ -38,100 +38,55 @@ class WireError(ValueError):
     """Bytes that are not such a message; the text says why."""
 
 
-class Message:
-    """A record. Subclasses list their fields as (number, name, kind or message class)."""
-
-    FIELDS: ClassVar[tuple[tuple[int, str, Any], ...]] = ()
-    # Derived from FIELDS, for speed: a dump writes a record for every file.
-    _defaults: ClassVar[dict[str, Any]] = {}
-    _lists: ClassVar[tuple[str, ...]] = ()
-    _tags: ClassVar[tuple[tuple[str, Any, bytes], ...]] = ()
-    _by_tag: ClassVar[dict[int, tuple[str, Any]]] = {}
-
-    def __init_subclass__(cls) -> None:
-        cls._defaults, cls._by_tag = {}, {}
-        lists, tags = [], []
-        for number, name, kind in cls.FIELDS:
-            tag = number << 3 | _WIRES.get(kind, _LENGTH)
-            cls._defaults[name] = _DEFAULTS.get(kind)
-            cls._by_tag[tag] = (name, kind)
-            tags.append((name, kind, varint(tag)))
-            if _is_list(kind):
-                cls._defaults[name] = ()
-                lists.append(name)
-        cls._lists, cls._tags = tuple(lists), tuple(tags)
-
-    def __init__(self, **values: Any) -> None:
-        self.__dict__ = self._defaults | values
-        for name in self._lists:
-            setattr(self, name, list(getattr(self, name)))
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.__dict__ == other.__dict__
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for _, name, _ in self.FIELDS)
-        return f"{type(self).__name__}({fields})"
-
-
-# Of the kinds that are no messages.
-_DEFAULTS = {UINT: 0, FIXED: 0, BYTES: b""}
-_WIRES = {UINT: _VARINT, FIXED: _FIXED32}
-
-
-def _is_list(kind: Any) -> bool:
-    return kind is BYTES_LIST or isinstance(kind, ListOf)
-
-
-# Modes, devices, mount ids and lengths repeat from file to file.
-_SHORT: dict[int, bytes] = {}
+# Numbers that were written: modes, devices, mount ids and lengths repeat from file to file.
+_KNOWN: dict[int, bytes] = {}
 
 
 def varint(value: int) -> bytes:
     """Return a number of at most 64 bits as protobuf's varint."""
-    known = _SHORT.get(value)
-    if known is not None:
-        return known
-    out = bytearray()
+    return _KNOWN.get(value) or _new_varint(value)
+
+
+def _new_varint(value: int) -> bytes:
+    digits = []  # of 7 bits, the lowest first
     rest = value
     while rest >= 0x80:
-        out.append(rest & 0x7F | 0x80)
+        digits.append(rest & 0x7F | 0x80)
         rest >>= 7
-    out.append(rest)
+    digits.append(rest)
+    written = bytes(digits)
     if value < 1 << 16:
-        _SHORT[value] = bytes(out)
-    return bytes(out)
+        _KNOWN[value] = written
+    return written
 
 
 def encode(message: Message) -> bytes:
     """Return the message in protobuf's wire format; proto3 defaults are left out.
 
-    FIXED fields are always written, so that their message has one size.
+    FIXED32 fields are always written, so that their message has one size.
     """
     values = message.__dict__
     out = b""
-    for name, kind, tag in message._tags:
-        value = values[name]
-        if kind is FIXED:
-            out += tag + value.to_bytes(4, "little")
-        elif not value:  # a message is true
+    for field in message.fields:
+        value, kind, head = values[field.name], field.kind, field.head
+        if not value and kind is not FIXED32:  # a message is true
             continue
-        elif kind is UINT:
-            out += tag + varint(value)
-        elif kind is BYTES:
-            out += tag + varint(len(value)) + value
-        elif kind is BYTES_LIST:
+        if kind is UINT:
+            out += head + (_KNOWN.get(value) or _new_varint(value))
+        elif kind is BINARY:
+            out += head + varint(len(value)) + value
+        elif kind is MESSAGE:
+            payload = encode(value)
+            out += head + varint(len(payload)) + payload
+        elif kind is FIXED32:
+            out += head + value.to_bytes(4, "little")
+        elif kind is BINARY_LIST:
             for item in value:
-                out += tag + varint(len(item)) + item
-        elif isinstance(kind, ListOf):
+                out += head + varint(len(item)) + item
+        else:
             for item in value:
                 payload = encode(item)
-                out += tag + varint(len(payload)) + payload
-        else:
-            payload = encode(value)
-            out += tag + varint(len(payload)) + payload
+                out += head + varint(len(payload)) + payload
     return out
 
 
@@ -155,21 +110,34 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         raise WireError("a number is cut off") from None
 
 
-def _read_field(data: bytes, at: int, wire: int) -> tuple[Any, int]:
-    if wire == _VARINT:
-        return _read_varint(data, at)
-    if wire == _LENGTH:
-        size, at = _read_varint(data, at)
-    elif wire in (_FIXED32, _FIXED64):
-        size = 4 if wire == _FIXED32 else 8
+def _read_bytes(data: bytes, at: int) -> tuple[bytes, int]:
+    size = data[at] if at < len(data) else 0x80
+    if size < 0x80:  # as that of almost every path
+        at += 1
     else:
-        raise WireError(f"wire type {wire} is unknown")
-    if size > len(data) - at:
+        size, at = _read_varint(data, at)
+    end = at + size
+    if end > len(data):
         raise WireError("a field is cut off")
-    return data[at : at + size], at + size
+    return data[at:end], end
 
 
-def decode(cls: type[Any], data: bytes) -> Any:
+def _read_fixed32(data: bytes, at: int) -> tuple[int, int]:
+    if at + 4 > len(data):
+        raise WireError("a field is cut off")
+    return int.from_bytes(data[at : at + 4], "little"), at + 4
+
+
+# By wire type. Protobuf has one more, which no field of the schema has: of 64 bits.
+_READERS: dict[int, Callable[[bytes, int], tuple[Any, int]]] = {
+    VARINT: _read_varint,
+    LENGTH: _read_bytes,
+    FIXED32_WIRE: _read_fixed32,
+}
+_WIRE_TYPES = {*_READERS, 1}
+
+
+def decode(cls: type[M], data: bytes) -> M:
     """Return the message that the bytes hold.
 
     Args:
@@ -180,34 +148,42 @@ def decode(cls: type[Any], data: bytes) -> Any:
         WireError: they are cut off, of another type, or repeat a field.
     """
     message = cls()
-    values, by_tag = message.__dict__, cls._by_tag
+    values, by_tag = message.__dict__, cls.by_tag
     seen = set()
     at, end = 0, len(data)
     while at < end:
-        tag, at = _read_varint(data, at)
-        value, at = _read_field(data, at, tag & 7)
-        if tag not in by_tag:
+        tag = data[at]
+        if tag < 0x80:  # as that of almost every field
+            at += 1
+        else:
+            tag, at = _read_varint(data, at)
+        field = by_tag.get(tag)
+        if field is None:
             raise _unknown_field(cls, tag)
-        name, kind = by_tag[tag]
+        name, kind = field.name, field.kind
+        value, at = _READERS[tag & 7](data, at)
         if name not in seen:
             seen.add(name)
-        elif not _is_list(kind):
+        elif kind not in LISTS:
             raise WireError(f"{cls.__name__}.{name} is there twice")
-        if kind is UINT or kind is BYTES:
+        if kind is UINT or kind is BINARY or kind is FIXED32:
             values[name] = value
-        elif kind is BYTES_LIST:
+        elif kind is BINARY_LIST:
             values[name].append(value)
-        elif isinstance(kind, ListOf):
-            values[name].append(decode(kind.cls, value))
-        elif kind is FIXED:
-            values[name] = int.from_bytes(value, "little")
         else:
-            values[name] = decode(kind, value)
+            assert field.cls is not None  # it is a message
+            part = decode(field.cls, value)
+            if kind is MESSAGE:
+                values[name] = part
+            else:
+                values[name].append(part)
     return message
 
 
-def _unknown_field(cls: type[Any], tag: int) -> WireError:
-    for number, name, _ in cls.FIELDS:
-        if number == tag >> 3:
-            return WireError(f"{cls.__name__}.{name} has another type")
+def _unknown_field(cls: type[Message], tag: int) -> WireError:
+    if tag & 7 not in _WIRE_TYPES:
+        return WireError(f"wire type {tag & 7} is unknown")
+    for field in cls.fields:
+        if field.number == tag >> 3:
+            return WireError(f"{cls.__name__}.{field.name} has another type")
     return WireError(f"{cls.__name__} has an unknown field {tag >> 3}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,7 +194,7 @@ def test_no_fd_is_left_open(directory: int, images: Path) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-def bound(mountpoint: bytes, path: bytes = b".", **changes: int) -> Mount:
+def bound(mountpoint: bytes, path: bytes = b".", **changes: Any) -> Mount:
     """A mount with a bind source."""
     source = BindSource(mountpoint=mountpoint, path=path, in_namespace=changes.pop("inside", 0))
     return Mount(**{"mnt_id": 5, "origin": BIND_SOURCE, **changes}, bind_source=source)

@@ -7,6 +7,7 @@ import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,7 +140,7 @@ def test_probe(tmp_path: Path, read: Callable[[int], bytes]) -> None:
 
 
 @pytest.mark.parametrize("change", [{"offset": 1 << 62}, {"block_size": 1 << 32}])
-def test_record_file(tmp_path: Path, change: dict[str, int]) -> None:
+def test_record_file(tmp_path: Path, change: dict[str, Any]) -> None:
     """Numbers that the kernel has fewer bits for are refused as they are read."""
     directory = os.open(tmp_path, os.O_RDONLY)
     try:

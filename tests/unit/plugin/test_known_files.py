@@ -100,6 +100,7 @@ def sound(payload: bytes) -> bool:
     file = found.file
     return (
         isinstance(found.content(), File)
+        and file is not None
         and file.mnt_id == MNT_ID
         and file.mode < 1 << 32
         and len(file.path) < 4096

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from criu_detached import kernel
@@ -43,7 +45,7 @@ def test_attributes(attr: int) -> None:
 @pytest.mark.parametrize("field", ["mountpoint", "path"])
 @pytest.mark.parametrize("path", [b"..", b"/../etc", b"a/..", b"a\0b", b"/a/../../b"])
 def test_paths_that_leave(field: str, path: bytes) -> None:
-    names = {"mountpoint": b"/mnt", "path": b"tree", field: path}
+    names: dict[str, Any] = {"mountpoint": b"/mnt", "path": b"tree", field: path}
     with pytest.raises(DetachedError, match="mount 300 has the invalid path") as error:
         check_mount(good_mount(bind_source=BindSource(mnt_id=30, **names)))
     assert "\0" not in str(error.value)

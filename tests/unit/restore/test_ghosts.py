@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,11 +29,11 @@ DIRECTORY = stat.S_IFDIR | 0o2750
 ROOT = b"tree"  # of the mount, beneath the bind source's root
 
 
-def ghost(path: str, mode: int = REGULAR, **inode: object) -> Ghost:
+def ghost(path: str, mode: int = REGULAR, **inode: Any) -> Ghost:
     """A deleted file that is to be made anew."""
     rdev = os.makedev(1, 5) if stat.S_IFMT(mode) in (stat.S_IFCHR, stat.S_IFBLK) else 0
     file = File(mnt_id=300, ino=77, mode=mode, path=path.encode(), rdev=rdev)
-    values: dict[str, object] = {"uid": os.getuid(), "gid": os.getgid(), **inode}
+    values = {"uid": os.getuid(), "gid": os.getgid(), **inode}
     return Ghost(file=file, inode=Inode(**values))
 
 

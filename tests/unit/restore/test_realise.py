@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,7 +205,7 @@ def test_attribute_field_that_is_none(ground: Ground) -> None:
     assert support.open_fds() == before
 
 
-def ghost(path: bytes, mode: int = stat.S_IFREG | 0o640, **inode: int) -> Ghost:
+def ghost(path: bytes, mode: int = stat.S_IFREG | 0o640, **inode: Any) -> Ghost:
     """The record of a deleted file that is made anew."""
     return Ghost(file=File(mnt_id=300, ino=77, mode=mode, path=path), inode=Inode(**inode))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def records(directory: int, *more: Mount | Node | BoundSocket, options: str = ""
     return read_records(directory)
 
 
-def mount(number: int, path: bytes, **fields: int) -> Mount:
+def mount(number: int, path: bytes, **fields: Any) -> Mount:
     """A mount of the filesystem."""
     return Mount(
         mnt_id=number,
