@@ -26,6 +26,7 @@ from criu_detached.kernel.files import (
     fstatfs,
     is_directory,
     is_readable,
+    is_same_inode,
     name_to_handle,
     open_beneath,
     open_by_handle,

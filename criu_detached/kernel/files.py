@@ -149,6 +149,21 @@ def superblock_dev(fd: int) -> int:
     return int(dev[0])
 
 
+def is_same_inode(fd: int, other: int) -> bool:
+    """Tell whether two open files are one inode, also where numbers or handles repeat.
+
+    Args:
+        fd: one file, O_PATH will do.
+        other: the other one, likewise.
+
+    Raises:
+        OSError: the files may not be watched, or there are too many watches.
+
+    Source: inotify(7): one instance has one watch for each inode.
+    """
+    return bool(checked(lib.sys_is_same_inode(fd, other), "inotify"))
+
+
 def fs_uuid(fd: int) -> bytes:
     """Return a filesystem's UUID, empty where none is told (FS_IOC_GETFSUUID, Linux 6.9)."""
     data = ffi.new("unsigned char[16]")

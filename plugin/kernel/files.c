@@ -113,22 +113,30 @@ static uint64_t kdev_decode(unsigned int number)
 	return makedev(number >> 20, number & 0xfffff);
 }
 
-/* A watch of no event, of which fdinfo shows the superblock (fs/notify/fdinfo.c). */
+/* An event that is of no interest: what is looked at is the watch. */
+static int add_watch(int inotify, int fd)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return or_errno(inotify_add_watch(inotify, path, IN_DELETE_SELF));
+}
+
+/* fdinfo shows the superblock of a watch (fs/notify/fdinfo.c). */
 int sys_superblock_dev(int fd, uint64_t *dev)
 {
 	char text[1024], *found;
 	unsigned int number;
 	ssize_t size;
-	int inotify, err = -EOPNOTSUPP;
+	int inotify, err;
 
 	inotify = inotify_init1(IN_CLOEXEC);
 	if (inotify < 0)
 		return -errno;
-	snprintf(text, sizeof(text), "/proc/self/fd/%d", fd);
-	if (inotify_add_watch(inotify, text, IN_DELETE_SELF) < 0) {
-		err = -errno;
+	err = add_watch(inotify, fd);
+	if (err < 0)
 		goto out;
-	}
+	err = -EOPNOTSUPP;
 	snprintf(text, sizeof(text), "/proc/self/fdinfo/%d", inotify);
 	fd = open(text, O_RDONLY | O_CLOEXEC);
 	if (fd < 0) {
@@ -146,6 +154,21 @@ int sys_superblock_dev(int fd, uint64_t *dev)
 out:
 	close(inotify);
 	return err;
+}
+
+/* An inotify instance has one watch for each inode (inotify_update_watch, fs/notify/inotify). */
+int sys_is_same_inode(int fd, int other)
+{
+	int inotify, watch, result;
+
+	inotify = inotify_init1(IN_CLOEXEC);
+	if (inotify < 0)
+		return -errno;
+	watch = result = add_watch(inotify, fd);
+	if (watch >= 0)
+		result = add_watch(inotify, other);
+	close(inotify);
+	return result < 0 ? result : result == watch;
 }
 
 #define FS_IOC_GETFSUUID_ _IOR(0x15, 0, struct uapi_fsuuid2) /* linux/fs.h */

@@ -33,6 +33,8 @@ int sys_open_by_handle(int mount_fd, int type, const unsigned char *handle, unsi
 int sys_pidfd_getfd(int pidfd, int fd);
 /* The device number of the superblock, which that of a file need not be. */
 int sys_superblock_dev(int fd, uint64_t *dev);
+/* 1 when two open files are one inode, else 0, whatever their numbers. */
+int sys_is_same_inode(int fd, int other);
 /* 16 bytes at most; returns how many. */
 int sys_fs_uuid(int fd, unsigned char *uuid);
 /* 1 when one of this process's unix sockets is connected to a name that ends so, else 0. */

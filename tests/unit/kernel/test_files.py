@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,40 @@ def test_device_of_a_superblock(tmp_path: Path) -> None:
         before = support.open_fds()
         assert kernel.superblock_dev(fd) == support.mount_of(tmp_path).dev
         assert support.open_fds() == before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: path.touch(),
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to("/absent"),
+        os.mkfifo,
+    ],
+    ids=["file", "directory", "symlink", "fifo"],
+)
+def test_same_inode(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Of every type, and whatever its name."""
+    for name in ("one", "other"):
+        make(tmp_path / name)
+    with (
+        support.opened(tmp_path / "one", os.O_PATH | os.O_NOFOLLOW) as one,
+        support.opened(tmp_path / "one", os.O_PATH | os.O_NOFOLLOW) as again,
+        support.opened(tmp_path / "other", os.O_PATH | os.O_NOFOLLOW) as other,
+    ):
+        (tmp_path / "one").rename(tmp_path / "renamed")
+        before = support.open_fds()
+        assert kernel.is_same_inode(one, again)
+        assert not kernel.is_same_inode(one, other)
+        assert support.open_fds() == before
+
+
+def test_same_inode_by_another_name(tmp_path: Path) -> None:
+    (tmp_path / "one").touch()
+    (tmp_path / "link").hardlink_to(tmp_path / "one")
+    with support.opened(tmp_path / "one") as one, support.opened(tmp_path / "link") as link:
+        for path in tmp_path.iterdir():
+            path.unlink()
+        assert kernel.is_same_inode(one, link)
+    with pytest.raises(OSError, match="inotify"):
+        kernel.is_same_inode(one, link)
