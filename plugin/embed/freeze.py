@@ -41,6 +41,11 @@ def package_modules() -> dict[str, Path]:
     return found
 
 
+def shown_path(path: Path) -> str:
+    """Return what tracebacks show for a frozen module: its path in a checkout, or as installed."""
+    return str(path.relative_to(PACKAGE.parent))
+
+
 class _Bare(ast.NodeTransformer):
     """Takes annotations away. The methods have ast's names."""
 
@@ -60,13 +65,16 @@ class _Bare(ast.NodeTransformer):
         return ast.copy_location(bare, node)
 
 
-def code_of(name: str, source: bytes) -> bytes:
-    """Return a module's bytecode; tracebacks will show its name as a path, and its lines.
+def code_of(source: bytes, shown: str) -> bytes:
+    """Return a module's bytecode.
 
     Docstrings and annotations are left out, for each of them takes a twentieth of Python's start.
     With docstrings assertions go: they tell the type checker what was made sure of before.
+
+    Args:
+        source: the module's text.
+        shown: the path that tracebacks will show with its lines.
     """
-    shown = f"{name.replace('.', '/')}.py"
     tree = _Bare().visit(ast.parse(source))
     return marshal.dumps(compile(tree, shown, "exec", dont_inherit=True, optimize=2))
 
@@ -79,7 +87,10 @@ def c_source() -> str:
 def _lines(files: dict[str, Path]) -> Iterator[str]:
     entries = []
     for name, path in files.items():
-        code, symbol = code_of(name, path.read_bytes()), f"code_{name.replace('.', '_')}"
+        code, symbol = (
+            code_of(path.read_bytes(), shown_path(path)),
+            f"code_{name.replace('.', '_')}",
+        )
         yield f"static const unsigned char {symbol}[] = {{{','.join(map(str, code))}}};"
         is_package = int(path.stem == "__init__")
         entries.append(f'\t{{ "{name}", {symbol}, {len(code)}, .is_package = {is_package} }},')

@@ -47,10 +47,11 @@ class Breaker:
 
     def module(self, name: str, change: Callable[[str], str]) -> None:
         """Change one of the plugin's Python modules: its code in embed.so is replaced."""
-        package = default_plugins() / "criu_detached/lib/criu_detached"
-        source = package / f"{name.replace('.', '/')}.py"
+        source = freeze.modules()[f"criu_detached.{name}"]
         embedded = default_plugins() / "criu_detached/embed.so"
-        changed = marshal.loads(freeze.code_of(name, change(source.read_text()).encode()))
+        text = change(source.read_text())
+        assert text != source.read_text(), f"{source}: what is to be changed is not there"
+        changed = marshal.loads(freeze.code_of(text.encode(), freeze.shown_path(source)))
         code = marshal.dumps(without_lines(changed))  # it has to fit where the old one was
         start, size = symbol(embedded, f"code_criu_detached_{name.replace('.', '_')}")
         data = embedded.read_bytes()

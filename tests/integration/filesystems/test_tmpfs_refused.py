@@ -337,6 +337,7 @@ class Images:
 
     def write(self, *more: bytes, replace: tuple[bytes, bytes] = (b"", b"")) -> None:
         """Write the file with further entries, or with bytes of equal length in others' place."""
+        assert any(replace[0] in entry for entry in self._entries)
         entries = [entry.replace(*replace) if replace[0] else entry for entry in self._entries]
         entries += more
         body = self._magics + b"".join(len(e).to_bytes(4, "little") + e for e in entries)

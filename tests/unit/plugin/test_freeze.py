@@ -5,13 +5,18 @@ from __future__ import annotations
 import marshal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "plugin"))
 
 from embed import freeze
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_modules() -> None:
@@ -21,13 +26,25 @@ def test_modules() -> None:
     assert all(path.is_file() for path in modules.values())
 
 
-def test_tracebacks_name_the_module() -> None:
-    modules = freeze.package_modules()
-    frozen = freeze.code_of(
-        "criu_detached.dump.dump", modules["criu_detached.dump.dump"].read_bytes()
-    )
-    code: CodeType = marshal.loads(frozen)
-    assert code.co_filename == "criu_detached/dump/dump.py"
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """A module's code, and that of all its functions and classes."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes(constant)
+
+
+@pytest.mark.parametrize("name", freeze.modules())
+def test_tracebacks_lead_to_the_source(name: str) -> None:
+    """The file is there, and so are the lines: each function begins where it says."""
+    path = freeze.modules()[name]
+    frozen = freeze.code_of(path.read_bytes(), freeze.shown_path(path))
+    for code in codes(marshal.loads(frozen)):
+        lines = (ROOT / code.co_filename).read_text().splitlines()
+        assert all((line or 0) <= len(lines) for _, _, line in code.co_lines())
+        if not code.co_name.startswith("<"):  # <module>, <lambda>, <genexpr>
+            begins = lines[code.co_firstlineno - 1].split()
+            assert begins[0].startswith("@") or begins[1].startswith(code.co_name), code
 
 
 SOURCE = b"""
@@ -46,7 +63,7 @@ class C:
 def test_annotations_are_left_out() -> None:
     """All else is as it was."""
     names: dict[str, Any] = {}
-    exec(marshal.loads(freeze.code_of("module", SOURCE)), names)  # noqa: S102
+    exec(marshal.loads(freeze.code_of(SOURCE, "module.py")), names)  # noqa: S102
     assert "annotations" not in names
     assert names["C"]().f(1, 2, z=3) == 10
     assert not names["C"].f.__annotations__ and not names["C"].__annotations__
