@@ -12,7 +12,7 @@ from criu_detached.command import built, programs, runtimes
 from criu_detached.command.line import OK, WARN, Line
 
 CONTAINERS = (Path("/usr/share/containers"), Path("/etc/containers"))  # the later one wins
-IPTABLES = "iptables-restore"  # iptables_network_lock_internal in CRIU's net.c
+IPTABLES = "iptables-restore"  # iptables_network_lock_internal, criu/net.c
 
 
 def check_engines(lib: Path, criu: str | None) -> Iterator[Line]:

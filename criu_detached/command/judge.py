@@ -16,7 +16,7 @@ from criu_detached.command.built import REBUILD
 from criu_detached.command.line import FAIL, OK, Line
 
 TRIAL = Path(__file__).with_name("trial.py")
-READY = "criu-detached: ready to dump"  # dump_init in plugin/shim/dump.c
+READY = "criu-detached: ready to dump"  # init_dump in plugin/shim/dump.c
 
 
 def check_trial(lib: Path, program: str) -> Line:

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 CONTENT = "held on a detached mount\n"
-RECORD_FILE = "criu-detached.img"  # of plugin/shim/criu_detached.c
+RECORD_FILE = "criu-detached.img"  # of plugin/shim/dump.c
 CRIU_SECONDS = 120
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 

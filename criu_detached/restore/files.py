@@ -161,7 +161,7 @@ def _compare(file: File, found: FileStat, keeps_inodes: bool) -> None:
         )
     if keeps_inodes and found.ino != file.ino:
         raise DetachedError(f"{where} is another file (inode {found.ino}), it was inode {file.ino}")
-    # CRIU names the file by its key when it refuses one of these (open_path, files-reg.c).
+    # CRIU names the file by its key when it refuses one (open_path, criu/files-reg.c).
     if found.mode != file.mode and not is_terminal(file):  # CRIU sets a terminal's
         log.warn(f"{where} has mode {found.mode:o}, it had {file.mode:o}")
     if found.size != file.size:

@@ -40,8 +40,8 @@ static void plugin_exit(int stage, int ret)
 }
 
 /*
- * Version 0.2.0 with these four hooks loads in CRIU 4.1 to 4.3: CRIU refuses a
- * plugin with a higher version, or with more hooks, than it has itself.
+ * Version 0.2.0 with room for four hooks, of which three are used, loads in CRIU 4.1 to 4.3:
+ * CRIU refuses a plugin with a higher version, or with room for more hooks, than it has itself.
  */
 __attribute__((visibility("default"))) struct plugin_descriptor CR_PLUGIN_DESC = {
 	.name = PLUGIN_NAME,

@@ -20,7 +20,7 @@ from ... import support
 
 
 def no_namespace_walk() -> Iterator[int]:
-    """mount_namespaces() before Linux 6.12."""
+    """mount_ns_ids() before Linux 6.12."""
     raise OSError(errno.ENOTTY, "NS_MNT_GET_INFO")
 
 
