@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "file_record.h"
 #include "recorded_files.h"
 
 /* --- mounts --- */
@@ -45,29 +46,11 @@ static const struct plain_mount *find_mount(uint32_t mnt_id)
 	return NULL;
 }
 
-/* --- records: an Entry with a File, see criu_detached.proto and docs/image-format.md --- */
+/* --- records, ready for the record file --- */
 
 static uint8_t *pending;
 static size_t pending_size, pending_room;
 static unsigned int pending_entries;
-
-/* More than the numbers of a record take. */
-#define OVERHEAD 128
-
-static uint8_t *put_varint(uint8_t *at, uint64_t value)
-{
-	for (; value >= 0x80; value >>= 7)
-		*at++ = value | 0x80;
-	*at++ = value;
-	return at;
-}
-
-static uint8_t *put_number(uint8_t *at, unsigned int field, uint64_t value)
-{
-	if (!value)
-		return at; /* proto3 leaves defaults out */
-	return put_varint(put_varint(at, field << 3), value);
-}
 
 static bool make_room(size_t size)
 {
@@ -85,26 +68,19 @@ static bool make_room(size_t size)
 }
 
 /* There is room: make_room was called. */
-static void append_record(const char *path, const struct file_facts *facts)
+static void append_record(const char *path, size_t path_size, const struct file_facts *facts)
 {
-	size_t length = strlen(path);
-	uint8_t file[OVERHEAD], *end = file, *entry, *at;
-	uint32_t size;
+	const struct file_record record = {
+		.mnt_id = facts->mnt_id,
+		.ino = facts->ino,
+		.dev = facts->dev,
+		.mode = facts->mode,
+		.size = facts->size,
+		.path = path,
+		.path_size = path_size,
+	};
 
-	end = put_number(end, 1, facts->mnt_id);
-	end = put_number(end, 2, facts->ino);
-	end = put_number(end, 3, facts->dev);
-	end = put_number(end, 4, facts->mode);
-	end = put_number(end, 8, facts->size);
-	end = put_varint(put_varint(end, 5 << 3 | 2), length);
-	entry = pending + pending_size + sizeof(size);
-	at = put_varint(put_varint(entry, 3 << 3 | 2), end - file + length);
-	at = mempcpy(at, file, end - file);
-	at = mempcpy(at, path, length);
-	size = at - entry;
-	for (unsigned int i = 0; i < sizeof(size); i++)
-		pending[pending_size + i] = size >> 8 * i;
-	pending_size += sizeof(size) + size;
+	pending_size += file_record_write(&record, pending + pending_size);
 	pending_entries++;
 }
 
@@ -140,16 +116,17 @@ bool plain_file_take(const char *link, const struct file_facts *facts)
 	const struct plain_mount *mount = find_mount(facts->mnt_id);
 	const struct recorded_file *known;
 	const char *path = link + 1;
+	size_t path_size = strlen(path);
 
 	if (!mount || !S_ISREG(facts->mode) || facts->nlink != 1 || !*path)
 		return false;
 	known = recorded_file_find(facts->mnt_id, facts->ino);
 	if (known)
 		return known->dev == facts->dev && !strcmp(known->path, path);
-	if (!source_shows(mount, path, facts) || !make_room(strlen(path) + 2 * OVERHEAD) ||
+	if (!source_shows(mount, path, facts) || !make_room(path_size + FILE_RECORD_ROOM) ||
 	    recorded_file_add(facts->mnt_id, facts->ino, facts->dev, path))
 		return false;
-	append_record(path, facts);
+	append_record(path, path_size, facts);
 	return true;
 }
 

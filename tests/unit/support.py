@@ -181,8 +181,35 @@ def open_fds() -> dict[int, str]:
     return found
 
 
+def compile_parts(plugin: Path, library: Path, parts: tuple[str, ...], test: str) -> Path:
+    """Compile some C files of the plugin, and what tests them, as a library of its own.
+
+    Args:
+        plugin: the directory of the plugin's sources.
+        library: the file to write.
+        parts: the C files, without their suffix.
+        test: C code that goes with them.
+    """
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler")
+    source = library.with_suffix(".c")
+    source.write_text(test)
+    command = ["cc", "-O1", "-g", "-shared", "-fPIC", f"-I{plugin}", "-pthread", "-o", str(library)]
+    subprocess.run(
+        [*command, *(str(plugin / f"{part}.c") for part in parts), str(source)], check=True
+    )
+    return library
+
+
 # The fast path of a restore, with a CRIU that has one tree fd only.
-KNOWN_FILES = ("fast/known_files", "fast/known_index", "kernel/shared")
+KNOWN_FILES = (
+    "fast/known_files",
+    "fast/known_index",
+    "fast/known_mounts",
+    "fast/cached_fds",
+    "fast/file_record",
+    "kernel/shared",
+)
 KNOWN_FILES_TEST = """
 #include "fast/known_files.h"
 #include <unistd.h>
@@ -203,14 +230,7 @@ int test_open(int fd, const char *name, int flags)
 
 def compile_known_files(plugin: Path, output: Path) -> Path:
     """Compile the C part of the restore as a library of its own."""
-    if not shutil.which("cc"):
-        pytest.skip("needs a C compiler")
-    test, library = output / "test.c", output / "known_files.so"
-    test.write_text(KNOWN_FILES_TEST)
-    command = ["cc", "-O1", "-g", "-shared", "-fPIC", f"-I{plugin}", "-pthread", "-o", str(library)]
-    sources = [str(plugin / f"{name}.c") for name in KNOWN_FILES]
-    subprocess.run([*command, *sources, str(test)], check=True)
-    return library
+    return compile_parts(plugin, output / "known_files.so", KNOWN_FILES, KNOWN_FILES_TEST)
 
 
 class KnownFiles:
@@ -234,6 +254,14 @@ class KnownFiles:
     def open(self, tree: int, name: bytes, flags: int) -> int:
         """known_file_open(), with a tree fd for every mount."""
         return int(self._lib.test_open(tree, name, flags))
+
+    def may_keep(self, allowed: bool) -> None:
+        """known_files_may_keep()."""
+        self._lib.known_files_may_keep(ctypes.c_bool(allowed))
+
+    def drop_cached_fds(self) -> None:
+        """known_files_drop_cached_fds()."""
+        self._lib.known_files_drop_cached_fds()
 
 
 class StandInCriu(Criu):

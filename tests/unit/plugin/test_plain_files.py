@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,10 @@ from criu_detached import kernel
 from criu_detached.images.records import Entry, File
 from criu_detached.images.wire import decode, encode
 
+from .. import support
+
 PLUGIN = Path(__file__).resolve().parents[3] / "plugin"
+PARTS = ("fast/plain_files", "fast/recorded_files", "fast/file_record")
 MOUNT = 300
 
 TEST = """
@@ -44,18 +45,7 @@ const char *path_of(uint32_t mnt_id, uint64_t ino)
 @pytest.fixture
 def plain(tmp_path: Path) -> Iterator[ctypes.CDLL]:
     """The fast path of a dump as a library of its own."""
-    if not shutil.which("cc"):
-        pytest.skip("needs a C compiler")
-    test, library = tmp_path / "test.c", tmp_path / "plain_files.so"
-    test.write_text(TEST)
-    command = ["cc", "-O1", "-g", "-shared", "-fPIC", f"-I{PLUGIN}", "-o", str(library)]
-    sources = [str(PLUGIN / "fast" / f"{name}.c") for name in ("plain_files", "recorded_files")]
-    subprocess.run([*command, *sources, str(test)], check=True)
-    lib = ctypes.CDLL(str(library))
-    lib.recorded_file_add.argtypes = (
-        *(ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint64),
-        ctypes.c_char_p,
-    )
+    lib = ctypes.CDLL(str(support.compile_parts(PLUGIN, tmp_path / "plain_files.so", PARTS, TEST)))
     lib.path_of.argtypes = (ctypes.c_uint32, ctypes.c_uint64)
     lib.path_of.restype = ctypes.c_char_p
     lib.plain_files_pending.restype = ctypes.c_void_p
@@ -127,14 +117,3 @@ def test_left_to_python(plain: ctypes.CDLL, directory: Path) -> None:
     assert take(plain, path, b"/file")
     assert not take(plain, path, b"/renamed")
     assert plain.path_of(MOUNT, other.stat().st_ino) is None
-
-
-def test_inodes_that_are_alike(plain: ctypes.CDLL) -> None:
-    """Filesystems may number inodes by their place, so that the lowest bits are all the same."""
-    inodes = [number << 20 for number in range(1, 30_000)]
-    for ino in inodes:
-        assert plain.recorded_file_add(MOUNT, ino, 7, b"%d" % ino) == 0
-    assert plain.recorded_file_add(MOUNT, inodes[0], 7, b"again") == 0
-    assert plain.path_of(MOUNT, inodes[0]) == b"again"
-    assert all(plain.path_of(MOUNT, ino) == b"%d" % ino for ino in inodes[1:])
-    assert plain.path_of(MOUNT + 1, inodes[1]) is None
