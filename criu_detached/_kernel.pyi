@@ -4,7 +4,7 @@ from typing import Any
 class _CData:
     def __getitem__(self, index: Any) -> Any: ...
 
-# The structures: facts.h and uapi.h, what Python reads of them.
+# Structures of file_facts.h and uapi.h: the fields that Python uses.
 
 class FileFacts(_CData):
     dev: int

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 
 from criu_detached.kernel.devnum import parse_dev
+from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,13 +51,10 @@ def read_mountinfo(pid: int | str = "self", proc: int | None = None) -> list[Mou
         OSError: the process is gone.
     """
     name = f"{pid}/mountinfo" if proc is not None else f"/proc/{pid}/mountinfo"
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    try:
-        data = b""
+    data = b""
+    with Fd.open(name, os.O_RDONLY, proc) as fd:
         while piece := os.read(fd, 1 << 16):
             data += piece
-    finally:
-        os.close(fd)
     # Not splitlines: a name may hold a carriage return, which the kernel does not escape.
     return [MountInfo(line) for line in data.split(b"\n") if line]
 

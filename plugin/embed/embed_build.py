@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from cffi import FFI
-from kernel.kernel_build import FACTS_CDEF, declarations
+from kernel.kernel_build import declarations
 
 MODULE = "_criu_detached_embed"
 
@@ -49,7 +49,7 @@ def builder(frozen: str, linked: list[str], executable: str) -> FFI:
         "fast/recorded_files.h",
         "kernel/shared.h",
     )
-    ffi.cdef("\n".join([FACTS_CDEF, *map(declarations, headers), HOST_CDEF]))
+    ffi.cdef("\n".join([*map(declarations, headers), HOST_CDEF]))
     ffi.embedding_api(declarations("embed/entry.h"))
     source = SOURCE.replace("PYTHON_EXECUTABLE", executable)
     source = source.replace("LINKED_MODULES", _linked_modules(linked))

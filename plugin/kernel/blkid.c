@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* Which filesystem does a device carry? Asked of libblkid. */
 #define _GNU_SOURCE
 #include "kernel.h"
 

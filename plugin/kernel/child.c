@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* Making children, and waiting for them (child.h says why). */
 #define _GNU_SOURCE
 #include "child.h"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What a child does for this process in other namespaces (child.h): setns(2) would change this
- * process's root, directory and privileges.
+ * What a child (child.h) does for this process in other namespaces, or in new ones: setns(2) and
+ * unshare(2) would change this process's root, directory and privileges.
  */
 #define _GNU_SOURCE
 #include "kernel.h"

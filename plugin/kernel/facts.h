@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What tells one file from another, as statx(2) has it: the one place where C reads it. */
+/* Reading the facts of a file (file_facts.h): the one place where C asks statx(2). */
 #ifndef CRIU_DETACHED_FACTS_H
 #define CRIU_DETACHED_FACTS_H
 
@@ -10,22 +10,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
-#include <stdint.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-struct file_facts {
-	uint64_t dev; /* as makedev() makes it */
-	uint64_t ino;
-	uint64_t rdev;
-	uint64_t size;	 /* of regular files, else 0 */
-	uint32_t mnt_id; /* the reused 32-bit id, as in fdinfo and in CRIU's images */
-	uint32_t mode;
-	uint32_t nlink;
-	uint32_t uid;
-	uint32_t gid;
-	uint32_t attributes; /* STATX_ATTR_*, those of 32 bits */
-};
+#include "file_facts.h"
 
 /**
  * facts_at - the facts of a path

@@ -30,13 +30,16 @@ int sys_fstatfs(int fd, uint64_t *out);
 int sys_file_handle(int fd, int flags, int *type, unsigned char *handle, unsigned int *size);
 int sys_open_by_handle(int mount_fd, int type, const unsigned char *handle, unsigned int size,
 		       int flags);
-int sys_pidfd_getfd(int pidfd, int fd);
 /* The device number of the superblock, which that of a file need not be. */
 int sys_superblock_dev(int fd, uint64_t *dev);
 /* 1 when two open files are one inode, else 0, whatever their numbers. */
 int sys_is_same_inode(int fd, int other);
 /* 16 bytes at most; returns how many. */
 int sys_fs_uuid(int fd, unsigned char *uuid);
+
+/* --- other tasks, and unix sockets (tasks.c) --- */
+
+int sys_pidfd_getfd(int pidfd, int fd);
 /* 1 when one of this process's unix sockets is connected to a name that ends so, else 0. */
 int sys_has_peer(const char *end);
 /*
@@ -51,7 +54,7 @@ int sys_kcmp(int tid, int other, int type);
 
 int sys_statmount_by_fd(int fd, uint64_t mask, void *buf, size_t size);
 int sys_statmount_in_ns(uint64_t mnt_id, uint64_t ns_id, uint64_t mask, void *buf, size_t size);
-/* All mounts of a namespace, from the one after another. */
+/* Mount ids in a namespace after one of them, in the order of the ids; 0: from the first one. */
 int sys_listmount(uint64_t ns_id, uint64_t after, uint64_t *mnt_ids, size_t count);
 int sys_mnt_id_unique(int fd, uint64_t *mnt_id);
 int sys_next_mount_ns(int ns_fd, int backwards, uint64_t *ns_id);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The cffi module ``criu_detached._kernel``: the functions of kernel.h."""
+"""The cffi module ``criu_detached._kernel``: functions of kernel.h, structures of uapi.h."""
 
 from __future__ import annotations
 
@@ -10,21 +10,7 @@ from cffi import FFI
 MODULE = "criu_detached._kernel"
 SOURCE = Path(__file__).resolve().parent.parent
 
-# As facts.h has it; the C compiler compares the two.
-FACTS_CDEF = """
-struct file_facts {
-    uint64_t dev;
-    uint64_t ino;
-    uint64_t rdev;
-    uint64_t size;
-    uint32_t mnt_id;
-    uint32_t mode;
-    uint32_t nlink;
-    uint32_t uid;
-    uint32_t gid;
-    uint32_t attributes;
-};
-"""
+HEADERS = ("kernel/file_facts.h", "kernel/uapi.h", "kernel/kernel.h")
 
 
 def declarations(header: str) -> str:
@@ -36,6 +22,6 @@ def declarations(header: str) -> str:
 def builder() -> FFI:
     """Describe ``criu_detached._kernel``; ``emit_c_code`` writes its C source."""
     ffi = FFI()
-    ffi.cdef(FACTS_CDEF + declarations("kernel/uapi.h") + declarations("kernel/kernel.h"))
-    ffi.set_source(MODULE, '#include "kernel/kernel.h"\n#include "kernel/uapi.h"')
+    ffi.cdef("\n".join(map(declarations, HEADERS)))
+    ffi.set_source(MODULE, '#include "kernel/kernel.h"')
     return ffi

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Mounts and new filesystems. */
+/* Mounts: what the kernel says of them, making, attaching and changing them; namespaces' ids. */
 #define _GNU_SOURCE
 #include "kernel.h"
 
@@ -31,7 +31,6 @@ int sys_statmount_in_ns(uint64_t mnt_id, uint64_t ns_id, uint64_t mask, void *bu
 	return or_errno(syscall(NR_statmount, &req, buf, size, 0));
 }
 
-/* All mounts of a namespace, from the one after another. */
 int sys_listmount(uint64_t ns_id, uint64_t after, uint64_t *mnt_ids, size_t count)
 {
 	struct uapi_mnt_id_req req = { .size = sizeof(req),

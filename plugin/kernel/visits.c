@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Other mount namespaces, which this process enters for a moment. */
+/* What this process does in another mount namespace, which it enters for a moment. */
 #define _GNU_SOURCE
 #include "kernel.h"
 
