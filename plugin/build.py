@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import hashlib
 import importlib.util
 import os
 import py_compile
@@ -135,9 +136,25 @@ def extension_modules() -> dict[str, str]:
     return found
 
 
-def build_shim(output: Path) -> None:
-    """Build what CRIU loads; it links libc alone and is never unmapped."""
-    cc(output, c_files(SHIM), *WARNINGS, "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined")
+def build_id() -> int:
+    """Return a number that tells parts of one build from those of another (embed/host.h)."""
+    sources = {path for path in SOURCE.rglob("*") if path.suffix in (".c", ".h", ".py")}
+    digest = hashlib.sha256()
+    for path in sorted(sources | set(freeze.modules().values())):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest()[:8], "big")
+
+
+def build_shim(output: Path, identity: int) -> None:
+    """Build what CRIU loads; it links libc alone and is never unmapped.
+
+    Args:
+        output: the file to write.
+        identity: of this build.
+    """
+    linking = "-Wl,-z,nodelete,-z,now,-z,relro,--no-undefined"
+    cc(output, c_files(SHIM), *WARNINGS, f"-DBUILD_ID={identity:#x}", linking)
 
 
 def c_files(folders: tuple[str, ...]) -> list[Path]:
@@ -164,13 +181,14 @@ def build_kernel(scratch: Path) -> list[Path]:
     return [output, *build_objects(scratch, KERNEL)]
 
 
-def build_embedded(output: Path, kernel: list[Path], scratch: Path) -> None:
+def build_embedded(output: Path, kernel: list[Path], scratch: Path, identity: int) -> None:
     """Build the module that starts Python inside CRIU.
 
     Args:
         output: the file to write.
         kernel: object files of ``criu_detached._kernel``.
         scratch: a directory for what is needed meanwhile.
+        identity: of this build.
     """
     from embed.embed_build import builder
 
@@ -179,7 +197,8 @@ def build_embedded(output: Path, kernel: list[Path], scratch: Path) -> None:
     linked = ["criu_detached._kernel", *modules]
     builder(freeze.c_source(), linked, sys.executable).emit_c_code(str(source))
     include = f"-I{python_headers()}"
-    sources = [source, *build_objects(scratch, EMBEDDED, include), *kernel]
+    objects = build_objects(scratch, EMBEDDED, include, f"-DBUILD_ID={identity:#x}")
+    sources = [source, *objects, *kernel]
     # CRIU exports all its functions: without -Bsymbolic one of them could take the place of ours.
     options = [*modules.values(), *libpython(), "-Wl,-z,nodelete,-Bsymbolic", "-pthread"]
     cc(output, sources, include, *options)
@@ -208,9 +227,10 @@ def build(output: Path) -> None:
         scratch.mkdir()
         lib = new / "lib"
         lib.mkdir(parents=True)
-        build_shim(Path(temporary) / "criu_detached.so")
+        identity = build_id()
+        build_shim(Path(temporary) / "criu_detached.so", identity)
         kernel = build_kernel(scratch)
-        build_embedded(new / "embed.so", kernel, scratch)
+        build_embedded(new / "embed.so", kernel, scratch, identity)
         build_package(lib / "criu_detached", kernel)
         compileall.compile_dir(
             lib,

@@ -23,6 +23,6 @@ int run_package(void);
 const struct criu_host *the_host(void);
 
 /* All that the shim looks up (host.h). */
-extern criu_detached_start_t criu_detached_start;
+extern criu_detached_start_python_t criu_detached_start_python;
 
 #endif

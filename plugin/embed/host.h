@@ -11,8 +11,17 @@
 
 #include "kernel/facts.h"
 
+/*
+ * What the two sides were built of (build.py). It is the first word of both structures: what
+ * follows may be another in another build, so neither side reads on if this is not its own.
+ */
+#ifndef BUILD_ID
+#define BUILD_ID 0 /* not built: compiled by a linter */
+#endif
+
 /* CRIU's functions, resolved in the main program (criu/ of CRIU 4.1 to 4.3). */
 struct criu_host {
+	uint64_t build;
 	void (*log)(int level, const char *text);
 	int (*image_dir)(void);		    /* criu_get_image_dir: not ours to close */
 	int (*mount_known)(int mnt_id);	    /* lookup_mnt_id() != NULL */
@@ -49,6 +58,7 @@ enum dump_answer {
 
 /* The embedded module's entry points, all implemented in criu_detached/entry.py. */
 struct embedded {
+	uint64_t build;
 	int (*dump_link)(int fd, const char *link, const struct file_facts *facts);
 	int (*dump_ext_file)(int fd, int id, const struct file_facts *facts);
 	/* the record's id, 0 when the file is CRIU's business, or -1 */
@@ -78,10 +88,11 @@ struct embedded {
 };
 
 /*
- * The only symbol that the shim looks up in the embedded module: start Python in
- * isolation and fill in the entry points. 0, or -1 with the reason in the log.
+ * The only symbol that the shim looks up in the embedded module, criu_detached_start_python: start
+ * Python in isolation and fill in the entry points. 0, or -1 with the reason in the log. Where the
+ * shim is of another build it fills in no more than its own, and says nothing.
  */
-typedef int criu_detached_start_t(const struct criu_host *host, struct embedded *entry);
+typedef int criu_detached_start_python_t(const struct criu_host *host, struct embedded *entry);
 
 /* Levels of the log, as CRIU numbers them (criu/include/criu-log.h). */
 #define LOG_ERROR 1

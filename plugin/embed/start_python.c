@@ -142,15 +142,19 @@ static int open_known(const char *name, int flags)
 	return fd >= 0 ? fd : restore_open(name, flags);
 }
 
-__attribute__((visibility("default"))) int criu_detached_start(const struct criu_host *criu,
-							       struct embedded *entry)
+__attribute__((visibility("default"))) int criu_detached_start_python(const struct criu_host *criu,
+								      struct embedded *entry)
 {
+	entry->build = BUILD_ID;
+	if (criu->build != BUILD_ID)
+		return -1;
 	host = criu;
 	if (!Py_IsInitialized() && start_interpreter())
 		return -1;
 	if (run_package())
 		return complain("the package", "the reason is on stderr; build the plugin again");
 	*entry = (struct embedded){
+		.build = BUILD_ID,
 		.dump_link = dump_plain_link,
 		.dump_ext_file = dump_ext_file,
 		.dump_bound_socket = dump_bound_socket,

@@ -33,9 +33,10 @@ static int embedded_path(char *path, size_t size)
 
 static int load_and_start(void)
 {
-	criu_detached_start_t *start;
+	criu_detached_start_python_t *start;
 	char path[PATH_MAX];
 	void *module;
+	int ret;
 
 	if (embedded_path(path, sizeof(path))) {
 		pr_err("can't tell where the plugin was loaded from; install it again");
@@ -46,12 +47,14 @@ static int load_and_start(void)
 		pr_err("can't load the plugin's Python part (%s); build it again", dlerror());
 		return -1;
 	}
-	start = (criu_detached_start_t *)dlsym(module, "criu_detached_start");
-	if (!start) {
-		pr_err("%s is of another version of the plugin; build it again", path);
-		return -1;
-	}
-	return start(&host, &python);
+	start = (criu_detached_start_python_t *)dlsym(module, "criu_detached_start_python");
+	python.build = ~(uint64_t)BUILD_ID;
+	ret = start ? start(&host, &python) : -1;
+	if (python.build == BUILD_ID)
+		return ret;
+	pr_err("criu_detached.so and %s are of two builds: build or install the plugin again",
+	       path);
+	return -1;
 }
 
 int start_python(void)

@@ -74,6 +74,7 @@ struct criu_host host;
 void host_fill(void)
 {
 	host = (struct criu_host){
+		.build = BUILD_ID,
 		.log = host_log,
 		.image_dir = criu.get_image_dir,
 		.mount_known = host_mount_known,
