@@ -14,6 +14,7 @@ from _criu_detached_embed import ffi, lib
 from criu_detached.criu import log
 from criu_detached.criu.host import Host
 from criu_detached.errors import DetachedError, is_shortage, quote
+from criu_detached.kernel import FileStat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def dump_link(fd: int, link: Any, facts: Any) -> int:
     """Return _LEAVE, _EXTERNAL or _REFUSE for a file whose link CRIU has read."""
     text: bytes = ffi.string(link)
     try:
-        return _EXTERNAL if _the_dump().link_read(fd, text, facts) else _LEAVE
+        return _EXTERNAL if _the_dump().link_read(fd, text, FileStat(facts)) else _LEAVE
     except DetachedError as error:
         return _refuse(facts, text, error)
 
@@ -78,7 +79,7 @@ def dump_link(fd: int, link: Any, facts: Any) -> int:
 def dump_ext_file(fd: int, file_id: int, facts: Any) -> int:
     """Return 0 when a device was recorded, -ENOTSUP when it is not on a detached mount."""
     try:
-        recorded = _the_dump().ext_file(fd, file_id, facts)
+        recorded = _the_dump().ext_file(fd, file_id, FileStat(facts))
         return 0 if recorded else -errno.ENOTSUP
     except DetachedError as error:
         return _refuse(facts, b"device", error)
@@ -89,7 +90,7 @@ def dump_bound_socket(fd: int, name: Any, facts: Any, answer: Any) -> int:
     """Return the id of a bound unix socket's record, 0 for a file that is left to CRIU, or -1."""
     text: bytes = ffi.string(name)
     try:
-        found = _the_dump().socket_bound(fd, text, facts)
+        found = _the_dump().socket_bound(fd, text, FileStat(facts))
     except DetachedError as error:
         return _refuse(facts, text, error)
     if found is None:
@@ -113,7 +114,7 @@ def dump_peer(name: Any) -> int:
 @ffi.def_extern(error=_REFUSE, onerror=_unexpected)
 def dump_thread_file(fd: int, link: Any, facts: Any, whose: Any) -> int:
     """Return _REFUSE when what a thread has for itself is on a detached mount, else _LEAVE."""
-    if not _the_dump().is_detached(fd, facts):
+    if not _the_dump().is_detached(fd, FileStat(facts)):
         return _LEAVE
     log.error(
         f"can't dump {quote(ffi.string(whose))}, {quote(ffi.string(link))} (mount {facts.mnt_id})"

@@ -8,54 +8,50 @@ and file -> record.
 from __future__ import annotations
 
 import os
+import stat
 
 from criu_detached import kernel
 from criu_detached.criu import log
-from criu_detached.dump.describe.sources import SourceFinder
-from criu_detached.dump.files import Files, check_owner
-from criu_detached.dump.kinds.terminals import is_left_to_shell_job
+from criu_detached.dump.context import DumpContext
+from criu_detached.dump.files import Files
 from criu_detached.dump.mounts import Mounts
-from criu_detached.dump.observe.processes import root_task
-from criu_detached.dump.writing import Recording
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError, quote
 from criu_detached.images.records import ExtFile
-from criu_detached.kernel import FileStat
-from criu_detached.settings import Options
+from criu_detached.once import once
+from criu_detached.terminals import is_slave
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.criu.host import Host
-    from criu_detached.dump.describe.mount import DetachedMount
     from criu_detached.dump.kinds.sockets import SocketAnswer, Sockets
     from criu_detached.dump.kinds.watched import WatchedFiles
-    from criu_detached.images.datafile import DataFileWriter
+    from criu_detached.dump.observe.watches import Watch
+    from criu_detached.kernel import FileStat
 
 
 class Dump:
     """One dump. Created when the first file on a mount that CRIU does not know is met."""
 
     def __init__(self, host: Host) -> None:
-        self._host = host
-        self._settings: Options | None = None
-        self._finder = SourceFinder(host.criu.dumps_mount_namespace(), host.criu.mount_known)
-        self._recording = Recording(host)
-        self._mounts = Mounts(
-            host, self._finder, self._recording, self._options, self._the_contents
-        )
-        self._files = Files(host, self._mounts, self._recording, self._options, self._the_contents)
-        # Few dumps need these, and they take long to load.
-        self._contents: DataFileWriter | None = None
-        self._sockets: Sockets | None = None
-        self._watched: WatchedFiles | None = None
-        self._found_peers: set[bytes] = set()  # names that a restore will follow to their sockets
+        """Begin.
 
-    def link_read(self, fd: int, link: bytes, facts: FileStat) -> bool:
+        Args:
+            host: what runs this process.
+        """
+        self._context = DumpContext(host.criu, host.fast_path)
+        self._mounts = Mounts(self._context)
+        self._files = Files(self._context)
+        self._found_peers: set[bytes] = set()  # names that a restore will follow to their sockets
+        self._named: set[tuple[int, int]] = set()  # watched files that CRIU was told, by device
+
+    def link_read(self, fd: int, link: bytes, found: FileStat) -> bool:
         """Take note of a file that CRIU is about to dump as a regular file.
 
         Args:
             fd: the file in this process.
             link: its /proc/self/fd link, which starts with "/".
-            facts: of the file.
+            found: stat of the file.
 
         Returns:
             True when it is recorded, False when it is CRIU's business.
@@ -63,28 +59,25 @@ class Dump:
         Raises:
             DetachedError: it cannot be restored faithfully.
         """
+        file = OpenFile(fd, found, link)
         try:
-            mount = self._mounts.mount_of(fd, link, facts)
-            if mount is None:
-                return False
-            self._files.record(fd, link, facts, mount)
+            return self._record(file)
         except DetachedError as error:
-            if not is_left_to_shell_job(facts):
+            if not _is_left_to_shell_job(file.stat):
                 raise
             log.warn(
-                f"can't dump the terminal {quote(link)} (mount {facts.mnt_id}) on a detached mount,"
-                f" unless CRIU is to replace it (--shell-job): {error}"
+                f"can't dump the terminal {quote(link)} (mount {file.stat.mnt_id}) on a detached"
+                f" mount, unless CRIU is to replace it (--shell-job): {error}"
             )
             return False
-        return True
 
-    def ext_file(self, fd: int, file_id: int, facts: FileStat) -> bool:
+    def ext_file(self, fd: int, file_id: int, found: FileStat) -> bool:
         """Take note of a device that CRIU leaves to plugins.
 
         Args:
             fd: the file in this process.
             file_id: CRIU's id of the open file.
-            facts: of the file.
+            found: stat of the file.
 
         Returns:
             As link_read.
@@ -92,28 +85,31 @@ class Dump:
         Raises:
             DetachedError: it cannot be restored faithfully.
         """
-        link, mount = self._link_and_mount(fd, facts)
-        if mount is None:
+        file = OpenFile(fd, found)
+        if not self._record(file):
             return False
-        self._files.record(fd, link, facts, mount)
         log.warn(
-            f"the device {quote(link)} will be opened anew at restore: what its driver keeps for"
-            " the open file is not saved"
+            f"the device {quote(file.link)} will be opened anew at restore: what its driver keeps"
+            " for the open file is not saved"
         )
-        flags = kernel.file_flags(fd)
-        position = _position(fd)
-        self._recording.writer().ext_file(
-            ExtFile(id=file_id, flags=flags, pos=position, mnt_id=facts.mnt_id, ino=facts.ino)
+        self._context.records.ext_file(
+            ExtFile(
+                id=file_id,
+                flags=kernel.file_flags(fd),
+                pos=_position(fd),
+                mnt_id=file.stat.mnt_id,
+                ino=file.stat.ino,
+            )
         )
         return True
 
-    def socket_bound(self, fd: int, name: bytes, facts: FileStat) -> SocketAnswer | None:
+    def socket_bound(self, fd: int, name: bytes, found: FileStat) -> SocketAnswer | None:
         """Take note of the name of a unix socket that CRIU is about to dump.
 
         Args:
             fd: the socket's file.
             name: that the socket is bound to.
-            facts: of the file.
+            found: stat of the file.
 
         Returns:
             What CRIU is to be told; None: the file is its own business.
@@ -121,16 +117,11 @@ class Dump:
         Raises:
             DetachedError: it cannot be restored faithfully.
         """
-        link, mount = self._link_and_mount(fd, facts)
+        file = OpenFile(fd, found)
+        mount = self._mounts.mount_of(file)
         if mount is None:
             return None
-        file = mount.name_of(fd, self._mounts.link_in(mount, link), facts)
-        answer, new = self._the_sockets().note(name, file, facts.nlink, mount)
-        if new is not None:
-            if not new.deleted and mount.root >= 0:
-                check_owner(mount, file.path, facts)
-            self._recording.writer().bound_socket(new)
-        return answer
+        return self._sockets.note(name, mount.rooted(file), mount)
 
     def check_peer(self, name: bytes) -> None:
         """See whether a restore will find a socket outside of the dump that CRIU connects to.
@@ -141,14 +132,12 @@ class Dump:
         Raises:
             DetachedError: it is on a detached mount.
         """
-        from criu_detached.dump.kinds.peers import check_peer  # few dumps need it
+        from criu_detached.dump.kinds import peers  # few dumps need it
 
-        if name in self._found_peers:
-            return
-        # In the first task's mount namespace, if it is dumped: prep_unix_sk_cwd, criu/sk-unix.c
-        pid = root_task() if self._host.criu.dumps_mount_namespace() else 0
-        check_peer(name, f"/proc/{pid}/root" if pid else "/", self.is_detached)
-        self._found_peers.add(name)
+        if name not in self._found_peers:
+            root = peers.root_of_names(self._context.criu)
+            peers.check_peer(name, root, self._mounts.classifier)
+            self._found_peers.add(name)
 
     def find_watched(self) -> None:
         """Take note of watched files, one of which CRIU has found on no mount.
@@ -156,33 +145,26 @@ class Dump:
         Raises:
             DetachedError: one cannot be restored faithfully.
         """
-        self._the_watched().find()
+        for watch in self._watched.unnamed():
+            self._watched.name(watch, self._record_watched(watch))
+            self._named.add((watch.dev, watch.ino))
 
     def is_watched_ghost(self, fd: int) -> bool:
-        """Tell whether a deleted file that is watched will be made anew on a detached mount.
+        """Tell whether a deleted file that is watched will be recreated on a detached mount.
 
         Args:
             fd: the file, opened on a mount that CRIU knows.
         """
-        return self._the_watched().claim(fd)
+        return self._watched.claim(fd)
 
-    def _record_watched(self, fd: int) -> tuple[int, int] | None:
-        """Record a file that is watched; its mount id and inode, or None: not detached."""
-        facts = kernel.fstat(fd)
-        link, mount = self._link_and_mount(fd, facts)
-        if mount is None:
-            return None
-        self._files.record(fd, link, facts, mount, watched=True)
-        return facts.mnt_id, facts.ino
+    def is_detached(self, fd: int, found: FileStat) -> bool:
+        """Tell whether an open file is on a mount that the plugin is there for.
 
-    def _link_and_mount(self, fd: int, facts: FileStat) -> tuple[bytes, DetachedMount | None]:
-        """A file's /proc/self/fd link, which CRIU has not read, and its mount, if detached."""
-        link = os.readlink(b"/proc/self/fd/%d" % fd)
-        return link, self._mounts.mount_of(fd, link, facts)
-
-    def is_detached(self, fd: int, facts: FileStat) -> bool:
-        """Tell whether an open file is on a mount that the plugin is there for."""
-        return self._mounts.is_detached(fd, facts)
+        Args:
+            fd: the file.
+            found: stat of it.
+        """
+        return self._mounts.classifier.classify(OpenFile(fd, found)).is_ours
 
     def flush(self) -> None:
         """Write all that is not written yet: CRIU is about to write its last image.
@@ -190,39 +172,53 @@ class Dump:
         Raises:
             DetachedError: it cannot be written, or what it is could not come back.
         """
-        if self._recording.begun():
-            self._mounts.finish(self._files.made_anew)
-            named = self._watched.named if self._watched else set()
-            self._files.made_anew.check(named, self._host.criu.deleted_files_left())
-            self._recording.finish()
+        if self._context.recording.begun():
+            left = self._context.criu.deleted_files_left()
+            self._files.finish(self._mounts.finish(), self._named, left)
+            self._context.recording.finish()
 
-    def _the_contents(self) -> DataFileWriter:
-        """The data file."""
-        if self._contents is None:
-            from criu_detached.images.datafile import DataFileWriter
+    def _record(self, file: OpenFile, watched: bool = False) -> bool:
+        """Record a file, unless it is CRIU's business."""
+        mount = self._mounts.mount_of(file)
+        if mount is not None:
+            self._files.record(file, mount, watched)
+        return mount is not None
 
-            self._contents = DataFileWriter(self._host.criu.image_dir())
-        return self._contents
+    def _record_watched(self, watch: Watch) -> FileStat:
+        """Record a watched file on the first mount that will do; return its stat there."""
+        refusal = ""
+        for file in self._watched.files(watch):
+            try:
+                if stat.S_ISLNK(file.stat.mode):
+                    raise DetachedError("CRIU cannot restore a watch of a symlink: end the watch")
+                if self._record(file, watched=True):
+                    return file.stat
+            except DetachedError as error:
+                refusal = f"{quote(file.link)}: {error}"
+        raise self._watched.refusal(watch, refusal)
 
-    def _the_sockets(self) -> Sockets:
-        if self._sockets is None:
-            from criu_detached.dump.kinds.sockets import Sockets
+    @once
+    def _sockets(self) -> Sockets:
+        """The names of sockets."""
+        from criu_detached.dump.kinds.sockets import Sockets  # few dumps need it
 
-            self._sockets = Sockets(self._host.criu, self._finder)
-        return self._sockets
+        return Sockets(self._context)
 
-    def _the_watched(self) -> WatchedFiles:
-        if self._watched is None:
-            from criu_detached.dump.kinds.watched import WatchedFiles
+    @once
+    def _watched(self) -> WatchedFiles:
+        """What finds watched files."""
+        from criu_detached.dump.kinds.watched import WatchedFiles  # few dumps need it
 
-            self._watched = WatchedFiles(self._host.criu, self._finder, self._record_watched)
-        return self._watched
+        return WatchedFiles(self._context)
 
-    def _options(self) -> Options:
-        """The settings, read when the first is asked for."""
-        if self._settings is None:
-            self._settings = Options(self._host.criu.image_dir(), self._host.criu.plugin_options())
-        return self._settings
+
+def _is_left_to_shell_job(found: FileStat) -> bool:
+    """Tell a terminal that CRIU may dump without its file."""
+    if not is_slave(found):
+        return False
+    from criu_detached.dump.kinds.terminals import is_left_to_shell_job  # few dumps need it
+
+    return is_left_to_shell_job(found)
 
 
 def _position(fd: int) -> int:

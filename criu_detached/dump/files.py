@@ -7,206 +7,180 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.dump.describe.mount import DetachedMount
-from criu_detached.dump.kinds.recreated import MadeAnew
-from criu_detached.dump.kinds.terminals import refuse_terminal
-from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.superblock import type_of
-from criu_detached.filesystems.types import (
-    MANY_DEVICES,
-    PROC,
-    VOLATILE_INODES,
-    by_magic,
-    is_silly_renamed,
-)
-from criu_detached.images.records import SUPPLIED, File, Handle, Mount
-from criu_detached.kernel import FileStat
-from criu_detached.paths import Name
+from criu_detached.filesystems.types import MANY_DEVICES, PROC, is_silly_renamed
+from criu_detached.images.records import File
+from criu_detached.once import once
 from criu_detached.terminals import is_slave, is_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
-    from criu_detached.criu.host import Host
-    from criu_detached.dump.filesystems.memory import Memory
+    from criu_detached.dump.context import DumpContext
+    from criu_detached.dump.describe.mount import DetachedMount
     from criu_detached.dump.kinds.ghosts import GhostDescriber
-    from criu_detached.dump.mounts import Mounts
-    from criu_detached.dump.writing import Recording
-    from criu_detached.images.datafile import DataFileWriter
-    from criu_detached.settings import Options
+    from criu_detached.dump.kinds.recreated import RecreatedFiles
+    from criu_detached.dump.open_file import OpenFile
+    from criu_detached.images.records import Ghost, Handle
+    from criu_detached.kernel import FileStat
 
 
 class Files:
     """The files of one dump, by mount id and inode, as CRIU names them."""
 
-    def __init__(
-        self,
-        host: Host,
-        mounts: Mounts,
-        recording: Recording,
-        options: Callable[[], Options],
-        contents: Callable[[], DataFileWriter],
-    ) -> None:
+    def __init__(self, context: DumpContext) -> None:
         """Begin with none.
 
         Args:
-            host: CRIU.
-            mounts: those that they are on.
-            recording: where they are recorded.
-            options: gives the settings.
-            contents: gives the data file, which takes what is in deleted files.
+            context: of the dump.
         """
-        self._host = host
-        self._mounts = mounts
-        self._recording = recording
+        self._context = context
         self._root_handles: dict[tuple[int, int], Handle] = {}  # of files that are a mount's root
         self._ghosts: set[tuple[int, int]] = set()
         self._handles: dict[tuple[int, int], Handle | None] = {}  # of files of a server
-        self._options = options
-        self._contents = contents
-        self._describer: GhostDescriber | None = None
-        self.made_anew = MadeAnew()  # their inodes will be others
 
-    def record(
-        self, fd: int, link: bytes, facts: FileStat, mount: DetachedMount, watched: bool = False
-    ) -> None:
+    def record(self, file: OpenFile, mount: DetachedMount, watched: bool = False) -> None:
         """Write a file's record, once; every further fd of it is only compared.
 
         Args:
-            fd: the file.
-            link: its /proc/self/fd link.
-            facts: of it.
+            file: the file.
             mount: that it is on.
             watched: no task has it, but a watch of it: nothing is reached through that.
 
         Raises:
             DetachedError: it cannot be restored faithfully.
         """
-        key = (facts.mnt_id, facts.ino)
-        link = self._mounts.link_in(mount, link)
-        known = self._recorded(key, facts)
-        another = self._has_another_handle(key, fd, mount)
+        key = file.stat.mnt_id, file.stat.ino
+        file = mount.rooted(file)
+        known = self._recorded(file)
+        another = self._has_another_handle(file, mount)
         if known is None:
-            known = self._new_file(fd, link, facts, mount)
-            self._host.fast_path.recorded_file_add(*key, known.dev, known.path)
+            known = self._new_file(file, mount)
+            self._context.fast_path.recorded_file_add(*key, known.dev, known.path)
             if known.handle:
                 self._root_handles[key] = known.handle
-        elif (
-            known.path not in {name.path for name in paths.readings(link, facts)}
-            or known.dev != facts.dev
-            or another
-        ):
-            _refuse_other_file(fd, link, known, facts, mount, key in self._ghosts)
-            if mount.memory is not None:
-                self._save_link(fd, link, facts, mount, mount.memory)
-        if stat.S_ISCHR(facts.mode) or stat.S_ISBLK(facts.mode):
-            _refuse_device(fd, mount.record)
-        if known.path == paths.ROOT or key in self._ghosts:
-            self._refuse_nameless(fd, known, key in self._ghosts)
-        if stat.S_ISDIR(facts.mode) and not watched and not mount.record.root_deleted:
-            mount.is_held_whole(fd)  # by "..", which leads on from a deleted one too
-        self._mounts.note_file(mount, fd, facts)
+        elif another or not _has_name(file, known):
+            self._refuse_other_file(file, known, mount)
+            mount.save_other_name(file)
+        self._check_opening(file, known, mount)
+        if file.is_directory and not watched and not mount.record.root_deleted:
+            mount.note_directory_held(file.fd)  # by "..", which leads on from a deleted one too
+        mount.note(file)
 
-    def _has_another_handle(self, key: tuple[int, int], fd: int, mount: DetachedMount) -> bool:
+    def finish(
+        self,
+        late: Iterable[Ghost],
+        named: set[tuple[int, int]],
+        left: Iterable[FileStat],
+    ) -> None:
+        """Write what was put off, and look for files that would come back as two.
+
+        Args:
+            late: the records of deleted files that were put off.
+            named: device and inode of watched files that come back with their watch.
+            left: stat of the deleted files on attached mounts, which CRIU dumps.
+
+        Raises:
+            DetachedError: a file that is recreated is held in another way too.
+        """
+        for ghost in late:
+            self._write_ghost(ghost)
+        if self._ghosts:
+            self._recreated.check(named, left)
+
+    def _has_another_handle(self, file: OpenFile, mount: DetachedMount) -> bool:
         """Tell a server's file from one that was met before: it may give both one number.
 
         They may have had one name, too, one after the other.
         """
-        superblock = mount.record.superblock
-        if superblock is None or not by_magic(superblock.magic).server:
+        if not mount.fs_type.server:
             return False
-        handle = handle_of(fd)
-        return self._handles.setdefault(key, handle) != handle
+        key = file.stat.mnt_id, file.stat.ino
+        return self._handles.setdefault(key, file.handle) != file.handle
 
-    def _new_file(self, fd: int, link: bytes, facts: FileStat, mount: DetachedMount) -> File:
+    def _recorded(self, file: OpenFile) -> File | None:
+        """What of its record tells a file from another one; None: it has no record yet."""
+        mnt_id, ino = key = file.stat.mnt_id, file.stat.ino
+        found = self._context.fast_path.recorded_file_find(mnt_id, ino)
+        if found is None:
+            return None
+        dev, path = found
+        handle = self._root_handles.get(key)
+        return File(mnt_id=mnt_id, ino=ino, dev=dev, mode=file.stat.mode, path=path, handle=handle)
+
+    def _new_file(self, file: OpenFile, mount: DetachedMount) -> File:
         """Write the record of a file that has none."""
-        name = mount.name_of(fd, link, facts)
-        _refuse_types(name.path, facts, mount)
-        record = _file_record(fd, name.path, facts)
-        if mount.memory is not None:
-            self._save(fd, record, name, facts, mount, mount.memory)
-        elif name.deleted and is_slave(facts):
-            self._recording.writer().file(record)  # CRIU opens a master first, and then it is there
-        elif name.deleted:
-            if name.path == paths.ROOT and not mount.record.root_deleted:
-                raise DetachedError(
-                    "it is the root of its mount and deleted, but its path in the bind source is"
-                    " there again: Linux 7.0 or newer tells the two apart"
-                )
-            self._record_ghost(fd, record, facts, mount)
-            self._ghosts.add((facts.mnt_id, facts.ino))
-        else:
-            check_owner(mount, name.path, facts)
-            self._recording.writer().file(record)
+        name = mount.locate(file)
+        _refuse_types(file, name.path, mount)
+        record = _file_record(file, name.path)
+        if not name.deleted:
+            mount.check_owner(file, name.path)
+            mount.save(file, record)
+        elif not is_slave(file.stat):  # CRIU opens a master first, and then its slave is there
+            self._new_ghost(file, record, mount)
+            return record
+        self._context.records.file(record)
         return record
 
-    def _save(
-        self,
-        fd: int,
-        record: File,
-        name: Name,
-        facts: FileStat,
-        mount: DetachedMount,
-        memory: Memory,
-    ) -> None:
-        """Save a file of a filesystem in memory, and write its record."""
-        if not name.deleted:
-            memory.save(fd, record, facts, mount.record)
-            self._recording.writer().file(record)
-            return
-        if name.path == paths.ROOT and not mount.record.root_deleted:
-            raise DetachedError(
-                "it is the root of its mount and deleted, and was found too late, in a socket:"
-                " receive it before the dump"
-            )
-        self._ghosts.add((facts.mnt_id, facts.ino))
-        if facts.nlink and not stat.S_ISDIR(facts.mode):
-            memory.save_later(fd, record)
-        else:
-            self._record_ghost(fd, record, facts, mount)
+    def _new_ghost(self, file: OpenFile, record: File, mount: DetachedMount) -> None:
+        """Write the record of a deleted file, or have it written at the end."""
+        if record.path == paths.ROOT and not mount.record.root_deleted:
+            raise DetachedError(mount.ROOT_IS_THERE)
+        self._ghosts.add((record.mnt_id, record.ino))
+        if not mount.save_at_end(file, record):
+            ghost = self._describer.describe(file, record, mount)
+            self._write_ghost(ghost, _superblock_dev(file))
 
-    @staticmethod
-    def _save_link(
-        fd: int, link: bytes, facts: FileStat, mount: DetachedMount, memory: Memory
-    ) -> None:
-        """Save a file in memory by a second name, if the first one is deleted."""
-        name = mount.name_of(fd, link, facts)
-        if not name.deleted:
-            memory.save(fd, _file_record(fd, name.path, facts), facts, mount.record)
+    def _write_ghost(self, ghost: Ghost, superblock_dev: int = 0) -> None:
+        if ghost.inode and ghost.file:
+            self._recreated.add(ghost.file, superblock_dev)
+        self._context.records.ghost(ghost)
 
-    def _record_ghost(self, fd: int, record: File, facts: FileStat, mount: DetachedMount) -> None:
-        """Describe a deleted file, and write its record."""
-        ghost = self._the_describer().describe(fd, record, facts, mount)
-        if ghost.inode:
-            self.made_anew.add(record, _superblock_dev(fd))
-        self._recording.writer().ghost(ghost)
-
-    def _the_describer(self) -> GhostDescriber:
+    @once
+    def _describer(self) -> GhostDescriber:
         """What describes deleted files."""
-        if self._describer is None:
-            from criu_detached.dump.kinds.ghosts import GhostDescriber  # few dumps need it
+        from criu_detached.dump.kinds.ghosts import GhostDescriber  # few dumps need it
 
-            self._describer = GhostDescriber(
-                self._contents(),
-                self._options,
-                self._host.criu.userns_ids,
-                self._host.criu.dumps_user_namespace(),
+        return GhostDescriber(self._context)
+
+    @once
+    def _recreated(self) -> RecreatedFiles:
+        """Those whose inodes will be others."""
+        from criu_detached.dump.kinds.recreated import RecreatedFiles  # few dumps need it
+
+        return RecreatedFiles()
+
+    def _refuse_other_file(self, file: OpenFile, known: File, mount: DetachedMount) -> None:
+        """CRIU names external files by mount and inode: two files of one name are mixed up."""
+        deleted = (known.mnt_id, known.ino) in self._ghosts or file.is_marked_deleted
+        one_name = not deleted and (file.stat.nlink < 2 or file.is_directory)
+        if known.dev != file.stat.dev or one_name or not mount.is_hard_link(file, known):
+            raise DetachedError(
+                f"inode {known.ino} of its mount is another file too, {quote(known.path)}"
+                " (the filesystem repeats inode numbers): close one of them"
             )
-        return self._describer
 
-    def _refuse_nameless(self, fd: int, file: File, ghost: bool) -> None:
+    def _check_opening(self, file: OpenFile, known: File, mount: DetachedMount) -> None:
+        """Refuse what could not be opened again as it is open."""
+        if stat.S_ISCHR(file.stat.mode) or stat.S_ISBLK(file.stat.mode):
+            _refuse_device(file, mount)
+        ghost = (known.mnt_id, known.ino) in self._ghosts
+        if known.path == paths.ROOT or ghost:
+            self._refuse_nameless(file, ghost)
+
+    def _refuse_nameless(self, file: OpenFile, ghost: bool) -> None:
         """Refuse O_NOFOLLOW where the file can be opened again by its handle alone.
 
         Any other way leads through a link of procfs (see restore/files.py, _open_linked).
         """
-        flags = kernel.file_flags(fd)
-        if not flags & os.O_NOFOLLOW or (flags & os.O_PATH if ghost else stat.S_ISDIR(file.mode)):
+        flags = kernel.file_flags(file.fd)
+        by_path = flags & os.O_PATH if ghost else file.is_directory
+        if not flags & os.O_NOFOLLOW or by_path:
             return
-        if handle_of(fd) is None:
+        if file.handle is None:
             why = "its filesystem has no file handles"
-        elif self._host.criu.dumps_user_namespace():
+        elif self._context.criu.dumps_user_namespace():
             why = "in a user namespace no file is opened by its handle"
         else:
             return
@@ -215,133 +189,66 @@ class Files:
             f" its file handle would, but {why}; open it without O_NOFOLLOW"
         )
 
-    def _recorded(self, key: tuple[int, int], facts: FileStat) -> File | None:
-        """What of its record tells a file from another one; None: it has no record yet."""
-        found = self._host.fast_path.recorded_file_find(*key)
-        if found is None:
-            return None
-        (mnt_id, ino), (dev, path) = key, found
-        handle = self._root_handles.get(key)
-        return File(mnt_id=mnt_id, ino=ino, dev=dev, mode=facts.mode, path=path, handle=handle)
+
+def _has_name(file: OpenFile, known: File) -> bool:
+    """Tell whether a file may be a known one, by its name and device."""
+    names = [name.path for name in file.readings]
+    return known.path in names and known.dev == file.stat.dev
 
 
-def _refuse_device(fd: int, mount: Mount) -> None:
+def _refuse_device(file: OpenFile, mount: DetachedMount) -> None:
     """Refuse what would not be opened again."""
-    if mount.attr & kernel.MOUNT_ATTR_NODEV and not kernel.file_flags(fd) & os.O_PATH:
+    nodev = mount.record.attr & kernel.MOUNT_ATTR_NODEV
+    if nodev and not kernel.file_flags(file.fd) & os.O_PATH:
         raise DetachedError(
             "it is a device, and its mount is nodev, or will be after the restore (what is mounted"
             " anew for a user namespace is): it could not be opened again; close it"
         )
 
 
-def _superblock_dev(fd: int) -> int:
+def _superblock_dev(file: OpenFile) -> int:
     """Device of a file's superblock; 0: the file tells the same, or the kernel does not say."""
     try:
-        many = type_of(fd).has(MANY_DEVICES)
-        return kernel.superblock_dev(fd) if many else 0
+        return kernel.superblock_dev(file.fd) if file.fs_type.has(MANY_DEVICES) else 0
     except OSError:
         return 0  # it may not be watched
 
 
-def _file_record(fd: int, path: bytes, facts: FileStat) -> File:
+def _file_record(file: OpenFile, path: bytes) -> File:
     record = File(
-        mnt_id=facts.mnt_id,
-        ino=facts.ino,
-        dev=facts.dev,
-        mode=facts.mode,
+        mnt_id=file.stat.mnt_id,
+        ino=file.stat.ino,
+        dev=file.stat.dev,
+        mode=file.stat.mode,
         path=path,
-        rdev=facts.rdev,
-        size=facts.size,
+        rdev=file.stat.rdev,
+        size=file.stat.size,
     )
-    if path == paths.ROOT and stat.S_ISREG(facts.mode):
+    if path == paths.ROOT and stat.S_ISREG(file.stat.mode):
         # There is no name to open it by: see restore/files.py, _open_linked.
-        record.handle = handle_of(fd)
+        record.handle = file.handle
     return record
 
 
-def _refuse_other_file(
-    fd: int, link: bytes, known: File, facts: FileStat, mount: DetachedMount, ghost: bool
-) -> None:
-    """CRIU names external files by mount and inode: two files of one name are mixed up."""
-    deleted = ghost or link.endswith(paths.DELETED)
-    one_name = not deleted and (facts.nlink < 2 or stat.S_ISDIR(facts.mode))
-    if known.dev != facts.dev or one_name or not _is_hard_link(fd, known, mount):
-        raise DetachedError(
-            f"inode {facts.ino} of its mount is another file too, {quote(known.path)}"
-            " (the filesystem repeats inode numbers): close one of them"
-        )
-
-
-def _is_hard_link(fd: int, known: File, mount: DetachedMount) -> bool:
-    """Tell whether an open file is one that is known by another path."""
-    superblock = mount.record.superblock
-    assert superblock is not None
-    if mount.memory is not None:
-        return True  # numbers are not repeated there, and Memory knows files by them
-    found = handle_of(fd)
-    if found is None or mount.record.origin == SUPPLIED:
-        # Then the inode number must be good for something.
-        return not by_magic(superblock.magic).has(VOLATILE_INODES)
-    if known.handle is not None:
-        return found == known.handle
-    try:
-        other = paths.open_at(mount.root, known.path)
-    except OSError:
-        return False
-    try:
-        return found == handle_of(other)
-    finally:
-        os.close(other)
-
-
-def _refuse_types(path: bytes, facts: FileStat, mount: DetachedMount) -> None:
+def _refuse_types(file: OpenFile, path: bytes, mount: DetachedMount) -> None:
     """Refuse what would come back as something else."""
-    if stat.S_ISSOCK(facts.mode):
+    if stat.S_ISSOCK(file.stat.mode):
         raise DetachedError(
             "it is the file of a unix socket, which CRIU does not dump, or not by this way:"
             " close it before the dump"
         )
-    superblock = mount.record.superblock
-    assert superblock is not None
-    if is_terminal(facts):
-        refuse_terminal(path, facts, superblock)
-    fs_type = by_magic(superblock.magic)
-    if fs_type.server and is_silly_renamed(path):
+    if is_terminal(file.stat):
+        from criu_detached.dump.kinds.terminals import refuse_terminal  # few dumps need it
+
+        refuse_terminal(path, file.stat, mount.fs_type)
+    if mount.fs_type.server and is_silly_renamed(path):
         raise DetachedError(
             "it is deleted, and its filesystem keeps it under this name only until it is closed:"
             " close it"
         )
-    if fs_type is PROC:
+    if mount.fs_type is PROC:
         first = paths.join(paths.from_link(mount.record.root), path).split(b"/")[0]
         if first.isdigit():
             raise DetachedError(
                 "it shows a process in procfs, which is another one after the restore: close it"
             )
-
-
-def check_owner(mount: DetachedMount, path: bytes, facts: FileStat) -> None:
-    """Refuse a file that has another owner in the bind source.
-
-    Where the kernel does not tell a mount's id-map, that does.
-
-    Args:
-        mount: that the file is on.
-        path: of the file beneath the mount's root.
-        facts: of the file.
-
-    Raises:
-        DetachedError: it has.
-    """
-    if mount.record.origin == SUPPLIED or mount.maps_known:
-        return  # there is nothing to compare with, or no need
-    try:
-        found = paths.facts_at(mount.root, path)
-    except OSError as error:
-        raise DetachedError(
-            "somebody renames or deletes it while it is dumped: have that end, and dump again"
-        ) from error
-    if (found.uid, found.gid) != (facts.uid, facts.gid):
-        raise DetachedError(
-            "its mount is id-mapped, and the kernel does not tell how: Linux 7.0 or newer does of"
-            " most mounts"
-        )

@@ -7,12 +7,14 @@ import errno
 import stat
 
 from criu_detached import kernel, paths
+from criu_detached.filesystems.types import by_magic
 from criu_detached.images.records import Handle
 from criu_detached.kernel.fds import link_of
 from criu_detached.once import once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from criu_detached.filesystems.types import FilesystemType
     from criu_detached.kernel import FileStat, StatFs
 
 
@@ -62,6 +64,11 @@ class OpenFile:
     def statfs(self) -> StatFs:
         """Of its filesystem: fstatfs(2); raises OSError."""
         return kernel.fstatfs(self.fd)
+
+    @once
+    def fs_type(self) -> FilesystemType:
+        """Type of its filesystem; raises OSError."""
+        return by_magic(self.statfs.magic)
 
     @once
     def handle(self) -> Handle | None:

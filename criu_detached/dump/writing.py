@@ -13,14 +13,22 @@ from criu_detached.kernel import tasks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.criu.host import Host
+    from criu_detached.criu.criu import Criu
+    from criu_detached.criu.fast_path import FastPath
 
 
 class Recording:
     """The records of one dump."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, criu: Criu, fast_path: FastPath) -> None:
+        """Begin with none.
+
+        Args:
+            criu: CRIU.
+            fast_path: makes records of plain files.
+        """
+        self._criu = criu
+        self._fast_path = fast_path
         self._writer: RecordWriter | None = None
 
     def begun(self) -> bool:
@@ -37,15 +45,15 @@ class Recording:
             _refuse_stream()
             release = os.fsencode(os.uname().release)
             header = Header(format=FORMAT, boot_id=boot_id(), machine=release)
-            self._writer = RecordWriter(self._host.criu.image_dir(), header)
-            if self._host.criu.need_plugin():
+            self._writer = RecordWriter(self._criu.image_dir(), header)
+            if self._criu.need_plugin():
                 raise DetachedError("CRIU did not note in its inventory that the plugin is needed")
         return self._writer
 
     def finish(self) -> None:
         """Write the records of the fast path, which are in memory; raises DetachedError."""
         writer = self.writer()
-        writer.framed(*self._host.fast_path.take_plain_records())
+        writer.framed(*self._fast_path.take_plain_records())
         writer.flush()
 
 

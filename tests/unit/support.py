@@ -273,6 +273,7 @@ class StandInCriu(Criu):
         self.roots: list[int] = []
         self.lines: list[tuple[int, str]] = []
         self.in_user_namespace = False
+        self.id_shift = 0, 0  # of users and groups, in the dumped user namespace
         self.options: list[bytes] = []
         self.socket_names: dict[int, tuple[bytes, bool]] = {}
         self.mount_known: Callable[[int], int] = lambda mnt_id: 0
@@ -290,7 +291,7 @@ class StandInCriu(Criu):
         return self.in_user_namespace
 
     def userns_ids(self, uid: int, gid: int) -> tuple[int, int]:
-        return uid, gid
+        return uid + self.id_shift[0], gid + self.id_shift[1]
 
     def plugin_options(self) -> list[bytes]:
         return self.options

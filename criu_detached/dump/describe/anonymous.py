@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Anonymous mounts at dump: from a file on one to the records of all mounts of its tree.
+"""Anonymous mounts at dump: from a file on one to all mounts of its tree.
 
 A tree that open_tree or fsmount made has a mount at its root and perhaps others below.
 Whoever holds a directory of it reaches all of them, so all are recorded. Who holds other
@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
+from itertools import chain
 
 from criu_detached import kernel, paths
-from criu_detached.dump.describe.mount import DetachedMount
+from criu_detached.dump.describe.new_mount import NewMount, Position
 from criu_detached.dump.observe import trees
-from criu_detached.dump.observe.classify import ANONYMOUS, Kind
 from criu_detached.dump.observe.processes import held_directories, held_files, is_tree_held
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError, quote
-from criu_detached.images.records import BIND_SOURCE, SUPPLIED, is_in_namespace
-from criu_detached.kernel import FileStat, mountinfo, statmount
-from criu_detached.kernel.statmount import StatMount
+from criu_detached.kernel import mountinfo, statmount
+from criu_detached.kernel.fds import Fd, Fds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Describe = Callable[[int, bytes, FileStat, Kind], DetachedMount]
+    from criu_detached.dump.describe.mount import DetachedMount
+    from criu_detached.kernel.statmount import StatMount
 
 _NO_VIEW = (
     "it is in an anonymous tree (open_tree) of several mounts whose mount namespace is gone, and"
@@ -35,167 +33,239 @@ _NO_VIEW = (
 )
 
 
-class Member:
-    """A mount of an anonymous tree."""
+class Member(Position):
+    """How a mount lies in an anonymous tree that is known."""
 
-    __slots__ = ("fd", "mnt_id", "parent", "path", "place", "statmount")
+    anonymous = True
 
-    def __init__(self, fd: int, path: bytes, statmount: StatMount) -> None:
-        self.fd = fd  # of its root, O_PATH
-        self.mnt_id = kernel.fstat(fd).mnt_id
-        self.path = path  # from the root of the tree
-        self.parent = 0  # the mount that it is on; 0: it is the root of the tree
-        self.place = b""  # and where, beneath the root of that mount
-        self.statmount = statmount
-
-
-class AnonymousMounts:
-    """The anonymous trees of one dump."""
-
-    def __init__(self, describe: Describe) -> None:
-        """Take what describes one mount, by a file on it, the file's link and facts."""
-        self._describe_mount = describe
-        self._members: dict[int, Member] = {}  # of the trees that are known, by mount id
-        self._alone: set[int] = set()  # mounts that were recorded by themselves
-
-    def describe(self, fd: int, link: bytes, facts: FileStat) -> list[DetachedMount]:
-        """Describe the mounts of the tree that an open file is in, parents first.
+    def __init__(self, mnt_id: int, path: bytes) -> None:
+        """Take what is known of the mount.
 
         Args:
-            fd: the file.
-            link: its path from the root of the tree, as its link shows it.
-            facts: of the file.
-
-        Raises:
-            DetachedError: one of them cannot be restored.
+            mnt_id: its 32-bit id.
+            path: of its root, from the root of the tree.
         """
-        members = _members_of(fd) if stat.S_ISDIR(facts.mode) else _find_tree(facts.mnt_id)
-        if not members:
-            self._alone.add(facts.mnt_id)
-            return [self._describe_alone(fd, link, facts)]
-        try:
-            mounts = self._describe_tree(members)
-        except DetachedError:
-            _close(members)
-            raise
-        self._members.update((member.mnt_id, member) for member in members)
-        return mounts
+        self.mnt_id = mnt_id
+        self.path = path
+        self.children: list[Member] = []
 
-    def _describe_tree(self, members: list[Member]) -> list[DetachedMount]:
-        """Describe the mounts of a tree, parents first."""
-        covered = len(members) > 1
-        if covered and not is_tree_held(members[0].mnt_id):
-            raise DetachedError(
-                "it is in an anonymous tree of several mounts, and the fd of the tree, which keeps"
-                " them together, is in no dumped process: close the files of the tree, or dump the"
-                " process that has its fd too (or receive it from a socket)"
-            )
-        mounts = [self._describe_member(member, covered) for member in members]
-        _refuse_mixture(mounts)
-        return mounts
-
-    def relative(self, link: bytes, mnt_id: int) -> bytes:
-        """Turn the link of a file into one from the root of its mount.
+    def attach_to(self, others: list[Member]) -> None:
+        """Find the mount that it is on: the one with the longest path to it.
 
         Args:
-            link: from the root of the tree.
-            mnt_id: the mount that the file is on.
+            others: those above it, among others.
+        """
+        on: Member | None = None
+        for other in others:
+            inside: bytes | None = self.path
+            if other.path != paths.ROOT:
+                inside = paths.below(self.path, other.path)
+            if inside is None or inside == paths.ROOT:
+                continue
+            if on is None or len(inside) < len(self.place):
+                on, self.place = other, inside
+        if on is not None:
+            self.parent = on.mnt_id
+            on.children.append(self)
+
+    def rooted(self, file: OpenFile) -> OpenFile:
+        """Take the path of the mount from the link, which is from the root of the tree.
 
         Raises:
             DetachedError: the mount is another one than the link says, or another one of the
                 tree is in the way.
         """
-        member = self._members.get(mnt_id)
-        if member is None:
-            return link
-        if member.parent:
-            inside = paths.below(link, b"/" + member.path)
+        link = file.link
+        if self.parent:
+            inside = paths.below(link, b"/" + self.path)
             if inside is None:
                 raise DetachedError("the tree of its mount was changed during the dump: try again")
             link = b"/" if inside == paths.ROOT else b"/" + inside
-        for other in self._members.values():
-            if other.parent == mnt_id and paths.below(link, b"/" + other.place) is not None:
+        for child in self.children:
+            if paths.below(link, b"/" + child.place) is not None:
                 raise DetachedError(
-                    f"mount {other.mnt_id} of the same anonymous tree covers it, so that it could"
+                    f"mount {child.mnt_id} of the same anonymous tree covers it, so that it could"
                     " not be reached: unmount that, or close the file"
                 )
-        return link
+        return file.seen_as(link)
 
-    def note(self, fd: int, facts: FileStat) -> None:
-        """Take note of a file on an anonymous mount.
 
-        Args:
-            fd: the file.
-            facts: of it.
+class Unseen(Position):
+    """How a mount lies in a tree of which no directory is known: it is recorded by itself."""
 
-        Raises:
-            DetachedError: it shows that the tree is larger than its record.
-        """
-        if stat.S_ISDIR(facts.mode) and facts.mnt_id in self._alone:
-            members = _members_of(fd)
-            _close(members)
-            if len(members) > 1:
+    anonymous = True
+
+    def __init__(self) -> None:
+        self._is_whole = False  # it is all of the tree
+
+    def note(self, file: OpenFile) -> None:
+        """See by a directory whether the tree is larger than its record."""
+        if self._is_whole or not file.is_directory:
+            return
+        with Tree(file.fd) as tree:
+            if len(tree.members) > 1:
                 raise DetachedError(
                     "it is in an anonymous tree of several mounts, and was found too late, in a"
                     " socket: receive it before the dump"
                 )
-            self._alone.remove(facts.mnt_id)
+        self._is_whole = True
 
-    def _describe_alone(self, fd: int, link: bytes, facts: FileStat) -> DetachedMount:
-        """Describe a mount by a file that is no directory."""
-        described = _view_file(fd, link)
-        if described is not None:
-            return self._describe(fd, link, facts, described)
-        for other in held_files(facts.mnt_id):
-            other_link = os.readlink(b"/proc/self/fd/%d" % other)
-            if (described := _view_file(other, other_link)) is not None:
-                return self._describe(other, other_link, kernel.fstat(other), described)
-        return self._describe(fd, link, facts, None)
 
-    def _describe_member(self, member: Member, covered: bool) -> DetachedMount:
-        """Describe a mount by its root, through which a task reaches all of it.
+class Tree:
+    """The mounts of the tree that a directory is in, as long as it is open."""
+
+    def __init__(self, directory: int) -> None:
+        """Look at them.
 
         Args:
-            member: the mount.
-            covered: other mounts of the tree may lie over what is in it; a clone shows that.
+            directory: an open directory on one of them.
+
+        Raises:
+            DetachedError: they are not known.
         """
+        self._fds = Fds()
+        self._roots: list[tuple[OpenFile, StatMount]] = []  # of the members, in that order
+        # Parents first. None where the tree cannot be looked at, and yet is one mount: if its root
+        # is deleted, it was empty, and what was mounted below is gone (detach_mounts,
+        # fs/namespace.c).
+        self.members: list[Member] = []
         try:
-            root = trees.clone(member.fd) if covered else os.dup(member.fd)
+            self._look(directory)
+        except DetachedError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the roots of the mounts."""
+        self._fds.close()
+
+    def _look(self, directory: int) -> None:
+        try:
+            with Fd(trees.climb_tree(directory)) as top:
+                self._view(top)
         except OSError as error:
-            raise DetachedError(f"there is no looking at its anonymous mount: {error}") from error
+            if error.errno == errno.ENOENT and not self.members:
+                return
+            raise _no_look(error) from error
+        if not self.members:
+            _refuse_unseen_tree(directory)
+        if len({member.mnt_id for member in self.members}) < len(self.members):
+            raise DetachedError(
+                "it is in an anonymous tree with two mounts at one place, and the lower one is not"
+                " to be reached: unmount the upper one"
+            )
+
+    def _view(self, top: int) -> None:
+        found = trees.view(top)
+        for known in found:
+            path = paths.below(known.mnt_point, found[0].mnt_point)
+            assert path is not None
+            flags = kernel.O_PATH | kernel.O_NOFOLLOW
+            fd = self._fds.add(kernel.openat2(top, path, flags, kernel.REACH_MOUNT))
+            root = OpenFile(fd, kernel.fstat(fd), b"/")
+            member = Member(root.stat.mnt_id, path)
+            member.attach_to(self.members)
+            self._roots.append((root, known))
+            self.members.append(member)
+
+    def new_mounts(self) -> list[NewMount]:
+        """Return the mounts, parents first, each by its root: a task reaches all of it.
+
+        Raises:
+            DetachedError: they would not be together after the restore.
+        """
+        covered = len(self.members) > 1  # what is in one others may cover; a clone shows that
+        if covered and not is_tree_held(self.members[0].mnt_id):
+            raise DetachedError(
+                "it is in an anonymous tree of several mounts, and the fd of the tree, which keeps"
+                " them together, is in no dumped process: close the files of the tree, or dump the"
+                " process that has its fd too (or receive it from a socket)"
+            )
         try:
-            mount = self._describe(root, b"/", kernel.fstat(member.fd), member.statmount)
-            mount.is_held_whole(root)
-        finally:
-            os.close(root)
-        mount.record.parent = member.parent
-        mount.record.place = member.place
-        return mount
+            return [
+                NewMount(self._uncovered(root) if covered else root, known, member)
+                for (root, known), member in zip(self._roots, self.members, strict=True)
+            ]
+        except OSError as error:
+            raise _no_look(error) from error
 
-    def _describe(
-        self, fd: int, link: bytes, facts: FileStat, known: StatMount | None
-    ) -> DetachedMount:
-        mount = self._describe_mount(fd, link, facts, Kind(ANONYMOUS, known))
-        mount.record.anonymous = 1
-        if known and known.mnt_propagation == kernel.MS_PRIVATE:
-            mount.record.private = 1
-        return mount
+    def _uncovered(self, root: OpenFile) -> OpenFile:
+        return OpenFile(self._fds.add(trees.clone(root.fd)), root.stat, root.link)
 
 
-def _view_file(fd: int, link: bytes) -> StatMount | None:
+def find_tree(file: OpenFile) -> Tree | None:
+    """Look for the tree that an anonymous mount is in.
+
+    Args:
+        file: on the mount; if it is no directory, all processes are searched for one.
+
+    Returns:
+        The tree, for the caller to close; None: no directory of it is known, or its root is
+        deleted.
+
+    Raises:
+        DetachedError: its mounts are not known.
+    """
+    if file.is_directory:
+        tree = Tree(file.fd)
+        if tree.members:
+            return tree
+        tree.close()
+        return None
+    seen = mountinfo.attached_ids()
+    for directory in held_directories(seen):
+        try:
+            tree = Tree(directory)
+        except DetachedError:
+            continue  # of another kind
+        ids = {member.mnt_id for member in tree.members}
+        if file.stat.mnt_id in ids:
+            return tree
+        seen.update(ids)
+        tree.close()
+    return None
+
+
+def mount_by_itself(file: OpenFile, fds: Fds) -> NewMount:
+    """Return a mount of a tree of which no directory is known.
+
+    Args:
+        file: on the mount.
+        fds: takes the fd of another file on it, if that shows more.
+
+    Raises:
+        DetachedError: the mount cannot be told from others of its tree.
+    """
+    for held in chain([file.fd], held_files(file.stat.mnt_id)):
+        one = file if held == file.fd else OpenFile.of(held)
+        known = _view_file(one)
+        if known is not None:
+            if one is not file:
+                one = OpenFile(fds.add(os.dup(held)), one.stat, one.link)
+            return NewMount(one, known, Unseen())
+    return NewMount(file, None, Unseen())
+
+
+def _view_file(file: OpenFile) -> StatMount | None:
     """What the kernel tells of the mount of a file; None: nothing.
 
     The file is deleted, or the namespace that the mount was made in is gone.
     """
     try:
-        found = trees.view(fd)
+        found = trees.view(file.fd)
     except OSError:
         return None
     if not found:
-        _refuse_unseen_tree(fd)
+        _refuse_unseen_tree(file.fd)
         return None
     top = found[0]  # of a clone with the file as its root
-    inside = paths.from_link(link)
+    inside = paths.from_link(file.link)
     if inside == paths.ROOT:
         return top
     if not top.mnt_root.endswith(b"/" + inside):
@@ -207,56 +277,8 @@ def _view_file(fd: int, link: bytes) -> StatMount | None:
     return top
 
 
-def _find_tree(mnt_id: int) -> list[Member]:
-    """Look in all processes for a directory of the tree that a mount is in."""
-    seen = mountinfo.attached_ids()
-    for directory in held_directories(seen):
-        try:
-            members = _members_of(directory)
-        except DetachedError:
-            continue  # of another kind
-        if mnt_id in {member.mnt_id for member in members}:
-            return members
-        seen.update(member.mnt_id for member in members)
-        _close(members)
-    return []
-
-
-def _members_of(directory: int) -> list[Member]:
-    """All mounts of the tree that an open directory is in, parents first.
-
-    None where the tree cannot be looked at, and yet is one mount: if its root is deleted, it was
-    empty, and what was mounted below is gone (detach_mounts, fs/namespace.c).
-
-    Raises:
-        DetachedError: they are not known.
-    """
-    members: list[Member] = []
-    try:
-        top = trees.climb_tree(directory)
-        try:
-            found = trees.view(top)
-            for known in found:
-                path = paths.below(known.mnt_point, found[0].mnt_point)
-                assert path is not None
-                members.append(Member(_open_below(top, path), path, known))
-                _find_parent(members)
-        finally:
-            os.close(top)
-    except OSError as error:
-        _close(members)
-        if error.errno == errno.ENOENT and not members:
-            return []
-        raise DetachedError(f"there is no looking at its anonymous mount: {error}") from error
-    if not members:
-        _refuse_unseen_tree(directory)
-    if len({member.mnt_id for member in members}) < len(members):
-        _close(members)
-        raise DetachedError(
-            "it is in an anonymous tree with two mounts at one place, and the lower one is not to"
-            " be reached: unmount the upper one"
-        )
-    return members
+def _no_look(error: OSError) -> DetachedError:
+    return DetachedError(f"there is no looking at its anonymous mount: {error}")
 
 
 def _refuse_unseen_tree(fd: int) -> None:
@@ -273,41 +295,24 @@ def _refuse_unseen_tree(fd: int) -> None:
     raise DetachedError(_NO_VIEW)
 
 
-def _open_below(top: int, path: bytes) -> int:
-    return kernel.openat2(top, path, kernel.O_PATH | kernel.O_NOFOLLOW, kernel.REACH_MOUNT)
-
-
-def _find_parent(members: list[Member]) -> None:
-    """Say of the last mount where it is attached: on the one with the longest path to it."""
-    *others, last = members
-    for other in others:
-        inside: bytes | None = last.path
-        if other.path != paths.ROOT:
-            inside = paths.below(last.path, other.path)
-        if inside is None or inside == paths.ROOT:
-            continue
-        if not last.place or len(inside) < len(last.place):
-            last.parent, last.place = other.mnt_id, inside
-
-
-def _refuse_mixture(mounts: list[DetachedMount]) -> None:
+def refuse_mixture(mounts: list[DetachedMount]) -> None:
     """Refuse what cannot be put together.
 
     A task attaches what it has cloned, in the namespace that the root of the tree was cloned in.
-    What is mounted or made anew may be attached to from any namespace.
+    What is remounted or recreated may be attached to from any namespace.
+
+    Args:
+        mounts: of a tree, its root first.
+
+    Raises:
+        DetachedError: they cannot.
     """
-    top, *others = (mount.record for mount in mounts)
-    inside = [mount for mount in others if is_in_namespace(mount)]
-    if inside and top.origin in (BIND_SOURCE, SUPPLIED) and not is_in_namespace(top):
-        assert top.bind_source is not None and inside[0].bind_source is not None
+    top, *others = mounts
+    inside = [mount for mount in others if mount.in_namespace]
+    if inside and top.is_clone and not top.in_namespace:
         raise DetachedError(
             "it is in an anonymous tree that is not of one place: its root is shown at"
             f" {quote(top.bind_source.mountpoint)} where criu runs, and another mount of it at"
             f" {quote(inside[0].bind_source.mountpoint)} in the dumped namespace: mount the former"
             " in the dumped namespace too"
         )
-
-
-def _close(members: list[Member]) -> None:
-    for member in members:
-        os.close(member.fd)

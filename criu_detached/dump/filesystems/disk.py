@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Filesystems on block devices, at dump: the trial mount.
+"""Filesystems on block devices, at dump: the probe mount.
 
 It is made in a mount namespace of this process alone. The kernel gives the superblock that is
-there already (sget_fc, fs/super.c), so the trial changes nothing, and it shows the options and the
-files.
+there already (sget_fc, fs/super.c), so the probe changes nothing, and it shows the options and
+the files.
 """
 
 from __future__ import annotations
 
 import os
 
-from criu_detached import kernel
 from criu_detached.criu import log
 from criu_detached.dump.filesystems.devices import check_living, describe_device, devices_under
-from criu_detached.dump.filesystems.probe import mount_for_trial
+from criu_detached.dump.filesystems.probe import ProbeSource, mount_probe
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.devices import needs_device
 from criu_detached.filesystems.options import (
@@ -24,7 +23,6 @@ from criu_detached.filesystems.options import (
     strip_value,
 )
 from criu_detached.filesystems.superblock import superblock_of
-from criu_detached.filesystems.types import by_magic
 from criu_detached.images.records import BlockDevice, Filesystem
 from criu_detached.kernel import namespaces, new_mounts
 from criu_detached.kernel.mountinfo import MountInfo
@@ -33,36 +31,33 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
-    from criu_detached.kernel import FileStat
     from criu_detached.kernel.statmount import StatMount
 
 
-def remounted(fd: int, facts: FileStat, known: StatMount | None, number: int) -> Iterator[Source]:
-    """Yield, opened, the trial mount of a file's filesystem, if it lies on a block device.
+def probe_disk(new: NewMount, number: int) -> Iterator[ProbeSource]:
+    """Yield, opened, the probe mount of a filesystem, if it lies on a block device.
 
     Args:
-        fd: the file.
-        facts: of the file.
-        known: what statmount says of its mount, where the kernel can.
+        new: a mount of it.
         number: for the record.
 
     Raises:
         DetachedError: it lies on one, and cannot be mounted again.
     """
-    dev = known.sb_dev if known else facts.dev
-    fs = kernel.fstatfs(fd)
-    types = [known.fs_type] if known else by_magic(fs.magic).names
+    known, fs = new.statmount, new.file.statfs
+    types = [known.fs_type] if known else new.file.fs_type.names
     types = [name for name in types if needs_device(name)]
     if not types:
         return
-    for numbers in devices_under(dev, fs):
+    for numbers in devices_under(new.dev, fs):
         found = [describe_device(one) for one in numbers]
         for device in found:
-            check_living(fd, fs, device)
+            check_living(new.file.fd, fs, device)
         source = _try(types, found, _read_only(known, fs.flags), number)
         # Where the type is not known the device may be that of a subvolume of btrfs.
-        if source.info.dev != dev and (os.major(dev) or known):
+        if source.info.dev != new.dev and (os.major(new.dev) or known):
             source.close()
             continue
         yield source
@@ -78,7 +73,9 @@ def _read_only(known: StatMount | None, flags: int) -> list[bool]:
     return [True, False] if flags & os.ST_RDONLY else [False]
 
 
-def _try(types: list[bytes], found: list[BlockDevice], ways: list[bool], number: int) -> Source:
+def _try(
+    types: list[bytes], found: list[BlockDevice], ways: list[bool], number: int
+) -> ProbeSource:
     path = found[0].path
     refusal: OSError | None = None
     try:
@@ -86,7 +83,7 @@ def _try(types: list[bytes], found: list[BlockDevice], ways: list[bool], number:
             for fs_type, read_only in [(name, way) for name in types for way in ways]:
                 options = [b"ro" if read_only else b"rw", *needed_options(fs_type, [])]
                 try:
-                    source = mount_for_trial(fs_type, path, options)
+                    source = mount_probe(fs_type, path, options)
                 except OSError as error:
                     refusal = refusal or error
                     continue
@@ -100,20 +97,20 @@ def _try(types: list[bytes], found: list[BlockDevice], ways: list[bool], number:
     )
 
 
-def _recorded(source: Source, found: list[BlockDevice], number: int) -> Source:
-    """Give a trial mount its record."""
+def _recorded(probe: Source, found: list[BlockDevice], number: int) -> ProbeSource:
+    """Give a probe mount its record."""
     try:
-        source.filesystem = Filesystem(
+        record = Filesystem(
             id=number,
-            superblock=superblock_of(source.fd, source.info.fs_type),
+            superblock=superblock_of(probe.fd, probe.info.fs_type),
             source=found[0].path,
-            options=_kept_options(source.info),
+            options=_kept_options(probe.info),
             devices=found,
         )
     except DetachedError:
-        source.close()
+        probe.close()
         raise
-    return source
+    return ProbeSource(probe, record)
 
 
 def _kept_options(info: MountInfo) -> list[bytes]:

@@ -13,6 +13,10 @@ import os
 import stat
 
 from criu_detached import kernel, paths
+from criu_detached.dump.describe.roots import start_of
+from criu_detached.dump.observe.handles import link_on
+from criu_detached.dump.open_file import OpenFile, handle_of
+from criu_detached.kernel.fds import reopen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,14 +62,13 @@ class Layout:
         for top in self._tops:
             top.close()
 
-    def root_of(self, fd: int, mnt_id: int) -> bytes | None:
+    def root_of(self, file: OpenFile) -> bytes | None:
         """Path of the root of a file's mount; None: it is not to be told."""
+        mnt_id = file.stat.mnt_id
         if mnt_id not in self._roots:  # no process has it open: it is in flight
-            held = _Held(fd)
-            try:
-                found = self._beneath_known(held)
-            finally:
-                held.close()
+            held = _Held(file.fd)
+            found = self._beneath_known(held)
+            held.close()
             if found is None:
                 return None
             self._roots[mnt_id] = found
@@ -83,24 +86,23 @@ class _Held:
     """A mount, by one of the files on it."""
 
     def __init__(self, fd: int) -> None:
-        facts = kernel.fstat(fd)
-        directory = stat.S_ISDIR(facts.mode)
-        link = os.readlink(b"/proc/self/fd/%d" % fd)
-        name = paths.readings(link, facts)[0 if directory else -1]
-        self.mnt_id = facts.mnt_id
-        self.ino = facts.ino
+        file = OpenFile.of(fd)
+        directory = file.is_directory
+        name = file.readings[0 if directory else -1]
+        self.mnt_id = file.stat.mnt_id
+        self.ino = file.stat.ino
         self.path = name.path  # from the mount's root
         self.deleted = name.deleted
         # What has several names may be found by another one.
-        self.has_one_path = directory or facts.nlink < 2
+        self.has_one_path = directory or file.stat.nlink < 2
         # The root of a filesystem is a directory, and never deleted.
         self.may_be_top = name.path != paths.ROOT or (directory and not name.deleted)
-        self.opens = directory or stat.S_ISREG(facts.mode)  # for open_by_handle_at(2)
+        self.opens = directory or stat.S_ISREG(file.stat.mode)  # for open_by_handle_at(2)
         self.rank = (self.opens, self.has_one_path, not name.deleted, directory)
-        self.fd = os.open(b"/proc/self/fd/%d" % fd, kernel.O_PATH)
+        self.fd = reopen(fd, kernel.O_PATH)
 
     def close(self) -> None:
-        os.close(self.fd)
+        self.fd.close()
 
 
 Family = list[tuple[_Held, bytes]]  # an outermost mount and those beneath it, with their paths
@@ -128,21 +130,12 @@ def _anchored_roots(families: list[Family], known: dict[int, bytes]) -> dict[int
     roots = {}
     for family in families:
         bases = (
-            _base(known[mount.mnt_id], path) for mount, path in family if mount.mnt_id in known
+            start_of(known[mount.mnt_id], path) for mount, path in family if mount.mnt_id in known
         )
         base = next((base for base in bases if base is not None), None)
         if base is not None:
             roots.update({mount.mnt_id: paths.join(base, path) for mount, path in family})
     return roots
-
-
-def _base(root: bytes, path: bytes) -> bytes | None:
-    """Where a path starts that ends at a root."""
-    if path == paths.ROOT:
-        return root
-    if root == path:
-        return paths.ROOT
-    return root[: -len(path) - 1] if root.endswith(b"/" + path) else None
 
 
 def _place(mount: _Held, families: list[Family]) -> None:
@@ -185,18 +178,14 @@ def _seen_from(mount: _Held, held: _Held) -> bytes | None:
     """Path of a file from the root of another mount; empty: it is not beneath; None: unsure."""
     if not mount.opens:
         return None
-    opened = []
+    handle = handle_of(held.fd)
+    if handle is None:
+        return None
     try:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        opened.append(os.open(b"/proc/self/fd/%d" % mount.fd, flags))
-        handle = kernel.name_to_handle(held.fd)
-        opened.append(kernel.open_by_handle(opened[0], handle, kernel.O_PATH))
-        link = os.readlink(b"/proc/self/fd/%d" % opened[1])
+        with reopen(mount.fd, os.O_RDONLY | os.O_NONBLOCK) as opened:
+            link = link_on(opened, handle)
     except OSError:
         return None
-    finally:
-        for fd in opened:
-            os.close(fd)
     path = paths.from_link(link.removesuffix(paths.DELETED) if held.deleted else link)
     if path == paths.ROOT and not (mount.path == paths.ROOT and mount.ino == held.ino):
         return b""  # if it is that root, the other way round says so

@@ -12,157 +12,106 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.dump.describe.mount import DetachedMount, mount_attributes_of
-from criu_detached.dump.filesystems.memfacts import Roots, name_of, options_of
+from criu_detached.dump.describe.mount import DetachedMount
+from criu_detached.dump.filesystems.memory_nodes import MemoryNodes
+from criu_detached.dump.filesystems.memory_options import memory_options
+from criu_detached.dump.filesystems.memory_roots import Roots, locate
 from criu_detached.dump.inodes import inode_of
 from criu_detached.dump.observe.directories import climb
 from criu_detached.dump.open_file import OpenFile
-from criu_detached.errors import DetachedError, quote, why
-from criu_detached.filesystems.idmap import unmap_acl, unmap_id
-from criu_detached.filesystems.superblock import superblock_of, type_of
-from criu_detached.images.datafile import DataFileWriter
-from criu_detached.images.records import (
-    RECREATED,
-    BindSource,
-    File,
-    Filesystem,
-    Ghost,
-    Inode,
-    Mount,
-    Node,
-)
-from criu_detached.paths import Name
+from criu_detached.errors import DetachedError, quote
+from criu_detached.filesystems.superblock import superblock_of
+from criu_detached.images.records import RECREATED, BindSource, Filesystem, Ghost
+from criu_detached.kernel.fds import Fd, reopen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.dump.kinds.recreated import MadeAnew
-    from criu_detached.dump.observe.classify import Kind
-    from criu_detached.images.record_writer import RecordWriter
-    from criu_detached.kernel import FileStat
+    from collections.abc import Iterator
 
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
-_RESTRICTED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
-
-# What stands for an owner that an id-map has no place for (/proc/sys/kernel/overflowuid).
-_OVERFLOW_ID = 65534
-_ACL = b"system.posix_acl_"
+    from criu_detached.dump.context import DumpContext
+    from criu_detached.dump.describe.new_mount import NewMount
+    from criu_detached.images.records import File, Mount
+    from criu_detached.paths import Name
 
 
 class Memory:
     """One superblock in memory."""
 
-    def __init__(
-        self,
-        number: int,
-        fd: int,
-        kind: Kind,
-        records: RecordWriter,
-        contents: DataFileWriter,
-        restricted: bool,
-    ) -> None:
+    def __init__(self, number: int, new: NewMount, context: DumpContext) -> None:
         """Begin with its record.
 
         Args:
             number: the record's.
-            fd: a file on it.
-            kind: what the classifier said of that file's mount.
-            records: the record file.
-            contents: the data file.
-            restricted: the tasks have a user namespace of their own. The filesystem will
-                belong to the host's, so nothing in it may give a task what it has not.
+            new: a mount of it.
+            context: of the dump.
         """
-        self._records = records
-        self._contents = contents
-        self._trees: dict[bytes, _Tree] = {}  # what is to be saved whole, by a mount's root
-        self._paths: dict[int, bytes] = {}  # of what is saved, by inode
-        self._directories: set[bytes] = set()  # that are saved
+        self._context = context
+        self._nodes = MemoryNodes(number, context)
+        self._trees: dict[bytes, tuple[Fd, Mount]] = {}  # a directory of each, by a mount's root
         self._of_sockets: set[bytes] = set()  # directories that sockets are bound in
-        self._ghosts: list[tuple[int, File]] = []
+        self._ghosts: list[tuple[Fd, File]] = []
         self._roots = Roots()
-        self._restricted = restricted
-        self.read_only = bool(kernel.fstatfs(fd).flags & os.ST_RDONLY)
-        fs_type = type_of(fd).names[0]
-        known = kind.statmount or self._roots.lay_out(fd)
-        if known:
-            self.read_only = known.read_only
+        self._is_saved = False
+        name = new.file.fs_type.names[0]
+        known = new.statmount or self._roots.lay_out(new.file)
+        mounted_so = bool(new.file.statfs.flags & os.ST_RDONLY)
+        self.read_only = known.read_only if known else mounted_so
+        options = memory_options(new.file, known)
         self.record = Filesystem(
             id=number,
-            superblock=superblock_of(fd, fs_type),
-            source=fs_type,
-            options=options_of(fd, known, fs_type) + ([b"ro"] if self.read_only else []),
+            superblock=superblock_of(new.file.fd, name),
+            source=name,
+            options=[*options, b"ro"] if self.read_only else options,
         )
-        records.filesystem(self.record)
+        context.records.filesystem(self.record)
 
-    def describe(self, fd: int, link: bytes, facts: FileStat, kind: Kind) -> DetachedMount:
+    def describe(self, new: NewMount) -> MemoryMount:
         """Describe a mount of it.
 
         Args:
-            fd: a file on the mount.
-            link: its path from the mount's root, as its link shows it.
-            facts: of the file.
-            kind: what the classifier said.
+            new: the mount as it was met.
 
         Raises:
             DetachedError: the kernel does not tell where in the filesystem its root is.
         """
-        root, root_deleted = self._roots.root_of(fd, facts, kind)
-        name = name_of(fd, link, facts)
-        is_root = name.path == paths.ROOT
-        record = Mount(
-            mnt_id=facts.mnt_id,
-            origin=RECREATED,
-            root=root,
-            root_type=stat.S_IFMT(facts.mode) if is_root else stat.S_IFDIR,
-            attr=mount_attributes_of(fd, kind) | (_RESTRICTED if self._restricted else 0),
-            superblock=self.record.superblock,
-            bind_source=BindSource(mountpoint=b"/", path=paths.from_link(root)),
-            uid_map=kind.statmount.uid_map if kind.statmount else [],
-            gid_map=kind.statmount.gid_map if kind.statmount else [],
-            root_deleted=int(root_deleted),
-            filesystem=self.record.id,
-        )
-        return MemoryMount(record, self)
+        root, root_deleted = self._roots.root_of(new)
+        record = new.record(locate(new.file), RECREATED)
+        record.root = root
+        record.superblock = self.record.superblock
+        record.bind_source = BindSource(mountpoint=b"/", path=paths.from_link(root))
+        record.root_deleted = int(root_deleted)
+        record.filesystem = self.record.id
+        return MemoryMount(new, record, self)
 
-    def save(self, fd: int, file: File, facts: FileStat, mount: Mount) -> None:
+    def save(self, file: OpenFile, path: bytes, mount: Mount) -> None:
         """Save a file that a task holds or watches; of a directory itself alone.
 
         Args:
-            fd: the file.
-            file: its record.
-            facts: of the file.
-            mount: its mount.
+            file: the file.
+            path: in the filesystem.
+            mount: that it is on.
         """
-        if facts.ino not in self._paths:
-            path = paths.join(_root_of(mount), file.path)
-            if not stat.S_ISREG(facts.mode) or not kernel.is_readable(fd):
-                self._save_node(fd, facts, path, mount)
-                return
-            # To open it once more would break a lease that the task may have.
-            position = os.lseek(fd, 0, os.SEEK_CUR)
-            try:
-                self._save_node(fd, facts, path, mount, readable=True)
-            finally:
-                os.lseek(fd, position, os.SEEK_SET)
+        self._nodes.save(file, path, mount)
 
-    def save_whole(self, directory: int, mount: Mount) -> None:
+    def save_whole(self, directory: int, root: bytes, mount: Mount) -> None:
         """Save all of a mount at the end.
 
         Args:
             directory: fd of one of it, or of a clone; it stays the caller's.
+            root: path of the mount's root in the filesystem.
             mount: its record.
         """
-        if _root_of(mount) not in self._trees:
-            kept = os.open(b"/proc/self/fd/%d" % directory, kernel.O_PATH)
-            self._trees[_root_of(mount)] = _Tree(kept, mount)
+        if root not in self._trees:
+            self._trees[root] = reopen(directory, kernel.O_PATH), mount
 
-    def save_later(self, fd: int, file: File) -> None:
+    def save_later(self, fd: int, record: File) -> None:
         """Save a file whose name is gone, and which has others; which, the trees may tell.
 
         Args:
             fd: the file; it stays the caller's.
-            file: its record.
+            record: its record.
         """
-        self._ghosts.append((os.open(b"/proc/self/fd/%d" % fd, kernel.O_PATH), file))
+        self._ghosts.append((reopen(fd, kernel.O_PATH), record))
 
     def needs_directory(self, path: bytes) -> None:
         """Note a directory that a socket is bound in; whether it is there, the trees may tell.
@@ -172,159 +121,117 @@ class Memory:
         """
         self._of_sockets.add(path)
 
-    def finish(self, made_anew: MadeAnew) -> None:
-        """Save the trees.
+    def finish(self) -> Iterator[Ghost]:
+        """Save the trees, once.
 
-        Args:
-            made_anew: takes note of deleted files whose other names are not saved.
+        Yields:
+            The records of files whose names are gone: such whose other names are not saved will
+            be recreated.
 
         Raises:
-            DetachedError: something in them cannot be saved.
+            DetachedError: something cannot be saved.
         """
-        self._roots.close()
-        for root, tree in sorted(self._trees.items()):
-            tree.top = climb(tree.top)
-            try:
-                self._save_tree(tree, root)
-            finally:
-                os.close(tree.top)
-        for path in self._of_sockets - self._directories:
+        if not self._is_saved:
+            self._is_saved = True
+            self._roots.close()
+            self._save_trees()
+            self._check_sockets()
+        while self._ghosts:
+            fd, record = self._ghosts.pop(0)
+            with fd:
+                yield self._ghost(OpenFile.of(fd), record)
+
+    def _save_trees(self) -> None:
+        for root, (directory, mount) in sorted(self._trees.items()):
+            with climb(directory) as top:
+                self._nodes.save_tree(top, root, mount)
+
+    def _check_sockets(self) -> None:
+        for path in self._of_sockets - self._nodes.directories:
             if any(_is_below(path, root) for root in self._trees):
                 raise DetachedError(
                     f"a socket is bound in the directory {quote(path)} of a filesystem in memory,"
                     " which is deleted, so no socket can be bound there again: close it"
                 )
-        for fd, file in self._ghosts:
-            facts = kernel.fstat(fd)
-            ghost = Ghost(file=file, alias=self._paths.get(facts.ino, b""))
-            if not ghost.alias:  # no task can reach its other names
-                made_anew.add(file)
-                ghost.inode = inode_of(OpenFile(fd, facts), self._contents)
-            self._records.ghost(ghost)
-            os.close(fd)
 
-    def _save_tree(self, tree: _Tree, root: bytes) -> None:
-        """Save a directory and what is in it, the near before the far."""
-        queue = [paths.ROOT]
-        for here in queue:
-            path = paths.join(root, here)
-            try:
-                queue += [paths.join(here, name) for name in self._save_directory(tree, here, path)]
-            except OSError as error:
-                raise DetachedError(
-                    f"a filesystem in memory cannot be saved ({why(error)}): {quote(path)}"
-                ) from error
-
-    def _save_directory(self, tree: _Tree, here: bytes, path: bytes) -> list[bytes]:
-        """Save a directory, and what is in it but directories, whose names are returned."""
-        fd, facts = kernel.open_beneath(tree.top, here, _READ | os.O_DIRECTORY)
-        self._directories.add(path)
-        directories = []
-        try:
-            if facts.ino not in self._paths:
-                self._save_node(fd, facts, path, tree.mount, readable=True)
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    name = os.fsencode(entry.name)
-                    if entry.is_dir(follow_symlinks=False):
-                        directories.append(name)
-                    else:
-                        saved = entry.inode() in self._paths
-                        readable = entry.is_file(follow_symlinks=False) and not saved
-                        self._save_entry(fd, name, paths.join(path, name), tree.mount, readable)
-        finally:
-            os.close(fd)
-        return directories
-
-    def _save_entry(
-        self, directory: int, name: bytes, path: bytes, mount: Mount, readable: bool
-    ) -> None:
-        """Save what is in a directory, and is none; only regular files are opened for reading."""
-        how = _READ if readable else kernel.O_PATH | kernel.O_NOFOLLOW
-        fd, facts = kernel.open_beneath(directory, name, how)
-        try:
-            known = self._paths.get(facts.ino)
-            if known is None:
-                self._save_node(fd, facts, path, mount, readable)
-            elif known != path:
-                node = Node(filesystem=self.record.id, path=path, mode=facts.mode, same_as=known)
-                self._records.node(node)
-        finally:
-            os.close(fd)
-
-    def _save_node(
-        self, fd: int, facts: FileStat, path: bytes, mount: Mount, readable: bool = False
-    ) -> None:
-        if self._restricted and (why := _gives_privilege(facts.mode)):
-            raise DetachedError(
-                f"{quote(path)} of a filesystem in memory is {why}, and the filesystem would be"
-                " made anew outside of the tasks' user namespace: remove it"
-            )
-        node = Node(filesystem=self.record.id, path=path, mode=facts.mode, rdev=facts.rdev)
-        node.inode = inode_of(OpenFile(fd, facts), self._contents, readable)
-        if mount.uid_map or mount.gid_map:
-            _unmap(node.inode, mount, path)
-        self._records.node(node)
-        self._paths[facts.ino] = path
-
-
-class _Tree:
-    """What is to be saved whole."""
-
-    __slots__ = ("mount", "top")
-
-    def __init__(self, top: int, mount: Mount) -> None:
-        self.top = top  # an O_PATH fd of a directory of it, then of its root
-        self.mount = mount
+    def _ghost(self, file: OpenFile, record: File) -> Ghost:
+        ghost = Ghost(file=record, alias=self._nodes.path_of(file.stat.ino))
+        if not ghost.alias:  # no task can reach its other names
+            ghost.inode = inode_of(file, self._context.contents)
+        return ghost
 
 
 class MemoryMount(DetachedMount):
     """A detached mount of such a filesystem: there is nothing to compare its files with."""
 
-    def __init__(self, record: Mount, memory: Memory) -> None:
-        super().__init__(record, -1, -1, memory.read_only)
-        self.memory = self._memory = memory
+    is_clone = False
 
-    def is_held_whole(self, root: int) -> None:
-        """Take note that a task reaches all of it."""
-        if stat.S_ISDIR(kernel.fstat(root).mode):
-            self._memory.save_whole(root, self.record)
+    ROOT_IS_THERE = (
+        "it is the root of its mount and deleted, and was found too late, in a socket:"
+        " receive it before the dump"
+    )
 
-    def name_of(self, fd: int, link: bytes, facts: FileStat) -> Name:
-        """Where a file's link says it is."""
-        return name_of(fd, link, facts)
+    def __init__(self, new: NewMount, record: Mount, memory: Memory) -> None:
+        """Take what is known.
 
+        Args:
+            new: the mount as it was met.
+            record: its record.
+            memory: the filesystem.
+        """
+        super().__init__(new, record, memory.read_only)
+        self._memory = memory
 
-def _root_of(mount: Mount) -> bytes:
-    assert mount.bind_source is not None
-    return mount.bind_source.path
+    def _path_of(self, path: bytes) -> bytes:
+        """Path in the filesystem of one beneath the mount's root."""
+        return paths.join(self.bind_source.path, path)
 
+    def note_directory_held(self, fd: int) -> None:
+        """Have all of it saved."""
+        if stat.S_ISDIR(kernel.fstat(fd).mode):
+            self._memory.save_whole(fd, self.bind_source.path, self.record)
 
-def _unmap(inode: Inode, mount: Mount, path: bytes) -> None:
-    """Turn owners that an id-mapped mount shows into those on the filesystem.
+    def locate(self, file: OpenFile) -> Name:
+        """Say where a file's link says it is."""
+        return locate(file)
 
-    Raises:
-        DetachedError: they are not to be told.
-    """
-    what = f"{quote(path)} of a filesystem in memory"
-    if _OVERFLOW_ID in (inode.uid, inode.gid):
-        raise DetachedError(
-            f"{what} has an owner that its id-mapped mount has no place for: give it another"
-        )
-    inode.uid = unmap_id(inode.uid, mount.uid_map, what)
-    inode.gid = unmap_id(inode.gid, mount.gid_map, what)
-    for xattr in inode.xattrs:
-        if xattr.name.startswith(_ACL):
-            xattr.value = unmap_acl(xattr.value, mount.uid_map, mount.gid_map, what)
+    def is_hard_link(self, file: OpenFile, known: File) -> bool:
+        """It is: numbers are not repeated there, and Memory knows files by them."""
+        return True
+
+    def save(self, file: OpenFile, record: File) -> None:
+        """Save a file with its content."""
+        self._memory.save(file, self._path_of(record.path), self.record)
+
+    def save_other_name(self, file: OpenFile) -> None:
+        """Save the file if it was not, for the name that was met first may be deleted."""
+        name = locate(file)
+        if not name.deleted:
+            self._memory.save(file, self._path_of(name.path), self.record)
+
+    def save_at_end(self, file: OpenFile, record: File) -> bool:
+        """Put off a deleted file that has other names, if it is no directory."""
+        if not file.stat.nlink or file.is_directory:
+            return False
+        self._memory.save_later(file.fd, record)
+        return True
+
+    def check_socket_directory(self, path: bytes) -> None:
+        """See at the end whether the directory is saved."""
+        self._memory.needs_directory(self._path_of(path))
+
+    def confine(self) -> None:
+        """Nothing in it may give a task in a user namespace what that has not."""
+        self.record.attr |= kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
+
+    def way_back(self) -> str:
+        """Say that the filesystem will be recreated."""
+        return "is on a filesystem that will be made anew"
+
+    def finish(self) -> Iterator[Ghost]:
+        """Save the filesystem."""
+        return self._memory.finish()
 
 
 def _is_below(path: bytes, root: bytes) -> bool:
     return path == root or root == paths.ROOT or path.startswith(root + b"/")
-
-
-def _gives_privilege(mode: int) -> str:
-    if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
-        return "a device"
-    if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
-        return "a program that changes user or group"
-    return ""

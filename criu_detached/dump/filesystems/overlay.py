@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Overlays: a new superblock over the same layers, once the old one is gone.
 
-Only the old one may write to its upper directory. So the trial mount of a dump is one of the
+Only the old one may write to its upper directory. So the probe mount of a dump is one of the
 same layers without an upper directory: it shows the same files and changes nothing.
 """
 
 from __future__ import annotations
 
-import os
 import stat
 from itertools import chain
 
 from criu_detached import kernel, paths
 from criu_detached.dump.describe.roots import SEARCH_LIMIT
-from criu_detached.dump.filesystems.probe import mount_for_trial, superblock_flags
-from criu_detached.dump.filesystems.same_file import LayerTwins
+from criu_detached.dump.filesystems.probe import ProbeSource, mount_probe, superblock_flags
+from criu_detached.dump.filesystems.same_file import SameLayer
 from criu_detached.dump.observe.directories import names_in, root_by_held
 from criu_detached.dump.observe.processes import held_files
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.layers import (
     DATA,
@@ -35,28 +35,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
-    from criu_detached.kernel import FileStat
-    from criu_detached.kernel.statmount import StatMount
 
 # Options that need an upper directory, or would not let a layer be used twice.
-_NOT_FOR_TRIAL = {b"index", b"nfs_export", b"fsync"}
+_NOT_FOR_PROBE = {b"index", b"nfs_export", b"fsync"}
 # As mount(8) takes it, and as newer kernels show it.
 _VOLATILE = {b"volatile", b"fsync=volatile"}
 
 
-def overlaid(fd: int, facts: FileStat, known: StatMount | None, number: int) -> Iterator[Source]:
-    """Yield, opened, a mount that shows what an overlay shows, for a trial.
+def probe_overlay(new: NewMount, number: int) -> Iterator[ProbeSource]:
+    """Yield, opened, a probe mount that shows what an overlay shows.
 
     Args:
-        fd: a file on the overlay.
-        facts: of the file.
-        known: what statmount says of it, where the kernel can.
+        new: a mount of the overlay.
         number: for the record.
 
     Raises:
         DetachedError: the overlay cannot be mounted again, or would not be the same.
     """
+    known = new.statmount
     if known is None:
         raise DetachedError(
             "the kernel does not tell of which layers this overlay is; Linux 7.0 or newer does."
@@ -68,29 +66,27 @@ def overlaid(fd: int, facts: FileStat, known: StatMount | None, number: int) -> 
             "the overlay is volatile, and the kernel mounts its upper directory once only: mount"
             " the overlay somewhere before the dump"
         )
-    source, layers = _trial(named, options)
-    twins = LayerTwins(layers, paths.from_link(known.root_path))
+    probe, layers = _probe(named, options)
+    same_file = SameLayer(layers, paths.from_link(known.root_path))
     try:
-        _check_held(fd, facts.mnt_id, source.fd, twins)
-        source.info.super_options = [b"ro" if known.read_only else b"rw"]
-        source.twins = twins
-        source.filesystem = Filesystem(
+        _check_held(new.file, probe.fd, same_file)
+        record = Filesystem(
             id=number,
-            superblock=superblock_of(fd, b"overlay"),
+            superblock=superblock_of(new.file.fd, b"overlay"),
             source=known.sb_source,
             options=[*superblock_flags(known.sb_flags), *options],
             fresh=1,
-            keeps_inodes=int(_has_lasting_inodes(fd, facts.mnt_id, known.sb_dev)),
+            keeps_inodes=int(_has_lasting_inodes(new.file, known.sb_dev)),
             layers=layers.records(),
         )
     except (DetachedError, OSError):
         layers.close()
-        source.close()
+        probe.close()
         raise
-    yield source
+    yield ProbeSource(probe, record, same_file)
 
 
-def _trial(named: list[tuple[bytes, bytes]], options: list[bytes]) -> tuple[Source, Layers]:
+def _probe(named: list[tuple[bytes, bytes]], options: list[bytes]) -> tuple[Source, Layers]:
     """Mount the same layers without an upper directory, and see whose the latter is."""
     with namespaces.PrivateNamespace():
         layers = Layers(named)
@@ -100,8 +96,7 @@ def _trial(named: list[tuple[bytes, bytes]], options: list[bytes]) -> tuple[Sour
                 _check_upper(upper, layers)
             fds = [(LOWER, upper)] if upper >= 0 else []
             fds += [(option, fd) for option, fd in layers.fds if option in (LOWER, DATA)]
-            trial = _options_for_trial(options)
-            return mount_for_trial(b"overlay", b"overlay", trial, fds), layers
+            return mount_probe(b"overlay", b"overlay", _options_for_probe(options), fds), layers
         except OSError as error:
             layers.close()
             raise DetachedError(f"the layers of the overlay cannot be mounted: {error}") from error
@@ -110,7 +105,7 @@ def _trial(named: list[tuple[bytes, bytes]], options: list[bytes]) -> tuple[Sour
             raise
 
 
-def _options_for_trial(options: list[bytes]) -> list[bytes]:
+def _options_for_probe(options: list[bytes]) -> list[bytes]:
     found = [b"index=off"]
     for option in options:
         name, _, value = option.partition(b"=")
@@ -118,7 +113,7 @@ def _options_for_trial(options: list[bytes]) -> list[bytes]:
             found.append(b"redirect_dir=follow")
         elif name == b"uuid" and value != b"off":
             continue  # it is in the upper directory
-        elif name not in _NOT_FOR_TRIAL:
+        elif name not in _NOT_FOR_PROBE:
             found.append(option)
     return found
 
@@ -138,71 +133,66 @@ def _check_upper(upper: int, layers: Layers) -> None:
         )
 
 
-def _check_held(fd: int, mnt_id: int, trial: int, twins: LayerTwins) -> None:
-    """See that the trial mount shows the held files, and all that a directory leads to."""
-    for held in chain([fd], held_files(mnt_id)):
-        link = os.readlink(b"/proc/self/fd/%d" % held)
-        if link.endswith(paths.DELETED):
+def _check_held(file: OpenFile, probe: int, same_file: SameLayer) -> None:
+    """See that the probe mount shows the held files, and all that a directory leads to."""
+    for fd in chain([file.fd], held_files(file.stat.mnt_id)):
+        held = OpenFile.of(fd)
+        if held.is_marked_deleted:
             continue  # what is deleted is saved
-        path = paths.join(twins.prefix, paths.from_link(link))
-        _check_one(held, trial, path, twins)
-    directory = root_by_held(fd, mnt_id)
-    if directory < 0:
-        return
-    try:
-        _check_tree(directory, trial, twins)
-    finally:
-        os.close(directory)
+        path = paths.join(same_file.prefix, paths.from_link(held.link))
+        _check_one(held.fd, probe, path, same_file)
+    directory = root_by_held(file)
+    if directory is not None:
+        with directory:
+            _check_tree(directory, probe, same_file)
 
 
-def _check_one(fd: int, trial: int, path: bytes, twins: LayerTwins) -> None:
+def _check_one(fd: int, probe: int, path: bytes, same_file: SameLayer) -> None:
     try:
-        twin = paths.open_at(trial, path)
+        shown = paths.open_at(probe, path)
     except OSError as error:
         raise _other_layers(path) from error
-    try:
-        if not twins.is_one_at(fd, twin, path):
+    with shown:
+        if not same_file.is_one_at(fd, shown, path):
             raise _other_layers(path)
-    finally:
-        os.close(twin)
 
 
-def _check_tree(directory: int, trial: int, twins: LayerTwins) -> None:
+def _check_tree(directory: int, probe: int, same_file: SameLayer) -> None:
     """Compare what a directory of the overlay leads to, up to a limit."""
-    queue, seen = [twins.prefix], 0
+    queue, seen = [same_file.prefix], 0
     for path in queue:
-        inside = _below(path, twins.prefix)
-        here = there = -1
+        inside = _below(path, same_file.prefix)
         try:
-            here = paths.open_at(directory, inside)
-            there = paths.open_at(trial, path)
-            names = names_in(here)
-            if names != names_in(there):
-                raise _other_layers(path)
-            for name in names:
-                entry = paths.join(path, name)
-                mode = kernel.stat_beneath(here, name).mode
-                if stat.S_ISDIR(mode):
-                    queue.append(entry)
-                else:
-                    _check_entry(here, name, trial, entry, twins)
-            seen += len(names)
+            with paths.open_at(directory, inside) as here:
+                names = names_in(here)
+                _compare_names(names, probe, path)
+                queue += _check_entries(here, names, probe, path, same_file)
         except OSError as error:
             raise _other_layers(path) from error
-        finally:
-            for fd in (here, there):
-                if fd >= 0:
-                    os.close(fd)
+        seen += len(names)
         if seen > SEARCH_LIMIT:
             return
 
 
-def _check_entry(here: int, name: bytes, trial: int, path: bytes, twins: LayerTwins) -> None:
-    fd = paths.open_at(here, name)
-    try:
-        _check_one(fd, trial, path, twins)
-    finally:
-        os.close(fd)
+def _compare_names(names: list[bytes], probe: int, path: bytes) -> None:
+    with paths.open_at(probe, path) as there:
+        if names != names_in(there):
+            raise _other_layers(path)
+
+
+def _check_entries(
+    here: int, names: list[bytes], probe: int, path: bytes, same_file: SameLayer
+) -> list[bytes]:
+    """Compare what is in a directory but directories, whose paths are returned."""
+    directories = []
+    for name in names:
+        entry = paths.join(path, name)
+        if stat.S_ISDIR(kernel.stat_beneath(here, name).mode):
+            directories.append(entry)
+        else:
+            with paths.open_at(here, name) as fd:
+                _check_one(fd, probe, entry, same_file)
+    return directories
 
 
 def _below(path: bytes, prefix: bytes) -> bytes:
@@ -219,13 +209,13 @@ def _other_layers(path: bytes) -> DetachedError:
     )
 
 
-def _has_lasting_inodes(fd: int, mnt_id: int, dev: int) -> bool:
+def _has_lasting_inodes(file: OpenFile, dev: int) -> bool:
     """Tell whether files have the overlay's own device number: their inodes last then.
 
     Source: Documentation/filesystems/overlayfs.rst, "Inode properties".
     """
-    for held in chain([fd], held_files(mnt_id)):
-        facts = kernel.fstat(held)
-        if not stat.S_ISDIR(facts.mode) and facts.dev == dev:
+    for held in chain([file.fd], held_files(file.stat.mnt_id)):
+        found = kernel.fstat(held)
+        if not stat.S_ISDIR(found.mode) and found.dev == dev:
             return True
     return False

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Filesystems whose files the kernel makes: they are mounted again, from nothing.
 
-Most have one superblock for each namespace of some kind, or one alone. A trial mount shows
+Most have one superblock for each namespace of some kind, or one alone. A probe mount shows
 it, if criu is in the same namespace. Of proc, devpts and bpf every mount is a new one.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 
-from criu_detached import kernel
-from criu_detached.dump.filesystems.probe import mount_for_trial, superblock_flags
-from criu_detached.dump.filesystems.same_file import NamedTwins
+from criu_detached.dump.filesystems.probe import ProbeSource, mount_probe, superblock_flags
+from criu_detached.dump.filesystems.same_file import SameName
 from criu_detached.dump.observe.directories import names_in, root_by_held
 from criu_detached.dump.observe.processes import holding_processes
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.superblock import superblock_of, type_of
+from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.filesystems.types import (
     BINFMT_MISC,
     BPF,
@@ -24,19 +22,20 @@ from criu_detached.filesystems.types import (
     FRESH,
     PROC,
     SET_BY_MOUNTING,
-    FilesystemType,
 )
 from criu_detached.images.records import Filesystem
 from criu_detached.kernel import namespaces
+from criu_detached.kernel.fds import Fds
 from criu_detached.terminals import is_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
-    from criu_detached.kernel import FileStat
-    from criu_detached.kernel.statmount import StatMount
+    from criu_detached.dump.open_file import OpenFile
+    from criu_detached.filesystems.types import FilesystemType
 
 # The files of binfmt_misc that are no registered format.
 _BINFMT_FILES = {b"register", b"status"}
@@ -44,72 +43,65 @@ _BINFMT_FILES = {b"register", b"status"}
 _NEEDS_7_0 = "the kernel does not tell its options; Linux 7.0 or newer does"
 
 
-def mounted_anew(
-    fd: int, facts: FileStat, known: StatMount | None, number: int
-) -> Iterator[Source]:
-    """Yield, opened, the trial mount of such a filesystem.
+def probe_pseudo(new: NewMount, number: int) -> Iterator[ProbeSource]:
+    """Yield, opened, the probe mount of such a filesystem.
 
     Args:
-        fd: a file on it.
-        facts: of the file.
-        known: what statmount says of its mount, where the kernel can.
+        new: a mount of it.
         number: for the record.
 
     Raises:
         DetachedError: it would not come back as it is.
     """
-    fs_type = type_of(fd)
+    fs_type, known = new.file.fs_type, new.statmount
     name = fs_type.names[0]
-    if is_terminal(facts) and fs_type is DEVPTS:
+    if is_terminal(new.file.stat) and fs_type is DEVPTS:
         raise _has_state(fs_type)
-    if known is None and _needs_options(fs_type, facts):
+    if known is None and _needs_options(new.file):
         raise DetachedError(f"its filesystem ({quote(name)}) cannot be mounted again: {_NEEDS_7_0}")
-    options = [*superblock_flags(known.sb_flags), *known.opt_array] if known else _read_only(fd)
-    source = _trial(name, (known.sb_source if known else b"") or name, options, number)
+    if known is not None:
+        options = [*superblock_flags(known.sb_flags), *known.opt_array]
+    else:
+        options = [b"ro"] if new.file.statfs.flags & os.ST_RDONLY else []
+    probe = _probe(name, (known.sb_source if known else b"") or name, options)
     try:
+        record = Filesystem(
+            id=number,
+            superblock=superblock_of(probe.fd, name),
+            source=(known.sb_source if known else b"") or name,
+            options=options,
+            fresh=1,
+        )
         if fs_type.key:
-            _check_keyed(source, fs_type, known.sb_dev if known else facts.dev)
+            _check_keyed(probe, fs_type, new.dev)
+            source = ProbeSource(probe, record)
         else:
-            directory = root_by_held(fd, facts.mnt_id)
-            try:
-                _check_fresh(fs_type, source, directory, facts, known)
-            finally:
-                if directory >= 0:
-                    os.close(directory)
-            source.twins = NamedTwins(exact=known is None)
+            _check_fresh(probe, new)
+            source = ProbeSource(probe, record, SameName(exact=known is None))
     except (DetachedError, OSError):
-        source.close()
+        probe.close()
         raise
     yield source
 
 
-def _needs_options(fs_type: FilesystemType, facts: FileStat) -> bool:
+def _needs_options(file: OpenFile) -> bool:
     """Tell whether a mount without its options might differ for the tasks.
 
     Those of proc say what a directory shows, and files have none.
     """
-    if fs_type is PROC:
-        return stat.S_ISDIR(facts.mode)
-    return fs_type.comes_back == FRESH or fs_type.has(SET_BY_MOUNTING)
+    if file.fs_type is PROC:
+        return file.is_directory
+    return file.fs_type.comes_back == FRESH or file.fs_type.has(SET_BY_MOUNTING)
 
 
-def _read_only(fd: int) -> list[bytes]:
-    return [b"ro"] if kernel.fstatfs(fd).flags & os.ST_RDONLY else []
-
-
-def _trial(fs_type: bytes, source: bytes, options: list[bytes], number: int) -> Source:
+def _probe(fs_type: bytes, source: bytes, options: list[bytes]) -> Source:
     try:
         with namespaces.PrivateNamespace():
-            trial = mount_for_trial(fs_type, source, options)
+            return mount_probe(fs_type, source, options)
     except OSError as error:
         raise DetachedError(
             f"its filesystem ({quote(fs_type)}) cannot be mounted again: {error}"
         ) from error
-    superblock = superblock_of(trial.fd, fs_type)
-    trial.filesystem = Filesystem(
-        id=number, superblock=superblock, source=source, options=options, fresh=1
-    )
-    return trial
 
 
 def _check_keyed(source: Source, fs_type: FilesystemType, dev: int) -> None:
@@ -126,29 +118,32 @@ def _check_keyed(source: Source, fs_type: FilesystemType, dev: int) -> None:
         )
 
 
-def _check_fresh(
-    fs_type: FilesystemType,
-    source: Source,
-    directory: int,
-    facts: FileStat,
-    known: StatMount | None,
-) -> None:
+def _check_fresh(probe: Source, new: NewMount) -> None:
     """Refuse an instance whose state a new one would not have."""
-    at_root = known is not None and known.mnt_root == b"/"
-    if fs_type is PROC:
-        if directory >= 0 and at_root:
-            shown = os.readlink(b"self", dir_fd=directory)
-            same = shown == os.readlink(b"self", dir_fd=source.fd)
-        else:
-            same = _in_own_pid_namespace(facts.mnt_id)
-        if not same:
-            raise DetachedError(
-                "its filesystem (proc) is of another PID namespace than criu's, or whether it is"
-                " is unsure: keep one mounted in the mount namespace of the tasks"
-            )
-        return
-    if directory < 0 or not at_root or set(names_in(directory)) - set(names_in(source.fd)):
-        raise _has_state(fs_type)
+    with Fds() as fds:
+        directory = root_by_held(new.file)
+        if directory is not None:
+            fds.add(directory)
+        if new.statmount is None or new.statmount.mnt_root != b"/":
+            directory = None  # a new one has nothing to compare it with
+        if new.file.fs_type is PROC:
+            _check_pid_namespace(probe, new, directory)
+        elif directory is None or set(names_in(directory)) - set(names_in(probe.fd)):
+            raise _has_state(new.file.fs_type)
+
+
+def _check_pid_namespace(probe: Source, new: NewMount, directory: int | None) -> None:
+    """Refuse a proc that shows other processes than a new one would."""
+    if directory is not None:
+        shown = os.readlink(b"self", dir_fd=directory)
+        same = shown == os.readlink(b"self", dir_fd=probe.fd)
+    else:
+        same = _in_own_pid_namespace(new.mnt_id)
+    if not same:
+        raise DetachedError(
+            "its filesystem (proc) is of another PID namespace than criu's, or whether it is"
+            " is unsure: keep one mounted in the mount namespace of the tasks"
+        )
 
 
 def _has_state(fs_type: FilesystemType) -> DetachedError:

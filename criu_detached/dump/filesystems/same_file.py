@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files that two superblocks show: that of a detached mount, and one made for a trial.
+"""Files that two superblocks show: that of a detached mount, and one of a probe mount.
 
-A filesystem that comes back as a new superblock is mounted so at dump already, for a trial.
+A filesystem that comes back as a new superblock is mounted so at dump already, for a moment.
 Device numbers tell nothing then, and inode numbers may not either.
 """
 
@@ -10,54 +10,53 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, paths
-from criu_detached.filesystems.layers import DATA, LOWER, UPPER, Layers
+from criu_detached.dump.describe.same_file import SameFile
+from criu_detached.dump.open_file import OpenFile
+from criu_detached.filesystems.layers import DATA, LOWER, UPPER
+from criu_detached.kernel.fds import magic_link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.kernel import FileStat
+    from criu_detached.filesystems.layers import Layers
+    from criu_detached.paths import Name
+
+    RealHandle = tuple[int, bytes, bytes]
 
 
-class Twins:
-    """Tells whether a file of the trial mount is the one of a detached mount."""
+class OtherSuperblock(SameFile):
+    """Tells whether a file of the probe mount is the one of a detached mount."""
 
-    def facts(self, root: int, path: bytes, fd: int, facts: FileStat) -> FileStat:
-        """Facts that the file has where the trial mount shows it.
+    by_number = False
 
-        Args:
-            root: the mount's root, as the trial mount shows it.
-            path: of the file beneath that root.
-            fd: the file on the detached mount.
-            facts: of it.
+    def is_at(self, file: OpenFile, root: int, path: bytes) -> bool:
+        """Compare with the file that the probe mount shows at the path."""
+        with paths.open_at(root, path) as fd:
+            shown = OpenFile.of(fd)
+            return _is_alike(file, shown) and self.is_one(file, shown, path)
 
-        Returns:
-            Other facts than those of the path, where another file is there.
+    def find_root(self, file: OpenFile, name: Name, source: int) -> bytes | None:
+        """Take the source's own root: such filesystems are nowhere else, and have no inodes."""
+        return paths.ROOT if self.shows(file, source, name.path) else None
 
-        Raises:
-            OSError: there is none.
-        """
-        twin = paths.open_at(root, path)
-        try:
-            found = kernel.fstat(twin)
-            alike = (found.mode & ~0o7777, found.rdev) == (facts.mode & ~0o7777, facts.rdev)
-            return found if alike and self.is_one(fd, facts, twin, found, path) else facts
-        finally:
-            os.close(twin)
-
-    def is_one(self, fd: int, facts: FileStat, twin: int, found: FileStat, path: bytes) -> bool:
+    def is_one(self, file: OpenFile, shown: OpenFile, path: bytes) -> bool:
         """Tell whether two files of one kind, at one path, are the same file.
 
         Args:
-            fd: the one on the detached mount.
-            facts: of it.
-            twin: the one on the trial mount.
-            found: facts of that.
+            file: on the detached mount.
+            shown: on the probe mount.
             path: where they are, beneath the mount's root.
         """
         raise NotImplementedError
 
 
-class NamedTwins(Twins):
-    """Files that are made for their names."""
+def _is_alike(one: OpenFile, other: OpenFile) -> bool:
+    """Tell whether two files are of one kind."""
+    kinds = [(file.stat.mode & ~0o7777, file.stat.rdev) for file in (one, other)]
+    return kinds[0] == kinds[1]
+
+
+class SameName(OtherSuperblock):
+    """Files that the kernel makes for their names."""
 
     def __init__(self, exact: bool) -> None:
         """Say how alike they must be.
@@ -67,13 +66,13 @@ class NamedTwins(Twins):
         """
         self._exact = exact
 
-    def is_one(self, fd: int, facts: FileStat, twin: int, found: FileStat, path: bytes) -> bool:
+    def is_one(self, file: OpenFile, shown: OpenFile, path: bytes) -> bool:
         """The name says enough, where the root of the mount is known."""
-        return found.ino == facts.ino or not self._exact
+        return shown.stat.ino == file.stat.ino or not self._exact
 
 
-class LayerTwins(Twins):
-    """Files of an overlay and of the trial mount of its layers.
+class SameLayer(OtherSuperblock):
+    """Files of an overlay and of the probe mount of its layers.
 
     A file handle of an overlay (Linux 6.5) is one of the layer that the file is from. A file
     that was copied up keeps that of its origin, which the copy has noted.
@@ -89,36 +88,33 @@ class LayerTwins(Twins):
         self._layers = layers
         self.prefix = prefix
 
-    def is_one(self, fd: int, facts: FileStat, twin: int, found: FileStat, path: bytes) -> bool:
+    def is_one(self, file: OpenFile, shown: OpenFile, path: bytes) -> bool:
         """Compare what layer they are from, and what file there."""
-        return self.is_one_at(fd, twin, paths.join(self.prefix, path))
+        return self.is_one_at(file.fd, shown.fd, paths.join(self.prefix, path))
 
-    def is_one_at(self, fd: int, twin: int, path: bytes) -> bool:
-        """As is_one; the path is beneath the overlay's root."""
+    def is_one_at(self, fd: int, shown: int, path: bytes) -> bool:
+        """As is_one, of fds; the path is beneath the overlay's root."""
         handle = _handle(fd)
         if handle is None:
             return False
-        if handle == _handle(twin):
-            return True
-        for option, layer in self._layers.fds:
-            try:
-                real = paths.open_at(layer, path)
-            except OSError:
-                continue
-            try:
-                if option == UPPER and handle == _origin(real):
-                    return True
-                kind, data = kernel.name_to_handle(real)
-                if option in (LOWER, DATA) and (kind, data) == (handle[0], handle[2]):
-                    return True
-            except OSError:
-                continue
-            finally:
-                os.close(real)
+        return handle == _handle(shown) or any(
+            _is_real(layer, path, option, handle) for option, layer in self._layers.fds
+        )
+
+
+def _is_real(layer: int, path: bytes, option: bytes, handle: RealHandle) -> bool:
+    """Tell whether a layer has the file of a handle at a path."""
+    try:
+        with paths.open_at(layer, path) as real:
+            if option == UPPER and handle == _origin(real):
+                return True
+            kind, data = kernel.name_to_handle(real)
+            return option in (LOWER, DATA) and (kind, data) == (handle[0], handle[2])
+    except OSError:
         return False
 
 
-def _handle(fd: int) -> tuple[int, bytes, bytes] | None:
+def _handle(fd: int) -> RealHandle | None:
     """Type, UUID of the layer's filesystem and handle there, of a file of an overlay."""
     try:
         _, data = kernel.name_to_handle(fd, kernel.AT_HANDLE_FID)
@@ -127,7 +123,7 @@ def _handle(fd: int) -> tuple[int, bytes, bytes] | None:
     return real_handle(data[3:])  # struct ovl_fh: padded
 
 
-def real_handle(data: bytes) -> tuple[int, bytes, bytes] | None:
+def real_handle(data: bytes) -> RealHandle | None:
     """Take a struct ovl_fb apart (fs/overlayfs/overlayfs.h).
 
     It has a byte each of version, magic, length, flags and type, then UUID and handle.
@@ -137,11 +133,11 @@ def real_handle(data: bytes) -> tuple[int, bytes, bytes] | None:
     return data[4], data[5:21], data[21 : data[2]]
 
 
-def _origin(real: int) -> tuple[int, bytes, bytes] | None:
+def _origin(real: int) -> RealHandle | None:
     """The handle that a copy in the upper directory has of what it was copied from."""
     for name in ("trusted.overlay.origin", "user.overlay.origin"):
         try:
-            return real_handle(os.getxattr(b"/proc/self/fd/%d" % real, name))
+            return real_handle(os.getxattr(magic_link(real), name))
         except OSError:
             continue
     return None

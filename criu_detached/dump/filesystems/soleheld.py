@@ -2,23 +2,24 @@
 """Mounts of a superblock that no attached mount shows, at dump.
 
 Two kinds of filesystem can come back. Those that lie elsewhere (on a block device, in the
-kernel) are mounted again: a trial mount, seen by this process alone, shows the very
+kernel) are remounted: a probe mount, seen by this process alone, shows the very
 superblock, and then serves as a bind source does. Those that live in memory alone are
-made anew with their contents, if it is proven that nobody else holds them.
+recreated with their contents, if it is proven that nobody else holds them.
 """
 
 from __future__ import annotations
 
 import os
 
-from criu_detached.dump.describe.mount import DetachedMount, describe_mount
-from criu_detached.dump.filesystems.disk import remounted
+from criu_detached.dump.describe.search import describe_mount
+from criu_detached.dump.describe.sources import Sources
+from criu_detached.dump.filesystems.disk import probe_disk
 from criu_detached.dump.filesystems.memory import Memory
-from criu_detached.dump.filesystems.overlay import overlaid
-from criu_detached.dump.filesystems.pseudo import mounted_anew
+from criu_detached.dump.filesystems.overlay import probe_overlay
+from criu_detached.dump.filesystems.probe import RemountedMount
+from criu_detached.dump.filesystems.pseudo import probe_pseudo
 from criu_detached.dump.observe.holders import attached_mount, outside_holder
 from criu_detached.errors import DetachedError
-from criu_detached.filesystems.superblock import type_of
 from criu_detached.filesystems.types import (
     FRESH,
     IN_MEMORY,
@@ -31,130 +32,86 @@ from criu_detached.filesystems.types import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from criu_detached.criu.criu import Criu
+    from criu_detached.dump.context import DumpContext
+    from criu_detached.dump.describe.mount import DetachedMount
+    from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
-    from criu_detached.dump.kinds.recreated import MadeAnew
-    from criu_detached.dump.observe.classify import Kind
-    from criu_detached.images.datafile import DataFileWriter
-    from criu_detached.images.record_writer import RecordWriter
     from criu_detached.images.records import Filesystem
-    from criu_detached.kernel import FileStat
 
-# What gives trial mounts of a filesystem, by how its type comes back.
-_TRIALS = {ON_DEVICE: remounted, LAYERED: overlaid, FRESH: mounted_anew, KEYED: mounted_anew}
+# What gives probe mounts of a filesystem, by how its type comes back.
+_PROBES = {ON_DEVICE: probe_disk, LAYERED: probe_overlay, FRESH: probe_pseudo, KEYED: probe_pseudo}
 
 
 class SoleHeld:
     """The sole-held filesystems of one dump."""
 
-    def __init__(
-        self, criu: Criu, records: Callable[[], RecordWriter], contents: DataFileWriter
-    ) -> None:
-        """Take what it needs.
+    def __init__(self, context: DumpContext) -> None:
+        """Begin with none.
 
         Args:
-            criu: CRIU.
-            records: gives the record file.
-            contents: where contents of files go.
+            context: of the dump.
         """
-        self._criu = criu
-        self._records = records
-        self._contents = contents
+        self._context = context
         self._filesystems: dict[int, Filesystem] = {}  # by the device of the superblock
         self._memories: dict[int, Memory] = {}  # likewise
 
-    def finish(self, made_anew: MadeAnew) -> None:
-        """Save, once, what the tasks can reach of filesystems in memory.
-
-        Args:
-            made_anew: takes note of deleted files.
-
-        Raises:
-            DetachedError: something cannot be saved.
-        """
-        while self._memories:
-            self._memories.popitem()[1].finish(made_anew)
-
-    def describe(
-        self, fd: int, link: bytes, facts: FileStat, kind: Kind, error: DetachedError
-    ) -> DetachedMount:
+    def describe(self, new: NewMount, error: DetachedError) -> DetachedMount:
         """Describe a mount that has no bind source.
 
         Args:
-            fd: a file on it.
-            link: its path from the mount's root, as its link shows it.
-            facts: of the file.
-            kind: what the classifier said.
+            new: the mount as it was met.
             error: why there is no bind source.
 
         Raises:
             DetachedError: its filesystem cannot come back.
         """
-        device = kind.statmount.sb_dev if kind.statmount else facts.dev
-        fs_type = type_of(fd)
+        fs_type = new.file.fs_type
         # Who else has mounted a filesystem on a device shares it after the restore as before.
-        on_device = os.major(device) or fs_type.has(MADE_UP_DEVICE)
-        where = None if on_device else attached_mount(device)
+        on_device = os.major(new.dev) or fs_type.has(MADE_UP_DEVICE)
+        where = None if on_device else attached_mount(new.dev)
         if where is not None:
             raise DetachedError(f"{error}; its filesystem is mounted at {where}")
         if fs_type.comes_back == IN_MEMORY:
-            return self._memory(fd, facts, device, kind).describe(fd, link, facts, kind)
+            return self._memory(new).describe(new)
         if fs_type.server:
             raise DetachedError(
                 f"its filesystem is of type {fs_type.server}, which its server alone can mount"
                 " again: mount it somewhere before the dump"
             )
-        if fs_type.has(POWER_OF_MOUNTER) and self._criu.dumps_user_namespace():
+        if fs_type.has(POWER_OF_MOUNTER) and self._context.criu.dumps_user_namespace():
             raise DetachedError(
                 "its filesystem may belong to the dumped user namespace, and would belong to criu's"
                 " if it was mounted again: keep it mounted in the mount namespace of the tasks"
             )
         if fs_type.comes_back == LAYERED:
-            _refuse_shared_overlay(device)
-        if fs_type.comes_back not in _TRIALS:
+            _refuse_shared_overlay(new.dev)
+        if fs_type.comes_back not in _PROBES:
             raise error
-        return self._by_trial(fd, link, facts, kind, error)
+        return self._by_probe(new, error)
 
-    def _by_trial(
-        self, fd: int, link: bytes, facts: FileStat, kind: Kind, error: DetachedError
-    ) -> DetachedMount:
-        """As describe: a trial mount is the bind source."""
-        refusals: list[DetachedError] = []
-
-        def candidates(dev: int, _: bytes | None, magic: int, __: bytes | None) -> Iterator[Source]:
-            try:
-                yield from mounted_again(dev)
-            except DetachedError as refusal:
-                refusals.append(refusal)
-                raise
-
-        def mounted_again(dev: int) -> Iterator[Source]:
-            trials = _TRIALS[type_of(fd).comes_back]
-            for source in trials(fd, facts, kind.statmount, self._number(dev)):
-                if dev not in self._filesystems and source.filesystem is not None:
-                    self._filesystems[dev] = source.filesystem
-                    self._records().filesystem(source.filesystem)
-                yield source
-
+    def _by_probe(self, new: NewMount, error: DetachedError) -> DetachedMount:
+        """As describe: a probe mount is the source."""
+        probes = _Probes(new, self)
         try:
-            return describe_mount(fd, link, facts, kind, candidates)
+            return describe_mount(new, probes, RemountedMount)
         except DetachedError as other:
-            if refusals:
+            if probes.refused:
                 raise
             raise error from other
 
-    def _memory(self, fd: int, facts: FileStat, device: int, kind: Kind) -> Memory:
-        """The filesystem in memory of an open file, if the dumped tasks alone hold it."""
+    def _memory(self, new: NewMount) -> Memory:
+        """The filesystem in memory that a mount is of, if the dumped tasks alone hold it."""
+        device, criu = new.dev, self._context.criu
         if device in self._memories:
             return self._memories[device]
-        if not self._criu.flushes():
+        if not criu.flushes():
             raise DetachedError(
                 "its filesystem is in memory alone, and this CRIU does not say when a dump ends,"
                 " which it takes to save it"
             )
-        if os.fstat(self._criu.image_dir()).st_dev == device:
+        if os.fstat(criu.image_dir()).st_dev == device:
             raise DetachedError(
                 "its filesystem is in memory alone, and the image directory is on it: the images"
                 " would be gone with the processes; give another one (--images-dir)"
@@ -165,21 +122,58 @@ class SoleHeld:
                 f"its filesystem is in memory alone, and {holder} holds it too: with two of it"
                 " the data would part; end that, or mount the filesystem somewhere again"
             )
-        memory = Memory(
-            self._number(device),
-            fd,
-            kind,
-            self._records(),
-            self._contents,
-            self._criu.dumps_user_namespace(),
-        )
+        memory = Memory(self.number(device), new, self._context)
         self._filesystems[device] = memory.record
         self._memories[device] = memory
         return memory
 
-    def _number(self, dev: int) -> int:
+    def number(self, dev: int) -> int:
+        """The number of a filesystem's record; the next one if it has none.
+
+        Args:
+            dev: device of its superblock.
+        """
         known = self._filesystems.get(dev)
         return known.id if known else len(self._filesystems) + 1
+
+    def record(self, dev: int, filesystem: Filesystem) -> None:
+        """Write a filesystem's record, once.
+
+        Args:
+            dev: device of its superblock.
+            filesystem: the record.
+        """
+        if dev not in self._filesystems:
+            self._filesystems[dev] = filesystem
+            self._context.records.filesystem(filesystem)
+
+
+class _Probes(Sources):
+    """Probe mounts, as sources of one mount."""
+
+    def __init__(self, new: NewMount, sole_held: SoleHeld) -> None:
+        """Make none yet.
+
+        Args:
+            new: the mount as it was met.
+            sole_held: numbers and records its filesystem.
+        """
+        self._new = new
+        self._sole_held = sole_held
+        self.refused = False  # there can be no probe mount
+
+    def candidates(
+        self, dev: int, fs_type: bytes | None, magic: int, root: bytes | None = None
+    ) -> Iterator[Source]:
+        """As of Sources."""
+        probe = _PROBES[self._new.file.fs_type.comes_back]
+        try:
+            for source in probe(self._new, self._sole_held.number(dev)):
+                self._sole_held.record(dev, source.record)
+                yield source
+        except DetachedError:
+            self.refused = True
+            raise
 
 
 def _outside_holder(device: int, what: str) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Deleted files that the restore makes anew: who has one must find it in one way alone."""
+"""Deleted files that the restore recreates: who has one must find it in one way alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from criu_detached.kernel import FileStat
 
 
-class MadeAnew:
+class RecreatedFiles:
     """The deleted files of one dump that will be new ones."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class MadeAnew:
 
         Args:
             named: device and inode of watched files that come back with their watch.
-            left: facts of the deleted files on attached mounts, which CRIU dumps.
+            left: stat of the deleted files on attached mounts, which CRIU dumps.
 
         Raises:
             DetachedError: there is one.
@@ -56,12 +56,12 @@ class MadeAnew:
             self._refuse_watched(named)
 
     def _refuse_on_other_mounts(self, left: Iterable[FileStat]) -> None:
-        """Refuse what both CRIU and the plugin would make anew."""
-        for facts in left:
-            file = self._files.get((facts.dev, facts.ino))
+        """Refuse what both CRIU and the plugin would recreate."""
+        for shown in left:
+            file = self._files.get((shown.dev, shown.ino))
             if file is not None:
                 raise DetachedError(
-                    f"the deleted file {quote(file.path)} on mount {file.mnt_id} is {_held(facts)}"
+                    f"the deleted file {quote(file.path)} on mount {file.mnt_id} is {_held(shown)}"
                     f" too: {_WOULD_PART}"
                 )
 
@@ -81,14 +81,14 @@ class MadeAnew:
                 )
 
 
-def _held(facts: FileStat) -> str:
+def _held(shown: FileStat) -> str:
     """How a file is held on another mount: what no process shows is in flight (SCM_RIGHTS)."""
     for pid in dumped_tasks():
         for link, fd in open_links_of(pid, "map_files"):
             found = kernel.fstat(fd)
-            if (found.mnt_id, found.dev, found.ino) == (facts.mnt_id, facts.dev, facts.ino):
-                return f"held by process {pid} ({link}) on mount {facts.mnt_id}"
-    return f"in flight over a unix socket (SCM_RIGHTS) on mount {facts.mnt_id}"
+            if (found.mnt_id, found.dev, found.ino) == (shown.mnt_id, shown.dev, shown.ino):
+                return f"held by process {pid} ({link}) on mount {shown.mnt_id}"
+    return f"in flight over a unix socket (SCM_RIGHTS) on mount {shown.mnt_id}"
 
 
 _WOULD_PART = "it would come back as two files, and their data would part; close it on one of them"

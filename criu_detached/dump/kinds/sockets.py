@@ -8,17 +8,17 @@ the socket's name to the mount.
 
 from __future__ import annotations
 
-import os
-
 from criu_detached import kernel, paths
-from criu_detached.dump.describe.mount import DetachedMount
-from criu_detached.errors import DetachedError, quote, why
-from criu_detached.images.records import BoundSocket, Mount
+from criu_detached.errors import DetachedError, quote
+from criu_detached.images.records import BoundSocket
+from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.criu.criu import Criu
-    from criu_detached.dump.describe.sources import SourceFinder
+    from criu_detached.dump.context import DumpContext
+    from criu_detached.dump.describe.mount import DetachedMount
+    from criu_detached.dump.open_file import OpenFile
+    from criu_detached.images.records import Mount
     from criu_detached.paths import Name
 
 # UNIX_PATH_MAX: CRIU wants an end mark in it, and one byte more where the name is gone.
@@ -40,45 +40,76 @@ class SocketAnswer:
 class Sockets:
     """The names of the sockets that a dump has met on detached mounts."""
 
-    def __init__(self, criu: Criu, finder: SourceFinder) -> None:
-        self._criu = criu
-        self._finder = finder
+    def __init__(self, context: DumpContext) -> None:
+        """Begin with none.
+
+        Args:
+            context: of the dump.
+        """
+        self._context = context
         self._records: dict[tuple[int, bytes, bytes, int], BoundSocket] = {}
         self._places: dict[tuple[int, bytes], int] = {}
 
-    def note(
-        self, name: bytes, file: Name, links: int, mount: DetachedMount
-    ) -> tuple[SocketAnswer, BoundSocket | None]:
-        """Describe a socket's name.
+    def note(self, name: bytes, file: OpenFile, mount: DetachedMount) -> SocketAnswer:
+        """Record a socket's name.
+
+        The sockets that a listening one has accepted have its name, and its record.
 
         Args:
             name: as the socket was bound to it.
-            file: its file's path from the mount's root, and whether that is gone.
-            links: names that the file has.
+            file: its file, with its path from the mount's root.
             mount: that it is on.
 
         Returns:
-            What CRIU is to be told, and the record, if it is a new one: the sockets that a
-            listening one has accepted have its name.
+            What CRIU is to be told.
 
         Raises:
             DetachedError: the restored socket could not be bound to that name.
         """
-        record = describe_socket(name, file, mount.record)
+        found = mount.locate(file)
+        record = describe_socket(name, found, mount.record)
         place = (record.mnt_id, record.directory)
         number = self._places.setdefault(place, len(self._places) + 1)
-        key = (*place, name, record.deleted)
-        known = self._records.setdefault(key, record)
+        known = self._records.setdefault((*place, name, record.deleted), record)
         if known is record:
-            if links > 1 - file.deleted:
-                raise DetachedError(
-                    "its file has another name, which would not lead to it any more: remove that"
-                )
+            _check_file(file, found)
             check_directory(record, mount)
             record.id = len(self._records)
-        inside = stand_in(mount, self._criu, self._finder)
-        answer = SocketAnswer(known.id, inside, number, record.deleted)
-        return answer, record if known is record else None
+        stand_in = self._open_stand_in(mount)
+        answer = SocketAnswer(known.id, stand_in, number, record.deleted)
+        if known is record:
+            if not found.deleted:
+                mount.check_owner(file, found.path)
+            self._context.records.bound_socket(record)
+        return answer
+
+    def _open_stand_in(self, mount: DetachedMount) -> int:
+        """An fd of something on a mount that CRIU knows in the dumped namespaces; -1: no need.
+
+        At restore CRIU enters the namespace of that mount before it binds the socket.
+        """
+        if not self._context.criu.dumps_mount_namespace():
+            return -1
+        fd = mount.open_stand_in()
+        if fd is not None:
+            return fd.release()
+        for pid in self._context.sources.dumped_pids():
+            try:
+                fd = Fd.open(f"/proc/{pid}/root", kernel.O_PATH)
+            except OSError:
+                continue
+            if self._context.criu.mount_known(kernel.fstat(fd).mnt_id):
+                return fd.release()
+            fd.close()
+        raise DetachedError("no dumped process has its root on a mount that CRIU knows")
+
+
+def _check_file(file: OpenFile, name: Name) -> None:
+    """Refuse a socket whose file has a name that is not its own."""
+    if file.stat.nlink > (0 if name.deleted else 1):
+        raise DetachedError(
+            "its file has another name, which would not lead to it any more: remove that"
+        )
 
 
 def describe_socket(name: bytes, file: Name, mount: Mount) -> BoundSocket:
@@ -139,48 +170,4 @@ def check_directory(record: BoundSocket, mount: DetachedMount) -> None:
         raise DetachedError("its filesystem is read-only by now: no socket can be bound on it")
     if mount.record.root_deleted:
         raise DetachedError("its directory is deleted, so no socket can be bound there again")
-    directory = paths.directory_of_socket(record.name, record.directory)
-    if mount.memory is not None:
-        assert mount.record.bind_source is not None
-        mount.memory.needs_directory(paths.join(mount.record.bind_source.path, directory))
-    elif mount.root >= 0:
-        _check_in_source(mount.root, directory)
-
-
-def _check_in_source(root: int, directory: bytes) -> None:
-    try:
-        fd, _ = kernel.open_beneath(root, directory, kernel.O_PATH | os.O_DIRECTORY)
-    except OSError as error:
-        raise DetachedError(
-            f"the bind source does not show its directory {quote(directory)}: {why(error)}"
-        ) from error
-    os.close(fd)
-
-
-def stand_in(mount: DetachedMount, criu: Criu, finder: SourceFinder) -> int:
-    """An fd of something on a mount that CRIU knows in the dumped namespaces; -1: no need.
-
-    At restore CRIU enters the namespace of that mount before it binds the socket.
-
-    Args:
-        mount: that the socket's file is on.
-        criu: CRIU.
-        finder: gives the processes of the dumped namespaces.
-
-    Raises:
-        DetachedError: there is none.
-    """
-    if not criu.dumps_mount_namespace():
-        return -1
-    source = mount.record.bind_source
-    if source is not None and source.in_namespace:
-        return os.dup(mount.source)
-    for pid in finder.dumped_pids():
-        try:
-            fd = os.open(f"/proc/{pid}/root", kernel.O_PATH)
-        except OSError:
-            continue
-        if criu.mount_known(kernel.fstat(fd).mnt_id):
-            return fd
-        os.close(fd)
-    raise DetachedError("no dumped process has its root on a mount that CRIU knows")
+    mount.check_socket_directory(paths.directory_of_socket(record.name, record.directory))

@@ -9,44 +9,45 @@ from criu_detached import kernel, paths
 from criu_detached.dump.observe.processes import dumped_fds, fdinfo
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems.superblock import type_of
-from criu_detached.filesystems.types import DEVPTS, by_magic
+from criu_detached.filesystems.types import DEVPTS
+from criu_detached.kernel.fds import Fd
 from criu_detached.terminals import is_master, is_slave
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from criu_detached.images.records import Superblock
+    from criu_detached.filesystems.types import FilesystemType
     from criu_detached.kernel import FileStat
 
 
-def is_left_to_shell_job(facts: FileStat) -> bool:
+def is_left_to_shell_job(found: FileStat) -> bool:
     """Tell a terminal that CRIU may dump without its file: that of a shell job.
 
     With --shell-job it gives the task another terminal (pty_open_unpaired_slave, criu/tty.c), if
     the master of this one is held by nobody whom it dumps. It tells a plugin nothing of the option.
 
     Args:
-        facts: of any file.
+        found: stat of any file.
     """
-    if not is_slave(facts) or not facts.nlink:
+    if not is_slave(found) or not found.nlink:
         return False
-    number = os.minor(facts.rdev)
+    number = os.minor(found.rdev)
     return not any(number in _master_numbers(pid, fd) for pid, fd in dumped_fds())
 
 
-def refuse_terminal(path: bytes, facts: FileStat, superblock: Superblock) -> None:
+def refuse_terminal(path: bytes, found: FileStat, fs_type: FilesystemType) -> None:
     """Refuse what would not be the same terminal again.
 
     Args:
         path: of a terminal, beneath its mount's root.
-        facts: of it.
-        superblock: that it is on.
+        found: stat of it.
+        fs_type: that it is on.
 
     Raises:
         DetachedError: it says why.
     """
-    if not is_master(facts) and not is_slave(facts):
+    if not is_master(found) and not is_slave(found):
         return
-    if by_magic(superblock.magic) is not DEVPTS:
+    if fs_type is not DEVPTS:
         raise DetachedError(
             "it is a terminal that was opened through a device node outside of devpts, which shows"
             " no devpts beside it any more: open it by pts/ptmx, or close it"
@@ -77,18 +78,16 @@ def _ends(pid: int, fd: str) -> list[tuple[int, int, bool]]:
     A master that was opened outside of devpts does not show which one it is of.
     """
     try:
-        file = os.open(f"/proc/{pid}/fd/{fd}", kernel.O_PATH)
+        file = Fd.open(f"/proc/{pid}/fd/{fd}", kernel.O_PATH)
     except OSError:
         return []  # it ended
-    try:
-        facts = kernel.fstat(file)
-        if is_slave(facts):
-            return [(os.minor(facts.rdev), facts.dev, facts.nlink > 0)]
-        if is_master(facts) and type_of(file) is DEVPTS:
-            return [(number, facts.dev, True) for number in _master_numbers(pid, fd)]
-        return []
-    finally:
-        os.close(file)
+    with file:
+        found = kernel.fstat(file)
+        if is_slave(found):
+            return [(os.minor(found.rdev), found.dev, found.nlink > 0)]
+        if is_master(found) and type_of(file) is DEVPTS:
+            return [(number, found.dev, True) for number in _master_numbers(pid, fd)]
+    return []
 
 
 def _master_numbers(pid: int, fd: str) -> list[int]:

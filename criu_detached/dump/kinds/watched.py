@@ -9,7 +9,6 @@ open. CRIU gets the name of the record as the path of the watch (plugin/shim/wat
 from __future__ import annotations
 
 import os
-import stat
 
 from criu_detached import kernel, paths
 from criu_detached.criu import log
@@ -17,20 +16,23 @@ from criu_detached.dump.describe import roots
 from criu_detached.dump.observe.directories import climb
 from criu_detached.dump.observe.processes import files_of_tasks
 from criu_detached.dump.observe.watches import all_watches, watches_of
-from criu_detached.errors import DetachedError, quote
+from criu_detached.dump.open_file import OpenFile
+from criu_detached.errors import DetachedError
 from criu_detached.kernel import tasks
+from criu_detached.kernel.fds import Fd, link_of, reopen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from criu_detached.criu.criu import Criu
-    from criu_detached.dump.describe.sources import SourceFinder
+    from criu_detached.dump.context import DumpContext
     from criu_detached.dump.observe.watches import Watch
+    from criu_detached.kernel import FileStat
 
-    Record = Callable[[int], tuple[int, int] | None]
+    Handle = tuple[int, bytes]
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
 def pass_by_watches(criu: Criu) -> None:
@@ -47,45 +49,70 @@ def pass_by_watches(criu: Criu) -> None:
 class WatchedFiles:
     """The watched files of one dump that CRIU does not find."""
 
-    def __init__(self, criu: Criu, finder: SourceFinder, record: Record) -> None:
-        """Take what it needs.
+    def __init__(self, context: DumpContext) -> None:
+        """Begin with none.
 
         Args:
-            criu: CRIU.
-            finder: gives the attached mounts.
-            record: makes the record of an open file, and returns its mount id and inode;
-                None when its mount is not detached. Raises DetachedError.
+            context: of the dump.
         """
-        self._criu = criu
-        self._finder = finder
-        self._record = record
+        self._context = context
         self._superblocks: dict[int, _Superblock] = {}  # by device
         self._done: set[tuple[int, int]] = set()
         self._claimed: set[tuple[int, int]] = set()
-        self.named: set[tuple[int, int]] = set()  # device and inode
 
-    def find(self) -> None:
-        """Name the files that the inotify and fanotify fds in this process watch.
+    def unnamed(self) -> Iterator[Watch]:
+        """Yield the watches of the inotify and fanotify fds in this process that want a name.
 
         These are what CRIU dumps next. It looks for one of them in vain, most likely for the
         first; it takes the last name first, and remembers what it has come by.
-
-        Raises:
-            DetachedError: one cannot be restored faithfully.
         """
         for watch in reversed(list(watches_of("self"))):
             key = watch.dev, watch.ino
             if key in self._done:
                 continue
             self._done.add(key)
-            if key not in self._claimed and self._finder.may_be_known(*key):
+            if key not in self._claimed and self._context.sources.may_be_known(*key):
                 log.info(f"the watch of {_describe(watch)} is left to CRIU")
-                continue
-            mnt_id, ino = self._record_watched(watch)
-            log.info(f"the watch of {_describe(watch)} is of inode {ino} on mount {mnt_id}")
-            name = b"ile[%x:%x]" % (mnt_id, ino)
-            self.named.add(key)
-            self._criu.watch_name_add(watch.dev, watch.ino, name)
+            else:
+                yield watch
+
+    def files(self, watch: Watch) -> Iterator[OpenFile]:
+        """Yield a watched file as each mount shows it that leads to it; it is closed after.
+
+        Args:
+            watch: of the file.
+        """
+        for fd in self._superblock(watch.dev).files(watch.handle):
+            with fd:
+                yield OpenFile.of(fd)
+
+    def name(self, watch: Watch, recorded: FileStat) -> None:
+        """Have CRIU find a watched file by the name of its record.
+
+        Args:
+            watch: of the file.
+            recorded: stat of the file, as it is recorded.
+        """
+        mnt_id, ino = recorded.mnt_id, recorded.ino
+        log.info(f"the watch of {_describe(watch)} is of inode {ino} on mount {mnt_id}")
+        self._context.criu.watch_name_add(watch.dev, watch.ino, b"ile[%x:%x]" % (mnt_id, ino))
+
+    def refusal(self, watch: Watch, why: str) -> DetachedError:
+        """Return what is to be said of a watched file that is not recorded.
+
+        Args:
+            watch: of the file.
+            why: it is not, as the last mount shows it that leads to it; empty: none does.
+        """
+        return DetachedError(
+            f"{_describe(watch)}: "
+            + (
+                why
+                or "no mount leads to it, neither one that the dumped processes have a directory"
+                " of, nor an attached one where criu runs: mount its filesystem somewhere, or end"
+                " the watch"
+            )
+        )
 
     def claim(self, fd: int) -> bool:
         """Tell whether a deleted file that is watched is held on a detached mount.
@@ -105,70 +132,55 @@ class WatchedFiles:
 
     def _superblock(self, dev: int) -> _Superblock:
         if dev not in self._superblocks:
-            self._superblocks[dev] = _Superblock(dev, self._finder, self._criu.mount_known)
+            self._superblocks[dev] = _Superblock(dev, self._context)
         return self._superblocks[dev]
-
-    def _record_watched(self, watch: Watch) -> tuple[int, int]:
-        """Mount id and inode of the record of a watched file."""
-        refusal = (
-            "no mount leads to it, neither one that the dumped processes have a directory of, nor"
-            " an attached one where criu runs: mount its filesystem somewhere, or end the watch"
-        )
-        for fd in self._superblock(watch.dev).files(watch.handle):
-            link = os.readlink(b"/proc/self/fd/%d" % fd)
-            try:
-                if stat.S_ISLNK(kernel.fstat(fd).mode):
-                    raise DetachedError("CRIU cannot restore a watch of a symlink: end the watch")
-                found = self._record(fd)
-                if found is not None:
-                    return found
-            except DetachedError as error:
-                refusal = f"{quote(link)}: {error}"
-            finally:
-                os.close(fd)
-        raise DetachedError(f"{_describe(watch)}: {refusal}")
 
 
 class _Superblock:
     """What leads to the files of a superblock; all of it stays open to the end of the dump."""
 
-    def __init__(self, dev: int, finder: SourceFinder, known: Callable[[int], int]) -> None:
-        self._held: dict[tuple[int, bytes], tuple[int, str]] = {}  # who has it, by file handle
+    def __init__(self, dev: int, context: DumpContext) -> None:
+        self._held: dict[Handle, tuple[int, str]] = {}  # who has it
         self._mounts: dict[int, _Mount] = {}  # by mount id
-        self._sources = (source.fd for source in finder.outside(dev))
+        self._sources = (source.fd for source in context.sources.outside(dev))
         self._clones: list[_Mount] = []
         for pid, name, fd in files_of_tasks(dev):
-            if not known(kernel.fstat(fd).mnt_id):
-                self._hold(pid, name, fd)
+            file = OpenFile.of(fd)
+            if not context.criu.mount_known(file.stat.mnt_id):
+                self._hold(pid, name, file)
 
-    def _hold(self, pid: int, name: str, fd: int) -> None:
+    def _hold(self, pid: int, name: str, file: OpenFile) -> None:
         """Take note of a file that a task has."""
-        facts = kernel.fstat(fd)
         theirs = _duplicate(pid, name)
-        handle = _handle_of(fd)
+        handle = _handle_of(file.fd)
         # What can be read is best: a filesystem in memory is saved without another open.
-        if handle is not None and (
-            handle not in self._held or (theirs >= 0 and kernel.is_readable(theirs))
-        ):
+        readable = theirs is not None and kernel.is_readable(theirs)
+        if handle is not None and (handle not in self._held or readable):
             self._held[handle] = pid, name
-        known = self._mounts.get(facts.mnt_id)
-        is_directory = stat.S_ISDIR(facts.mode)
-        try:
-            if theirs < 0 and is_directory:
-                theirs = os.open(b"/proc/self/fd/%d" % fd, _DIRECTORY)
-            if theirs >= 0 and (known is None or (is_directory and known.root < 0)):
-                self._mounts[facts.mnt_id] = _Mount(theirs, is_directory)
+        if theirs is None and file.is_directory:
+            try:
+                theirs = reopen(file.fd, _DIRECTORY)
+            except OSError:
                 return
-        except OSError:
-            pass  # a directory that is not beneath the root of its mount any more
-        if theirs >= 0:
-            os.close(theirs)
+        if theirs is not None and not self._hold_mount(theirs, file):
+            theirs.close()
 
-    def holds(self, handle: tuple[int, bytes]) -> bool:
+    def _hold_mount(self, theirs: Fd, file: OpenFile) -> bool:
+        """Keep an fd if it leads to more of its mount than what is kept."""
+        mnt_id, known = file.stat.mnt_id, self._mounts.get(file.stat.mnt_id)
+        if known is not None and (known.root is not None or not file.is_directory):
+            return False
+        try:
+            self._mounts[mnt_id] = _Mount(theirs, file.is_directory)
+        except OSError:
+            return False  # a directory that is not beneath the root of its mount any more
+        return True
+
+    def holds(self, handle: Handle) -> bool:
         """Tell whether a dumped task has a file, by its handle, on a mount that CRIU knows not."""
         return handle in self._held
 
-    def files(self, handle: tuple[int, bytes]) -> Iterator[int]:
+    def files(self, handle: Handle) -> Iterator[Fd]:
         """Yield an fd of a file on each mount that leads to it, the caller's.
 
         It is the very fd of a task, or an O_PATH one.
@@ -176,10 +188,10 @@ class _Superblock:
         if handle in self._held:
             pid, name = self._held[handle]
             theirs = _duplicate(pid, name)
-            yield theirs if theirs >= 0 else os.open(f"/proc/{pid}/{name}", kernel.O_PATH)
+            yield Fd.open(f"/proc/{pid}/{name}", kernel.O_PATH) if theirs is None else theirs
         for mount in self._all_mounts():
             fd = mount.find(handle)
-            if fd >= 0:
+            if fd is not None:
                 yield fd
 
     def _all_mounts(self) -> Iterator[_Mount]:
@@ -197,75 +209,64 @@ class _Superblock:
 class _Mount:
     """A mount on which files are opened by their handles."""
 
-    def __init__(self, opened: int, is_directory: bool) -> None:
+    def __init__(self, opened: Fd, is_directory: bool) -> None:
         """Take an fd of a file on it that is no O_PATH one, and stays open."""
         self._opened = opened
-        self.root = _climb(opened) if is_directory else -1
+        self.root = _climb(opened) if is_directory else None
 
-    def find(self, handle: tuple[int, bytes]) -> int:
-        """An O_PATH fd of a file that has a name on the mount; else -1."""
+    def find(self, handle: Handle) -> Fd | None:
+        """An O_PATH fd, the caller's, of a file that has a name on the mount."""
         try:
-            fd = kernel.open_by_handle(self._opened, handle, kernel.O_PATH)
+            with kernel.open_by_handle(self._opened, handle, kernel.O_PATH) as fd:
+                return self._find_name(OpenFile.of(fd))
         except OSError:
-            return -1
-        try:
-            return self._find_name(fd)
-        except OSError:
-            return -1
-        finally:
-            os.close(fd)
+            return None
 
-    def _find_name(self, fd: int) -> int:
+    def _find_name(self, file: OpenFile) -> Fd | None:
         """Open by its name what was opened by its handle, which may be out of the mount."""
-        facts = kernel.fstat(fd)
-        if self.root < 0:
-            if not stat.S_ISDIR(facts.mode):
-                return -1
-            self.root = _climb(fd)
-        base = os.readlink(b"/proc/self/fd/%d" % self.root)
-        link = os.readlink(b"/proc/self/fd/%d" % fd)
-        path = paths.below(link, base)
-        if path is None or not roots.is_at(self.root, path, facts):
+        if self.root is None:
+            if not file.is_directory:
+                return None
+            self.root = _climb(file.fd)
+        path = paths.below(file.link, link_of(self.root))
+        if path is None or not roots.is_at(self.root, path, file.stat):
             # The kernel did not know its name any more: it is to be found, if it has one.
-            path = roots.search_inode(self.root, facts) if _is_nameless(link, facts) else None
-        return paths.open_at(self.root, path) if path is not None else -1
+            path = roots.search_inode(self.root, file.stat) if _is_nameless(file) else None
+        return paths.open_at(self.root, path) if path is not None else None
 
 
-def _is_nameless(link: bytes, facts: kernel.FileStat) -> bool:
-    return link == b"/" and facts.nlink > 0 and not stat.S_ISDIR(facts.mode)
+def _is_nameless(file: OpenFile) -> bool:
+    return file.link == b"/" and file.stat.nlink > 0 and not file.is_directory
 
 
-def _climb(directory: int) -> int:
+def _climb(directory: int) -> Fd:
     """An O_PATH fd of the root of the mount that a directory is on; raises OSError."""
-    return climb(os.open(b".", kernel.O_PATH | os.O_DIRECTORY, dir_fd=directory))
+    return climb(Fd.open(b".", kernel.O_PATH | os.O_DIRECTORY, directory))
 
 
-def _duplicate(pid: int, name: str) -> int:
-    """A duplicate of the very fd of a task; -1: it is none, or an O_PATH one."""
+def _duplicate(pid: int, name: str) -> Fd | None:
+    """A duplicate of the very fd of a task; None: it is none, or an O_PATH one."""
     directory, _, number = name.partition("/")
     if directory != "fd":
-        return -1
+        return None
     try:
         theirs = tasks.fd_of_process(pid, int(number))
     except OSError:
-        return -1
+        return None
     if kernel.file_flags(theirs) & os.O_PATH:
-        os.close(theirs)
-        return -1
+        theirs.close()
+        return None
     return theirs
 
 
 def _clone(source: int) -> _Mount:
     """A detached mount that shows what a bind source shows; raises OSError."""
-    tree = kernel.clone_mount(source)
-    try:
-        opened = os.open(b".", _DIRECTORY, dir_fd=tree)
-    finally:
-        os.close(tree)  # now it is a detached one
+    with kernel.clone_mount(source) as tree:  # it is a detached one then
+        opened = Fd.open(b".", _DIRECTORY, tree)
     return _Mount(opened, is_directory=True)
 
 
-def _handle_of(fd: int) -> tuple[int, bytes] | None:
+def _handle_of(fd: int) -> Handle | None:
     """The file handle of an open file, as fdinfo shows it of a watched one."""
     for flags in (kernel.AT_HANDLE_FID, 0):
         try:

@@ -15,9 +15,13 @@ import os
 from criu_detached import kernel
 from criu_detached.dump.observe import trees
 from criu_detached.filesystems import types
-from criu_detached.filesystems.superblock import type_of
 from criu_detached.kernel import mountinfo, namespaces, statmount
-from criu_detached.kernel.statmount import StatMount
+from criu_detached.kernel.fds import Fd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached.dump.open_file import OpenFile
+    from criu_detached.kernel.statmount import StatMount
 
 ATTACHED = "attached"  # in some mount namespace; CRIU's business
 DETACHED = "detached"
@@ -38,6 +42,11 @@ class Kind:
         self.name = name
         self.statmount = statmount
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the plugin is there for such a mount: it is in no mount namespace."""
+        return self.name in (DETACHED, ANONYMOUS)
+
 
 class Classifier:
     """Tells kinds of mounts apart, by the best means that the running kernel has."""
@@ -46,28 +55,27 @@ class Classifier:
         """Probe the kernel."""
         self.by_fd = statmount.has_by_fd()
 
-    def classify(self, fd: int, mnt_id: int) -> Kind:
+    def classify(self, file: OpenFile) -> Kind:
         """Classify the mount of an open file.
 
         Args:
-            fd: the file, O_PATH will do.
-            mnt_id: its mount's 32-bit id.
+            file: the file.
 
         Raises:
             OSError: the kernel refused an answer.
         """
         if self.by_fd:
-            return _by_fd(fd, mnt_id)
-        if _is_internal(fd):
+            return _by_fd(file)
+        if _is_internal(file):
             return Kind(INTERNAL)
-        if _is_attached(fd, mnt_id):
+        if _is_attached(file):
             return Kind(ATTACHED)
-        return Kind(ANONYMOUS if _is_anonymous(fd) else DETACHED)
+        return Kind(ANONYMOUS if _is_anonymous(file.fd) else DETACHED)
 
 
-def _by_fd(fd: int, mnt_id: int) -> Kind:
+def _by_fd(file: OpenFile) -> Kind:
     try:
-        found = statmount.by_fd(fd, _WANTED)
+        found = statmount.by_fd(file.fd, _WANTED)
     except OSError as error:
         if error.errno == errno.EINVAL:
             return Kind(INTERNAL)
@@ -77,18 +85,17 @@ def _by_fd(fd: int, mnt_id: int) -> Kind:
     if not found.mask & statmount.STATMOUNT_MNT_NS_ID:
         return Kind(DETACHED, found)
     # An anonymous tree of several mounts has an id like a namespace, but it is none that is seen.
-    anonymous = not _is_attached(fd, mnt_id) and _is_anonymous(fd)
+    anonymous = not _is_attached(file) and _is_anonymous(file.fd)
     return Kind(ANONYMOUS if anonymous else ATTACHED, found)
 
 
-def _is_internal(fd: int) -> bool:
-    fs_type = type_of(fd)
-    if fs_type is types.HUGETLBFS:
-        return kernel.fstat(fd).dev in _hugetlb_devices()
-    if fs_type.stands_for:
+def _is_internal(file: OpenFile) -> bool:
+    if file.fs_type is types.HUGETLBFS:
+        return file.stat.dev in _hugetlb_devices()
+    if file.fs_type.stands_for:
         # Where one is bind-mounted its link is a path.
-        return not os.readlink(b"/proc/self/fd/%d" % fd).startswith(b"/")
-    return fs_type.comes_back == types.INTERNAL
+        return not file.link.startswith(b"/")
+    return file.fs_type.comes_back == types.INTERNAL
 
 
 def _hugetlb_devices() -> set[int]:
@@ -101,18 +108,18 @@ def _hugetlb_devices() -> set[int]:
     for name in names:
         kib = int(name.removeprefix("hugepages-").removesuffix("kB"))
         log2 = (kib << 10).bit_length() - 1
+        flags = os.MFD_HUGETLB | log2 << os.MFD_HUGE_SHIFT
         try:
-            fd = os.memfd_create("criu-detached", os.MFD_HUGETLB | log2 << os.MFD_HUGE_SHIFT)
+            with Fd(os.memfd_create("criu-detached", flags)) as fd:
+                devices.add(kernel.fstat(fd).dev)
         except OSError:
             continue
-        devices.add(kernel.fstat(fd).dev)
-        os.close(fd)
     return devices
 
 
-def _is_attached(fd: int, mnt_id: int) -> bool:
+def _is_attached(file: OpenFile) -> bool:
     try:
-        unique = kernel.mnt_id_unique(fd)
+        unique = kernel.mnt_id_unique(file.fd)
         return any(statmount.mount_in_ns(unique, ns_id) for ns_id in namespaces.mount_ns_ids())
     except OSError as error:
         # Before Linux 6.8 no unique id, before 6.12 no walk over the namespaces; and from
@@ -121,7 +128,7 @@ def _is_attached(fd: int, mnt_id: int) -> bool:
             raise
     for _, pids in mountinfo.namespaces():
         for _, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
-            if mount.mnt_id == mnt_id:
+            if mount.mnt_id == file.stat.mnt_id:
                 return True
     return False
 

@@ -4,20 +4,25 @@
 from __future__ import annotations
 
 import os
-import stat
+from itertools import chain
 
-from criu_detached import kernel, paths
+from criu_detached import kernel
 from criu_detached.dump.observe.processes import held_files
+from criu_detached.dump.open_file import OpenFile
+from criu_detached.kernel.fds import Fd
 
 
-def climb(directory: int) -> int:
-    """An O_PATH fd of the root of a directory's mount, the caller's; the directory is closed.
+def climb(directory: Fd) -> Fd:
+    """Go up from a directory to the root of its mount.
 
     The kernel does not go above a detached mount's root (follow_dotdot, fs/namei.c), unless the
     mount is in an anonymous tree or locked to the one that it was on.
 
     Args:
-        directory: an fd of it.
+        directory: an fd of it, which is closed.
+
+    Returns:
+        An O_PATH fd of the root, the caller's.
 
     Raises:
         OSError: the directory is not beneath that root.
@@ -25,52 +30,39 @@ def climb(directory: int) -> int:
     here = kernel.fstat(directory)
     while True:
         try:
-            above = os.open(b"..", kernel.O_PATH | os.O_DIRECTORY, dir_fd=directory)
+            above = Fd.open(b"..", kernel.O_PATH | os.O_DIRECTORY, directory)
         except OSError:
-            os.close(directory)
+            directory.close()
             raise
         found = kernel.fstat(above)
         if found.ino == here.ino or found.mnt_id != here.mnt_id:
-            os.close(above)
+            above.close()
             return directory
-        os.close(directory)
+        directory.close()
         directory, here = above, found
 
 
 def names_in(directory: int) -> list[bytes]:
     """What is in a directory of which there is an O_PATH fd; its access time stays."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME
-    fd = os.open(b".", flags, dir_fd=directory)
-    try:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
+    with Fd.open(b".", flags, directory) as fd:
         return sorted(map(os.fsencode, os.listdir(fd)))
-    finally:
-        os.close(fd)
 
 
-def is_directory(fd: int) -> bool:
-    """Tell whether an open file is one that still has a name."""
-    facts = kernel.fstat(fd)
-    return stat.S_ISDIR(facts.mode) and not os.readlink(b"/proc/self/fd/%d" % fd).endswith(
-        paths.DELETED
-    )
-
-
-def root_by_held(fd: int, mnt_id: int) -> int:
+def root_by_held(file: OpenFile) -> Fd | None:
     """The root of a mount, if a directory of it is held.
 
     Args:
-        fd: a file on it, looked at first.
-        mnt_id: the mount.
+        file: on the mount, looked at first.
 
     Returns:
-        An O_PATH fd, the caller's; -1: no directory with a name is held.
+        An O_PATH fd, the caller's; None: no directory with a name is held.
 
     Raises:
         OSError: the directory is not beneath that root.
     """
-    if is_directory(fd):
-        return climb(os.dup(fd))
-    for held in held_files(mnt_id):
-        if is_directory(held):
-            return climb(os.dup(held))
-    return -1
+    for fd in chain([file.fd], held_files(file.stat.mnt_id)):
+        held = OpenFile.of(fd)
+        if held.is_directory and not held.is_marked_deleted:
+            return climb(Fd(os.dup(fd)))
+    return None

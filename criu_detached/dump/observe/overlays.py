@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 
 from criu_detached import paths
-from criu_detached.dump.describe.sources import open_mount
 from criu_detached.dump.observe import processes
+from criu_detached.dump.observe.attached import open_mount
 from criu_detached.dump.observe.directories import names_in
 from criu_detached.errors import quote
 from criu_detached.filesystems.layers import DATA, LOWER, UPPER, split_layers
@@ -132,18 +132,16 @@ def _look_at(pid: int, mount: MountInfo) -> tuple[int, list[bytes]]:
     Returns:
         What is told, and the paths, absolute ones, if it is more than their being there.
     """
-    root = open_mount(pid, mount) if mount.root == b"/" else -1
+    root = open_mount(pid, mount) if mount.root == b"/" else None
     layers = _layers(mount.super_options)
-    if root < 0:
+    if root is None:
         return (_LIKELY if _are_there(pid, layers) else _UNKNOWN), []
-    try:
+    with root:
         relative = not all(layer.startswith(b"/") for layer in layers)
         for start in _above(mount.mountpoint) if relative else (b"/",):
             found = _seen_from(start, pid, mount, root)
             if found is not None:
                 return (_LIKELY if mount.mountpoint in found else _PROVEN), found
-    finally:
-        os.close(root)
     return _REFUTED, []
 
 

@@ -109,7 +109,7 @@ def all_raise(text: str) -> str:
 def test_exception_in_dump(scenario: MakeScenario, breaker: Breaker) -> None:
     """Any exception where a file is recorded: the traceback is in CRIU's log."""
     held = scenario().start(hold_file)
-    breaker.module("dump.describe.mount", all_raise)
+    breaker.module("dump.describe.search", all_raise)
     run = held.dump().failed("criu-detached")
     assert "ZeroDivisionError" in run.log, run.report()
     assert held.ask() == CONTENT

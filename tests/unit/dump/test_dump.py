@@ -13,8 +13,9 @@ import pytest
 
 from criu_detached import kernel
 from criu_detached.criu import log
-from criu_detached.dump.describe.mount import DetachedMount
+from criu_detached.dump.describe.source_mount import SourceMount
 from criu_detached.dump.dump import Dump
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems.superblock import boot_id
 from criu_detached.images import datafile
@@ -109,15 +110,15 @@ def test_file_is_recorded_once(ground: Ground) -> None:
 
 def test_renamed_meanwhile(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """Just after the file was seen where it should be."""
-    name_of = DetachedMount.name_of
+    locate = SourceMount.locate
 
-    def and_rename(mount: DetachedMount, fd: int, link: bytes, facts: kernel.FileStat) -> Name:
+    def and_rename(mount: SourceMount, file: OpenFile) -> Name:
         mount.maps_known = False  # as before Linux 7.0
-        name = name_of(mount, fd, link, facts)
+        name = locate(mount, file)
         (ground.source / "file").rename(ground.source / "moved")
         return name
 
-    monkeypatch.setattr(DetachedMount, "name_of", and_rename)
+    monkeypatch.setattr(SourceMount, "locate", and_rename)
     ground.refused(ground.open("file"), "while it is dumped")
 
 
@@ -369,6 +370,12 @@ def test_device_of_plugins(ground: Ground) -> None:
 def test_device_that_is_not_detached(ground: Ground) -> None:
     fd = ground.open("/dev/null", os.O_RDWR)
     assert not ground.dump.ext_file(fd, 7, kernel.fstat(fd))
+
+
+def test_watch_of_a_symlink(ground: Ground) -> None:
+    ground.stack.enter_context(support.inotify(ground.source / "link", follow=False))
+    with pytest.raises(DetachedError, match="CRIU cannot restore a watch of a symlink"):
+        ground.dump.find_watched()
 
 
 def test_no_fd_stays_open_but_the_images_and_the_roots(ground: Ground) -> None:

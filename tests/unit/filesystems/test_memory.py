@@ -11,31 +11,30 @@ from pathlib import Path
 import pytest
 
 from criu_detached import kernel
-from criu_detached.dump.filesystems import memfacts
+from criu_detached.dump.describe.new_mount import NewMount
 from criu_detached.dump.filesystems.memory import Memory
-from criu_detached.dump.kinds.recreated import MadeAnew
-from criu_detached.dump.observe.classify import Classifier, Kind
+from criu_detached.dump.filesystems.memory_roots import locate
+from criu_detached.dump.observe.classify import Classifier
 from criu_detached.dump.observe.directories import climb
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError
 from criu_detached.images.datafile import NAME as DATA
-from criu_detached.images.datafile import DataFileReader, DataFileWriter, open_data
+from criu_detached.images.datafile import DataFileReader, open_data
 from criu_detached.images.record_reader import Records, read_records
-from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import (
-    FORMAT,
     BindSource,
-    File,
     Filesystem,
-    Header,
     Inode,
     Mount,
     Node,
 )
+from criu_detached.kernel.fds import Fd
 from criu_detached.restore.context import ProcessFds
 from criu_detached.restore.filesystems.fill import MAX_OPEN, fill
 from criu_detached.restore.filesystems.memory import make_memory, set_limits
 
 from .. import support
+from ..dump.stand_ins import StandInContext
 from ..support import memory_record
 
 WHOLE = Mount(bind_source=BindSource(path=b"."))  # a mount of all of it
@@ -56,9 +55,13 @@ class Ground:
         self.point.mkdir()
         self.classifier = Classifier()
 
-    def kind(self, fd: int) -> Kind:
-        """What a dump knows of a mount."""
-        return self.classifier.classify(fd, kernel.fstat(fd).mnt_id)
+    def begin(self, restricted: bool = False) -> tuple[StandInContext, Memory]:
+        """A dump that meets the root of the filesystem, which no attached mount shows."""
+        context = StandInContext(self.images)
+        context.criu.in_user_namespace = restricted
+        file = OpenFile.of(self.root)
+        new = NewMount(file, self.classifier.classify(file).statmount)
+        return context, Memory(1, new, context)
 
     @contextmanager
     def detached(self, fs_type: str, options: str) -> Iterator[Path]:
@@ -77,19 +80,17 @@ class Ground:
         watched: bool = False,
     ) -> Records:
         """Save files of the filesystem as a dump does that meets them in this order."""
-        writer = RecordWriter(self.images, Header(format=FORMAT))
-        contents = DataFileWriter(self.images)
-        memory = Memory(1, self.root, self.kind(self.root), writer, contents, restricted)
+        context, memory = self.begin(restricted)
         for name in names:
             with support.opened(Path(f"/proc/self/fd/{self.root}/{name}"), os.O_RDONLY) as fd:
-                facts = kernel.fstat(fd)
-                memory.save(fd, File(path=name.encode()), facts, WHOLE)
-                if stat.S_ISDIR(facts.mode) and not watched:
-                    memory.save_whole(fd, WHOLE)
+                file = OpenFile.of(fd)
+                memory.save(file, name.encode(), WHOLE)
+                if file.is_directory and not watched:
+                    memory.save_whole(fd, b".", WHOLE)
         if socket_in:
             memory.needs_directory(socket_in)
-        memory.finish(MadeAnew())
-        writer.flush()
+        assert list(memory.finish()) == []
+        context.records.flush()
         return read_records(self.images)
 
     def restore(self, records: Records, roots: tuple[bytes, ...] = ()) -> Path:
@@ -192,15 +193,12 @@ def test_position_is_left(ground: Ground) -> None:
     """The content of a held file is read through the very fd, for a lease may be on it."""
     with ground.detached("tmpfs", "") as top:
         (top / "file").write_text("content")
-    writer = RecordWriter(ground.images, Header(format=FORMAT))
-    contents = DataFileWriter(ground.images)
-    kind = ground.kind(ground.root)
-    memory = Memory(1, ground.root, kind, writer, contents, False)
+    _, memory = ground.begin()
     with support.opened(Path(f"/proc/self/fd/{ground.root}/file"), os.O_RDWR) as fd:
         os.lseek(fd, 3, os.SEEK_SET)
-        memory.save(fd, File(path=b"file"), kernel.fstat(fd), WHOLE)
+        memory.save(OpenFile.of(fd), b"file", WHOLE)
         assert os.lseek(fd, 0, os.SEEK_CUR) == 3
-    memory.finish(MadeAnew())
+    assert list(memory.finish()) == []
 
 
 @pytest.mark.parametrize(
@@ -337,9 +335,9 @@ def test_symlinks_are_not_followed(ground: Ground) -> None:
     assert (outside / "file").stat().st_nlink == 1
 
 
-def name_of(ground: Ground, fd: int) -> tuple[bytes, bool]:
+def name_of(fd: int) -> tuple[bytes, bool]:
     """How a dump reads the link of a file."""
-    name = memfacts.name_of(fd, os.readlink(b"/proc/self/fd/%d" % fd), kernel.fstat(fd))
+    name = locate(OpenFile.of(fd))
     return name.path, name.deleted
 
 
@@ -354,7 +352,7 @@ def test_names_that_look_deleted(ground: Ground) -> None:
         fds = [ground.stack.enter_context(support.opened(top / name)) for name in names]
         (top / "gone").unlink()
         (top / "lost").unlink()
-    assert [name_of(ground, fd) for fd in fds] == [
+    assert [name_of(fd) for fd in fds] == [
         (b"x", False),
         (b"x (deleted)", False),
         (b"dir (deleted)", False),
@@ -367,10 +365,10 @@ def test_climb_stays_on_the_mount(ground: Ground) -> None:
     """Of an attached one too, such as one that is locked to the mount above it."""
     with ground.detached("tmpfs", "") as top:
         (top / "a/b").mkdir(parents=True)
-        attached = climb(os.open(top / "a/b", os.O_PATH))
+        attached = climb(Fd(os.open(top / "a/b", os.O_PATH)))
     assert kernel.fstat(attached).ino == kernel.fstat(ground.root).ino
     os.close(attached)
-    detached = climb(os.open("a/b", os.O_PATH, dir_fd=ground.root))
+    detached = climb(Fd(os.open("a/b", os.O_PATH, dir_fd=ground.root)))
     assert kernel.fstat(detached).ino == kernel.fstat(ground.root).ino
     os.close(detached)
 
@@ -384,5 +382,5 @@ def test_climb_from_what_was_moved_away(tmp_path: Path) -> None:
         (tmp_path / "source/a/b").rename(tmp_path / "elsewhere/b")
         before = support.open_fds()
         with pytest.raises(OSError, match="No such file"):
-            climb(moved)
+            climb(Fd(moved))
         assert set(before) - set(support.open_fds()) == {moved}

@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 
 from criu_detached import kernel
-from criu_detached.dump import files, mounts
+from criu_detached.dump import files
+from criu_detached.dump.describe.new_mount import NewMount
+from criu_detached.dump.describe.sources import Source
 from criu_detached.dump.filesystems.devices import check_living, describe_device
+from criu_detached.dump.filesystems.probe import RemountedMount
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems.devices import is_same
 from criu_detached.images.record_reader import read_records
@@ -21,6 +25,7 @@ from criu_detached.images.record_writer import RecordWriter
 from criu_detached.images.records import (
     FORMAT,
     REMOUNT,
+    BindSource,
     BlockDevice,
     Filesystem,
     Header,
@@ -29,8 +34,11 @@ from criu_detached.images.records import (
     Superblock,
 )
 from criu_detached.kernel import blkid
+from criu_detached.kernel.fds import Fd
 from criu_detached.restore.checks import check_filesystems
 from criu_detached.restore.filesystems import disk
+
+from .. import support
 
 UUID = b"01234567-89ab-cdef-0123-456789abcdef"
 
@@ -210,19 +218,20 @@ def test_living_filesystem(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_confined() -> None:
+def test_confined(tmp_path: Path) -> None:
     """For a user namespace the host mounts without devices, so an open one is refused."""
-    mount = Mount(mnt_id=1, attr=kernel.MOUNT_ATTR_NOEXEC)
-    mounts._confine(mount)
+    record = Mount(mnt_id=1, attr=kernel.MOUNT_ATTR_NOEXEC, bind_source=BindSource())
+    root = Fd(os.open(tmp_path, os.O_PATH))
+    with Source(support.mount_of(tmp_path), root) as source:
+        mount = RemountedMount(NewMount(OpenFile.of(root), None), record, source, None)
+    with mount.source:
+        mount.confine()
     confined = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
-    assert mount.attr == kernel.MOUNT_ATTR_NOEXEC | confined
+    assert record.attr == kernel.MOUNT_ATTR_NOEXEC | confined
     for flags, refusal in ((os.O_RDONLY, True), (os.O_PATH, False)):
-        fd = os.open("/dev/null", flags)
-        try:
+        with support.opened(Path("/dev/null"), flags) as fd:
             if refusal:
                 with pytest.raises(DetachedError, match="nodev"):
-                    files._refuse_device(fd, mount)
+                    files._refuse_device(OpenFile.of(fd), mount)
             else:
-                files._refuse_device(fd, mount)
-        finally:
-            os.close(fd)
+                files._refuse_device(OpenFile.of(fd), mount)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from criu_detached import kernel
 from criu_detached.dump.describe import anonymous
-from criu_detached.dump.describe.anonymous import AnonymousMounts
-from criu_detached.dump.describe.mount import DetachedMount, describe_mount
+from criu_detached.dump.describe.search import describe_mount
+from criu_detached.dump.describe.source_mount import SourceMount
 from criu_detached.dump.describe.sources import SourceFinder
 from criu_detached.dump.observe import trees
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError
 from criu_detached.images.records import Mount
+from criu_detached.kernel.fds import Fds
 
 from ... import support
+from ...support import StandInCriu
 
 
 class Ground:
@@ -37,9 +39,8 @@ class Ground:
             stack.enter_context(support.mounted(at / "b", "--bind", str(path / "one")))
             self.tree = self.clone("tree")
         self.fds = [self.tree]
-        candidates = SourceFinder(False, lambda _: 0).candidates
-        self.mounts = AnonymousMounts(partial(describe_mount, candidates=candidates))
-        self._given: list[DetachedMount] = []
+        self._sources = SourceFinder(StandInCriu(-1, Path("/")))
+        self.mounts: list[SourceMount] = []
 
     def clone(self, name: str) -> int:
         """The tree fd of a clone of a directory with all that is mounted below."""
@@ -53,15 +54,30 @@ class Ground:
         return fd
 
     def describe(self, fd: int) -> list[Mount]:
-        """The records of all mounts of the tree of a file."""
-        link = os.readlink(b"/proc/self/fd/%d" % fd)
-        self._given += (found := self.mounts.describe(fd, link, kernel.fstat(fd)))
+        """The records of all mounts of the tree of a file, as mounts.py makes them."""
+        file = OpenFile.of(fd)
+        tree = anonymous.find_tree(file)
+        with Fds() as kept, tree or kept:
+            new = tree.new_mounts() if tree else [anonymous.mount_by_itself(file, kept)]
+            found = [describe_mount(one, self._sources) for one in new]
+        self.mounts += found
         return [mount.record for mount in found]
 
+    def relative(self, link: bytes, mnt_id: int) -> bytes:
+        """The link of a file from the root of its mount, of one from the root of the tree."""
+        (mount,) = (mount for mount in self.mounts if mount.record.mnt_id == mnt_id)
+        return mount.rooted(OpenFile.of(self.tree).seen_as(link)).link
+
+    def note(self, fd: int) -> None:
+        """A file of the mount that was described last is recorded."""
+        self.mounts[-1].note(OpenFile.of(fd))
+
     def close(self) -> None:
-        kept = {fd for mount in self._given for fd in (mount.root, mount.source) if fd >= 0}
-        kept |= {member.fd for member in self.mounts._members.values()}
-        for fd in [*kept, *self.fds]:
+        for mount in self.mounts:
+            mount.source.close()
+            if mount.root is not None:
+                mount.root.close()
+        for fd in self.fds:
             os.close(fd)
 
 
@@ -98,7 +114,7 @@ def test_any_directory_shows_the_tree(ground: Ground, name: str) -> None:
 def test_links(ground: Ground) -> None:
     """They lead from the root of the tree; records lead from the root of a mount."""
     root, sub, one = ground.describe(ground.tree)
-    relative = ground.mounts.relative
+    relative = ground.relative
     assert relative(b"/dir/inner", root.mnt_id) == b"/dir/inner"
     assert relative(b"/dir/a/file (deleted)", sub.mnt_id) == b"/file (deleted)"
     assert relative(b"/dir/a", sub.mnt_id) == relative(b"/dir/a/b", one.mnt_id) == b"/"
@@ -141,14 +157,14 @@ def test_directory_that_comes_late(ground: Ground, nobody: None) -> None:
     ground.describe(ground.open("dir/inner"))
     directory = ground.open("dir")
     with pytest.raises(DetachedError, match="found too late"):
-        ground.mounts.note(directory, kernel.fstat(directory))
+        ground.note(directory)
 
 
 def test_late_directory_of_a_tree_of_one_mount(ground: Ground, nobody: None) -> None:
     alone = ground.clone("alone")
     ground.fds.append(alone)
     ground.describe(ground.open("file", tree=alone))
-    ground.mounts.note(alone, kernel.fstat(alone))
+    ground.note(alone)
 
 
 def test_tree_fd_keeps_the_tree_together(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,5 +208,5 @@ def test_deleted_root(ground: Ground, nobody: None) -> None:
     (ground.path / "alone").rmdir()
     (mount,) = ground.describe(alone)
     assert mount.anonymous and mount.root_deleted and mount.root.endswith(b"/alone")
-    ground.mounts.note(alone, kernel.fstat(alone))
+    ground.note(alone)
     assert kernel.fstat(file).mnt_id == mount.mnt_id

@@ -10,7 +10,7 @@ import pytest
 
 from criu_detached import kernel
 from criu_detached.dump.describe import roots
-from criu_detached.dump.describe.sources import Source
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.paths import Name
 
 from ... import support
@@ -32,10 +32,7 @@ class Ground:
         fd = os.open(self.path / name, os.O_PATH)
         try:
             before = support.open_fds()
-            info = support.mount_of(shown)
-            facts = kernel.fstat(fd)
-            source_ = Source(info, False, root)
-            found = roots.find_root(fd, Name(path, deleted=False), facts, source_)
+            found = roots.find_root(OpenFile.of(fd), Name(path, deleted=False), root)
             assert support.open_fds() == before
             return found
         finally:
@@ -112,8 +109,7 @@ def test_deleted(ground: Ground, path: bytes, root: bytes, gone: str) -> None:
         if gone == "directory":
             (ground.path / "a" / "b" / "dir").rmdir()
             (ground.path / "a" / "b").rmdir()
-        source = Source(support.mount_of(ground.path), False, top)
-        found = roots.find_root(fd, Name(path, deleted=True), kernel.fstat(fd), source)
+        found = roots.find_root(OpenFile.of(fd), Name(path, deleted=True), top)
         assert found == (None if kernel.name_to_handle is no_handle else root)
 
 
@@ -123,8 +119,7 @@ def test_deleted_with_another_name(ground: Ground) -> None:
     (ground.path / "alias").hardlink_to(name)
     with support.opened(ground.path / "alias") as fd, support.opened(ground.path, os.O_PATH) as top:
         name.unlink()
-        source = Source(support.mount_of(ground.path), False, top)
-        assert roots.find_root(fd, Name(b"file", deleted=True), kernel.fstat(fd), source) is None
+        assert roots.find_root(OpenFile.of(fd), Name(b"file", deleted=True), top) is None
 
 
 def test_search_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

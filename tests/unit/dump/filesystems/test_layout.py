@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import kernel
 from criu_detached.dump.filesystems.layout import Layout
+from criu_detached.dump.open_file import OpenFile
 
 from ... import support
 
@@ -46,7 +46,7 @@ def lay_out(filesystem: Path, held: Mapping[str, str | None]) -> dict[str, bytes
 def roots_of(layout: Layout, fds: Mapping[str, int]) -> dict[str, bytes | None]:
     """Where the mounts of some files lie; the layout is closed, and leaves nothing open."""
     before = support.open_fds()
-    roots = {path: layout.root_of(fd, kernel.fstat(fd).mnt_id) for path, fd in fds.items()}
+    roots = {path: layout.root_of(OpenFile.of(fd)) for path, fd in fds.items()}
     assert support.open_fds() == before
     layout.close()
     assert len(support.open_fds()) < len(before)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from criu_detached import kernel
 from criu_detached.dump.filesystems import overlay
-from criu_detached.dump.filesystems.same_file import LayerTwins, real_handle
+from criu_detached.dump.filesystems.same_file import SameLayer, real_handle
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems.layers import Layers
 
@@ -18,7 +18,7 @@ from ... import support
 
 
 def test_handle() -> None:
-    """Whether it is of the upper layer (a flag) is left out: the trial mount has none."""
+    """Whether it is of the upper layer (a flag) is left out: the probe mount has none."""
     uuid, fid = bytes(range(16)), b"handle"
     upper, lower = (
         bytes((0, 0xFB, 21 + len(fid), flags, 1)) + uuid + fid + b"padding" for flags in (0, 4)
@@ -52,19 +52,19 @@ def test_refused_held_file(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dump may go on without this mount ("external all")."""
     looked_at = []
 
-    def check(fd: int, trial: int, path: bytes, twins: LayerTwins) -> None:
+    def check(fd: int, probe: int, path: bytes, same_file: SameLayer) -> None:
         looked_at.append(path[-2:])
         if path.endswith(b"/b"):
             raise DetachedError("b is another one")
 
     monkeypatch.setattr(overlay, "_check_one", check)
     with pytest.raises(DetachedError, match="b is another one"):
-        overlay._check_held(held, 0, held, LayerTwins(Layers([]), b"."))
+        overlay._check_held(OpenFile.of(held), held, SameLayer(Layers([]), b"."))
     assert looked_at[1:] == [b"/a", b"/b"]
 
 
 def test_lasting_inodes(held: int) -> None:
     """The first file tells; the others are not looked at."""
-    facts = kernel.fstat(held)
-    assert overlay._has_lasting_inodes(held, facts.mnt_id, facts.dev)
-    assert not overlay._has_lasting_inodes(held, facts.mnt_id, facts.dev + 1)
+    file = OpenFile.of(held)
+    assert overlay._has_lasting_inodes(file, file.stat.dev)
+    assert not overlay._has_lasting_inodes(file, file.stat.dev + 1)

@@ -7,16 +7,18 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from criu_detached import kernel
-from criu_detached.dump.describe.mount import DetachedMount
-from criu_detached.dump.kinds import ghosts
+from criu_detached.dump.describe import source_mount
+from criu_detached.dump.describe.new_mount import NewMount
+from criu_detached.dump.describe.source_mount import SourceMount
+from criu_detached.dump.describe.sources import Source
 from criu_detached.dump.kinds.ghosts import GhostDescriber
-from criu_detached.dump.open_file import handle_of
+from criu_detached.dump.open_file import OpenFile, handle_of
 from criu_detached.errors import DetachedError
 from criu_detached.images import datafile
 from criu_detached.images.datafile import DataFileReader, DataFileWriter
@@ -31,9 +33,9 @@ from criu_detached.images.records import (
     Xattr,
 )
 from criu_detached.kernel.fds import Fd
-from criu_detached.settings import Options
 
 from ... import support
+from ..stand_ins import StandInContext
 
 
 class Ground:
@@ -61,28 +63,38 @@ class Ground:
 
     def describe(self, fd: int, path: str | None = None) -> Ghost:
         """Describe a deleted file; no fd is left open but that of the data file."""
-        facts = kernel.fstat(fd)
-        file = File(
-            ino=facts.ino,
-            mode=facts.mode,
+        file = OpenFile.of(fd)
+        record = File(
+            ino=file.stat.ino,
+            mode=file.stat.mode,
             path=(path or self.name_of(fd)).encode(),
         )
-        describer = GhostDescriber(
-            self.writer,
-            lambda: Options(self.directory, self.options),
-            lambda uid, gid: (uid + 100_000, gid + 200_000),
-            self.restricted,
-        )
-        source = BindSource(in_namespace=int(self.in_namespace))
-        with support.opened(self.source, os.O_PATH) as root:
-            record = Mount(bind_source=source, superblock=Superblock(magic=self.magic))
-            mount = DetachedMount(record, -1, root, self.read_only)
+        context = StandInContext(self.directory)
+        context.contents = self.writer
+        context.criu.options = self.options
+        context.criu.in_user_namespace = self.restricted
+        context.criu.id_shift = 100_000, 200_000
+        with support.opened(self.source, os.O_PATH) as root, self.mount(file, root) as mount:
             before = set(support.open_fds().values())
             try:
-                return describer.describe(fd, file, facts, mount)
+                return GhostDescriber(context).describe(file, record, mount)
             finally:
                 new = set(support.open_fds().values()) - before
                 assert new <= {str(self.images / datafile.NAME)}
+
+    @contextmanager
+    def mount(self, file: OpenFile, root: int) -> Iterator[SourceMount]:
+        """A detached mount whose root is deleted, as its source shows it."""
+        record = Mount(
+            bind_source=BindSource(in_namespace=int(self.in_namespace)),
+            superblock=Superblock(magic=self.magic),
+        )
+        info = support.mount_of(self.source)
+        info.super_options = [b"ro" if self.read_only else b"rw"]
+        with Source(info, Fd(os.dup(root))) as source:
+            mount = SourceMount(NewMount(file, None), record, source, None)
+        with mount.source:
+            yield mount
 
     def name_of(self, fd: int) -> str:
         """The path that a deleted file had."""
@@ -278,7 +290,7 @@ def test_other_name_that_is_found_by_a_search_alone(
     fd = ground.open("file")
     os.link(ground.source / "file", ground.source / "dir" / "other")
     os.unlink(ground.source / "file")
-    monkeypatch.setattr(ghosts, "open_on", lambda source, handle: Fd(os.dup(fd)))
+    monkeypatch.setattr(source_mount, "open_on", lambda source, handle: Fd(os.dup(fd)))
     assert ground.describe(fd, "file").alias == b"dir/other"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from criu_detached import kernel
 from criu_detached.dump.kinds import recreated
-from criu_detached.dump.kinds.recreated import MadeAnew
+from criu_detached.dump.kinds.recreated import RecreatedFiles
 from criu_detached.dump.observe.watches import watches_of
 from criu_detached.errors import DetachedError
 from criu_detached.images.records import File
@@ -24,7 +24,7 @@ def file(mnt_id: int, dev: int = 40, ino: int = 5) -> File:
 @pytest.mark.parametrize("other", [file(300), file(301, dev=41), file(301, ino=6)])
 def test_another_file(other: File) -> None:
     """The same one by its own mount, and others."""
-    noted = MadeAnew()
+    noted = RecreatedFiles()
     noted.add(file(300))
     noted.add(other)
     left = kernel.fstat(0)  # a file that CRIU makes anew, another one
@@ -32,7 +32,7 @@ def test_another_file(other: File) -> None:
 
 
 def test_second_mount() -> None:
-    noted = MadeAnew()
+    noted = RecreatedFiles()
     noted.add(file(300))
     with pytest.raises(DetachedError, match=r"dir/file is held on mount 300 and on mount 301"):
         noted.add(file(301))
@@ -47,7 +47,7 @@ def test_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dev: int) -> N
         [watch] = watches_of("self")
         monkeypatch.setattr(recreated, "dumped_tasks", lambda: iter(()))
         monkeypatch.setattr(recreated, "watches_of_tasks", lambda: iter([(os.getpid(), watch)]))
-        noted = MadeAnew()
+        noted = RecreatedFiles()
         if dev:
             noted.add(file(300, dev, facts.ino), kernel.superblock_dev(fd))
         else:
@@ -64,7 +64,7 @@ def test_left_to_criu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: bo
     (tmp_path / "file").touch()
     with support.opened(tmp_path / "file") as fd:
         facts = kernel.fstat(fd)
-        noted = MadeAnew()
+        noted = RecreatedFiles()
         noted.add(file(300, facts.dev, facts.ino))
         noted.check(set(), [])
         how = rf"held by process {os.getpid()} \(fd/{fd}\)" if shown else r"in flight .*SCM_RIGHTS"

@@ -13,11 +13,8 @@ from criu_detached.dump.kinds import terminals
 from criu_detached.dump.kinds.terminals import is_left_to_shell_job, refuse_terminal
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems import types
-from criu_detached.images.records import Superblock
 
 from ... import support
-
-DEVPTS = Superblock(fs_type=b"devpts", magic=types.DEVPTS.magic)
 
 
 class Ends:
@@ -76,11 +73,11 @@ def test_refused_places(ends: Ends, devpts: Path) -> None:
     ends.dumped = [master, slave]
     for fd, path in [(master, b"ptmx"), (slave, b"0")]:
         facts = kernel.fstat(fd)
-        refuse_terminal(path, facts, DEVPTS)
+        refuse_terminal(path, facts, types.DEVPTS)
         with pytest.raises(DetachedError, match="mounted by itself"):
-            refuse_terminal(paths.ROOT, facts, DEVPTS)
+            refuse_terminal(paths.ROOT, facts, types.DEVPTS)
         with pytest.raises(DetachedError, match="outside of devpts"):
-            refuse_terminal(path, facts, Superblock(fs_type=b"tmpfs", magic=types.PROC.magic))
+            refuse_terminal(path, facts, types.TMPFS)
 
 
 def test_two_of_one_number(ends: Ends, devpts: Path, tmp_path: Path) -> None:
@@ -88,7 +85,7 @@ def test_two_of_one_number(ends: Ends, devpts: Path, tmp_path: Path) -> None:
     other.mkdir()
     with support.mounted(other, "-t", "devpts", "-o", "ptmxmode=0666", "devpts"):
         ends.dumped = [*ends.pair(devpts), *ends.pair(devpts)]
-        refuse_terminal(b"ptmx", kernel.fstat(ends.dumped[0]), DEVPTS)
+        refuse_terminal(b"ptmx", kernel.fstat(ends.dumped[0]), types.DEVPTS)
         ends.dumped.append(ends.pair(other)[0])
         with pytest.raises(DetachedError, match="two terminals with the number 0"):
-            refuse_terminal(b"ptmx", kernel.fstat(ends.dumped[0]), DEVPTS)
+            refuse_terminal(b"ptmx", kernel.fstat(ends.dumped[0]), types.DEVPTS)

@@ -12,22 +12,24 @@ from typing import Any
 import pytest
 
 from criu_detached import kernel
-from criu_detached.dump.describe.sources import SourceFinder
 from criu_detached.dump.kinds.watched import WatchedFiles, pass_by_watches
 from criu_detached.dump.observe import processes
+from criu_detached.dump.observe.watches import Watch
 from criu_detached.errors import DetachedError
-from criu_detached.kernel import mountinfo
+from criu_detached.kernel import FileStat, mountinfo
 
 from ... import support
 from ..observe.test_holders import process
+from ..stand_ins import StandInContext
 
 
 class Ground:
     """A filesystem with some files, and the names that its watched files are given."""
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
+    def __init__(self, path: Path, stack: ExitStack, patch: pytest.MonkeyPatch) -> None:
         self.path = path
         self.stack = stack
+        self.patch = patch
         for name in ("source/dir", "mnt"):
             (path / name).mkdir(parents=True)
         self.source = path / "source"
@@ -44,23 +46,30 @@ class Ground:
     def find(self) -> None:
         """CRIU has found a watched inode on no mount."""
         self.watched = self.begin()
-        self.watched.find()
+        self.name_all(self.watched)
 
     def begin(self) -> WatchedFiles:
         """The dump begins."""
-        criu: Any = SimpleNamespace(
-            watch_name_add=lambda *name: self.names.append(name),
-            mount_known=lambda mnt_id: self.known(mnt_id),
-        )
-        return WatchedFiles(criu, SourceFinder(False, criu.mount_known), self.record)
+        context = StandInContext()
+        context.criu.mount_known = lambda mnt_id: self.known(mnt_id)
+        self.patch.setattr(context.criu, "watch_name_add", lambda *name: self.names.append(name))
+        return WatchedFiles(context)
 
-    def record(self, fd: int) -> tuple[int, int] | None:
-        """What dump.py does."""
-        link, facts = os.readlink(f"/proc/self/fd/{fd}"), kernel.fstat(fd)
-        if link in self.leave:
-            raise DetachedError("it has no bind source")
-        self.recorded.append((link, facts.mnt_id))
-        return facts.mnt_id, facts.ino
+    def name_all(self, watched: WatchedFiles) -> None:
+        """What dump.py does, with a record that may be refused."""
+        for watch in watched.unnamed():
+            watched.name(watch, self.record(watched, watch))
+
+    def record(self, watched: WatchedFiles, watch: Watch) -> FileStat:
+        """Record a watched file."""
+        refusal = ""
+        for file in watched.files(watch):
+            link = os.fsdecode(file.link)
+            if link not in self.leave:
+                self.recorded.append((link, file.stat.mnt_id))
+                return file.stat
+            refusal = f"{link}: it has no bind source"
+        raise watched.refusal(watch, refusal)
 
     def watch(self, *names: str) -> None:
         """Watch files."""
@@ -78,10 +87,10 @@ class Ground:
 
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Ground]:
+def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
     """The ground, and an end to all that is open on it."""
     with ExitStack() as stack:
-        yield Ground(tmp_path, stack)
+        yield Ground(tmp_path, stack, monkeypatch)
 
 
 @pytest.fixture
@@ -114,7 +123,6 @@ def test_by_a_directory(ground: Ground, task: Callable[[str], None], code: str) 
     ground.find()
     assert sorted(ground.recorded) == [("/dir/inner", mnt_id), ("/file", mnt_id)]
     assert sorted(ground.names) == sorted(ground.name(n, mnt_id) for n in ("file", "dir/inner"))
-    assert ground.watched.named == {name[:2] for name in ground.names}
 
 
 def test_directory_by_the_fd_of_a_file(ground: Ground, task: Callable[[str], None]) -> None:
@@ -175,12 +183,6 @@ def test_no_way(ground: Ground, task: Callable[[str], None]) -> None:
         pytest.raises(DetachedError, ground.find).match("no mount leads to it")
 
 
-def test_symlink(ground: Ground) -> None:
-    ground.stack.enter_context(support.inotify(ground.source / "link", follow=False))
-    with pytest.raises(DetachedError, match="symlink"):
-        ground.find()
-
-
 def test_known_mount(ground: Ground) -> None:
     """Whatever CRIU knows a mount of is its own business."""
     ground.watch("file")
@@ -213,9 +215,9 @@ def test_deleted_where_criu_knows_the_filesystem(
     for name in ("file", "dir/inner"):
         (ground.source / name).unlink()
     watched = ground.begin()
-    watched.find()
+    ground.name_all(watched)
     assert [watched.claim(fd) for fd in files] == [True, False]
-    watched.find()
+    ground.name_all(watched)
     assert (ground.recorded[0][0], ground.names) == ("/file (deleted)", names)
     for fd in files:
         os.close(fd)
@@ -224,7 +226,7 @@ def test_deleted_where_criu_knows_the_filesystem(
 def test_each_is_looked_for_once(ground: Ground) -> None:
     ground.watch("file")
     ground.find()
-    ground.watched.find()
+    ground.name_all(ground.watched)
     assert len(ground.names) == 1
 
 

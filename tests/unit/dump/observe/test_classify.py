@@ -14,6 +14,7 @@ import pytest
 from criu_detached import kernel
 from criu_detached.dump.observe import classify
 from criu_detached.dump.observe.classify import Classifier
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.kernel import mountinfo, namespaces
 
 from ... import support
@@ -38,7 +39,7 @@ def classifier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def kind(classifier: Classifier, fd: int) -> str:
     """The kind of an fd's mount; no fd stays open."""
     before = support.open_fds()
-    found = classifier.classify(fd, kernel.fstat(fd).mnt_id)
+    found = classifier.classify(OpenFile.of(fd))
     assert support.open_fds() == before
     return found.name
 

@@ -13,6 +13,7 @@ import pytest
 from criu_detached.dump.observe import overlays as layers_module
 from criu_detached.dump.observe.overlays import overlay_on
 from criu_detached.kernel import mountinfo
+from criu_detached.kernel.fds import Fd
 
 from ... import support
 
@@ -50,7 +51,7 @@ def test_overlays_in_several_namespaces(
     )
     monkeypatch.setattr(layers_module, "_mounts_without_process", lambda inodes: iter(()))
     # Stand-ins: the root is that of the one layer that is there.
-    monkeypatch.setattr(layers_module, "open_mount", lambda *_: os.open(tmp_path, os.O_PATH))
+    monkeypatch.setattr(layers_module, "open_mount", lambda *_: Fd(os.open(tmp_path, os.O_PATH)))
     here = os.fsencode(tmp_path), os.stat(tmp_path)
     monkeypatch.setattr(layers_module, "_uppermost", lambda _, layer, __: dict([here]).get(layer))
     monkeypatch.setattr(layers_module, "_is_of_one_filesystem", lambda *_: False)
