@@ -60,7 +60,7 @@ class FastPath:
         return (int(found.dev), self._ffi.string(found.path)) if found else None
 
     def take_plain_records(self) -> tuple[bytes, int]:
-        """The records that the fast path has made, framed, and how many; it forgets them."""
+        """Take over the records that the fast path has made: framed, and how many."""
         size, entries = self._ffi.new("size_t *"), self._ffi.new("unsigned int *")
         data = self._lib.plain_files_pending(size, entries)
         records = bytes(self._ffi.buffer(data, size[0])) if size[0] else b""

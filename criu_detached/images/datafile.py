@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The data file ``criu-detached-data.img``: data of the files that are made anew.
+"""The data file ``criu-detached-data.img``: what is in the files that are recreated.
 
 Layout (docs/image-format.md): two magic numbers, then the content of one file after another. A
 content is a list of extents, each an offset and a length of 64 bits (little-endian) and that many
@@ -29,7 +29,7 @@ _EXTENT = 16  # bytes of an extent's offset and length
 
 
 class DataFileWriter:
-    """Appends the contents of open files to the data file, which it creates on need."""
+    """Appends the data of open files to the data file, and creates that for the first one."""
 
     def __init__(self, image_dir: int) -> None:
         """Take the fd of the image directory; it stays the caller's."""
@@ -100,7 +100,7 @@ class DataFileWriter:
 
 
 class DataFileReader:
-    """Reads contents back."""
+    """Gives files their data back from the data file."""
 
     def __init__(self, fd: int) -> None:
         """Take an fd of the data file, which stays the caller's; raises DetachedError."""

@@ -113,7 +113,7 @@ class Xattr(Message):
 
 
 class Inode(Message):
-    """What it takes to make a file anew, besides what its File says."""
+    """What it takes to recreate a file, besides what its File says."""
 
     uid: int = uint(1)
     gid: int = uint(2)
@@ -127,7 +127,7 @@ class Inode(Message):
 
 
 class Ghost(Message):
-    """A file whose name is gone; see the schema."""
+    """A deleted file: the name that it was opened by is gone."""
 
     file: File | None = message(1, File)
     unnamed: int = uint(2)
@@ -181,7 +181,7 @@ class Filesystem(Message):
 
 
 class Node(Message):
-    """A file of a filesystem that is made anew."""
+    """A file of a filesystem that is recreated."""
 
     filesystem: int = uint(1)
     path: bytes = binary(2)

@@ -52,7 +52,7 @@ void cached_fds_drop(void)
 	cache.mount = NULL;
 }
 
-void cached_fds_forget(void)
+void cached_fds_reset(void)
 {
 	cache.mount = NULL;
 }

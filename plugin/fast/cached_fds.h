@@ -30,7 +30,7 @@ int cached_dir(const char *path, size_t size, const struct fd_sources *criu);
 /** cached_fds_drop - close what this task keeps */
 void cached_fds_drop(void);
 
-/** cached_fds_forget - keep nothing, and close nothing: another restore begins */
-void cached_fds_forget(void);
+/** cached_fds_reset - keep nothing, and close nothing: another restore begins */
+void cached_fds_reset(void);
 
 #endif

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The fast path of a restore: in a task, it opens those files of the records that are plain, at
- * each openat of a key (restore.c, start_python.c). A restore of ten thousand files has 6
- * microseconds for each, which Python does not fit in. It decides nothing: whatever is not
- * exactly as recorded is left to criu_detached/restore/files.py, which does the same steps and
+ * Opens a file of the records in a restored task, if it is exactly as recorded. A restore of ten
+ * thousand files has 6 microseconds for each, which Python does not fit in. Nothing is decided
+ * here: any other file is left to criu_detached/restore/files.py, which takes the same steps and
  * tells errors apart.
  */
 #define _GNU_SOURCE
@@ -127,5 +126,5 @@ void known_files_reset(void)
 {
 	known_mounts_reset();
 	known_index_reset();
-	cached_fds_forget();
+	cached_fds_reset();
 }

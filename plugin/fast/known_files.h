@@ -58,7 +58,7 @@ int known_file_open(const char *name, int flags, const struct fd_sources *criu);
  */
 void known_files_may_keep(bool allowed);
 
-/** known_files_reset - forget everything: another restore begins */
+/** known_files_reset - drop mounts and files: another restore begins */
 void known_files_reset(void);
 
 /** known_files_drop_cached_fds - close the fds that were kept in this task, if any */

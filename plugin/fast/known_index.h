@@ -15,7 +15,7 @@ const struct file_record *known_file_find(const char *name);
 /** known_index_count - how many files there are */
 size_t known_index_count(void);
 
-/** known_index_reset - forget all: another restore begins */
+/** known_index_reset - drop all: another restore begins */
 void known_index_reset(void);
 
 #endif

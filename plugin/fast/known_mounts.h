@@ -22,7 +22,7 @@ int known_mount_tree(const struct known_mount *mount, const struct fd_sources *c
 /** known_mount_keeps_inodes - whether a realised mount shows the inode numbers of the dump */
 bool known_mount_keeps_inodes(const struct known_mount *mount);
 
-/** known_mounts_reset - forget all: another restore begins */
+/** known_mounts_reset - drop all: another restore begins */
 void known_mounts_reset(void);
 
 #endif

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The fast path of a dump: records of plain files, as criu_detached/dump/files.py makes them.
- * A dump of ten thousand files has 11 microseconds for each, and Python needs 14 in
- * CRIU's process. It decides nothing: what is not plain is left to Python.
+ * Records plain files at a dump, as criu_detached/dump/files.py would. A dump of ten thousand files
+ * has 11 microseconds for each, and Python needs 14 in CRIU's process. Nothing is decided here: a
+ * file that is not plain is left to Python.
  */
 #define _GNU_SOURCE
 #include "plain_files.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The fast path of a dump, in CRIU's process. criu_detached/dump/ tells it of the mounts and files
- * that it has recorded, and writes what this has pending; start_python.c asks it about each link.
+ * The fast path of a dump, in CRIU's process. criu_detached/dump/ adds the mounts that it has
+ * recorded, and writes the records that are pending here; start_python.c asks about each link.
  */
 #ifndef CRIU_DETACHED_PLAIN_FILES_H
 #define CRIU_DETACHED_PLAIN_FILES_H
@@ -41,10 +41,10 @@ bool plain_file_take(const char *link, const struct file_facts *facts);
  */
 const uint8_t *plain_files_pending(size_t *size, unsigned int *entries);
 
-/** plain_files_written - forget the pending records */
+/** plain_files_written - drop the pending records: they are in the record file */
 void plain_files_written(void);
 
-/** plain_files_reset - forget all mounts and pending records: another dump begins */
+/** plain_files_reset - drop mounts and pending records: another dump begins */
 void plain_files_reset(void);
 
 #endif

@@ -27,7 +27,7 @@ int recorded_file_add(uint32_t mnt_id, uint64_t ino, uint64_t dev, const char *p
 /** recorded_file_find - the file with this name, or NULL if it has no record */
 const struct recorded_file *recorded_file_find(uint32_t mnt_id, uint64_t ino);
 
-/** recorded_files_reset - forget all: another dump begins */
+/** recorded_files_reset - drop all: another dump begins */
 void recorded_files_reset(void);
 
 #endif
