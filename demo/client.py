@@ -97,6 +97,15 @@ class Load(threading.Thread):
         return self.acknowledged
 
 
+def answers(port: int) -> bool:
+    """Whether a server is there, and has read its data."""
+    try:
+        with Redis(port) as redis:
+            return redis("PING") == "PONG"
+    except (OSError, ValueError):
+        return False  # not yet, or it says that it is loading
+
+
 def entry(number: int) -> tuple[str, str]:
     """The key and the value of one write."""
     return f"key:{number}", f"value {number}"

@@ -2,89 +2,70 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from demo.client import Load, count_kept
-from demo.telling import detached_files, note, step, table
+from demo.client import Load, answers, count_kept
+from demo.stage import Stage, wait_until
+from demo.telling import detached_files, heading, note
 from tests.integration.harness import criu
-from tests.integration.harness.agent import Check, Task
-from tests.integration.harness.placement import SUBDIRECTORY, Bind
-from tests.integration.harness.scenario import Scenario
+from tests.integration.harness.scenario import reap
 
 WRITES = 2000
 
 
-def start_redis(directory: str, port: int) -> subprocess.Popen[str]:
-    """Start a server that has its data in a directory, and wait until it has read them."""
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    command += ["--appendonly", "yes", "--appendfsync", "always"]
-    server = subprocess.Popen(
-        command, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    for line in server.stdout:
-        if "Ready to accept connections" in line:
-            return server
-    raise RuntimeError("redis-server did not start")
-
-
-def keep_server(task: Task, port: int) -> Check:
-    """What the demonstrated process does: it has a redis-server as its child."""
-    server = start_redis(task.path(), port)
-    task.detach()
-    return lambda: server.pid
-
-
 def demonstrate() -> None:
-    """The steps, each with what is seen of it."""
+    """Run it; raises AssertionError when a step goes wrong."""
+    heading("A redis-server under load, its directory on such a mount")
     if not shutil.which("redis-server"):
-        step("The second part needs redis-server, which is not installed here: skipped.")
+        note("left out: redis-server is not installed here")
         return
     if not criu.has_inet_sockets():
-        step("The second part is left out: this CRIU cannot dump redis-server's sockets here.")
+        note("left out: this CRIU cannot dump redis-server's sockets on this kernel")
         return
-    port = free_port()
-    with Scenario(binds=[Bind(SUBDIRECTORY)]) as held:
-        server = held.start(keep_server, port=port).ask()
-        before = detached_files(server)
-        step(
-            f"A redis-server, process {server}, works in a directory of a bind mount that was then"
-        )
-        note("unmounted lazily, and syncs each write to its append-only file there.")
-
-        with loaded(port) as load:
+    port = _free_port()
+    with Stage() as stage:
+        stage.run("mkdir disk mnt images")
+        stage.run("mount --bind disk mnt")
+        redis = f"redis-server --port {port} --bind 127.0.0.1 --save '' --daemonize yes"
+        redis += " --appendonly yes --appendfsync always"
+        stage.run(f"{redis} --dir $PWD/mnt --pidfile $PWD/redis.pid")
+        wait_until(lambda: answers(port), "redis-server's first answer")
+        stage.show("PID=$(cat redis.pid)")
+        stage.follow(int((stage.path / "redis.pid").read_text()))
+        stage.run("umount --lazy mnt")
+        before = detached_files(stage.pid)
+        with _loaded(port) as load:
             load.wait_for(WRITES)
-            step(f"A client writes without a pause; {load.acknowledged} writes are acknowledged.")
-
-            dump = held.dump("--tcp-close").succeeded()
-            held.assert_gone()
-            step(f"In the midst of it the server is dumped, in {dump.seconds * 1000:.0f} ms.")
-            note(f"It is gone after {load.acknowledged} writes; the client tries to connect again.")
-
-            restore = held.restore("--tcp-close").succeeded()
-            step(f"Restored in {restore.seconds * 1000:.0f} ms as process {server}.")
-            table(before, detached_files(server))
-            assert os.readlink(f"/proc/{server}/cwd") == "/", "not in the mount's root"
-
+            note(f"demo/client.py writes without a pause: {load.acknowledged} writes by now")
+            stage.dump("--tcp-close")
+            note(f"after {load.acknowledged} writes; the client tries to connect again")
+            stage.restore(before, "--tcp-close")
             load.wait_for(WRITES)
             writes = load.stop()
-        step(f"The client has gone on with connection {load.connections}, up to {writes} writes.")
-        expect_kept(port, writes)
-        note("The server has every one that it acknowledged.")
+        note(f"the client went on with connection {load.connections}, up to {writes} writes")
+        kept = count_kept(port, writes)
+        assert kept == writes, f"{writes} writes were acknowledged, {kept} are there"
+        note("the server has every write that it acknowledged")
+        stage.run(f"redis-cli -p {port} shutdown nosave || kill -KILL $PID")
+        reap([stage.pid])
+        _read_again(stage, redis, port, writes)
 
-        held.kill()
-        expect_on_disk(held.ground.source / "tree", writes)
-        step("So has another server, which reads the file in the bind source.")
+
+def _read_again(stage: Stage, redis: str, port: int, writes: int) -> None:
+    """Let a fresh server read the data by their name in the bind source."""
+    stage.run(f"{redis} --dir $PWD/disk --pidfile $PWD/redis.pid")
+    wait_until(lambda: answers(port), "redis-server's first answer")
+    stage.follow(int((stage.path / "redis.pid").read_text()))
+    kept = count_kept(port, writes)
+    assert kept == writes, f"{writes} writes were acknowledged, {kept} are in the file"
+    note("so has another server, which reads the file by its name")
 
 
 @contextmanager
-def loaded(port: int) -> Iterator[Load]:
+def _loaded(port: int) -> Iterator[Load]:
     """A client that writes for as long as the block runs."""
     load = Load(port)
     load.start()
@@ -94,23 +75,7 @@ def loaded(port: int) -> Iterator[Load]:
         load.stop()
 
 
-def expect_kept(port: int, acknowledged: int) -> None:
-    """No acknowledged write is lost."""
-    kept = count_kept(port, acknowledged)
-    assert kept == acknowledged, f"{acknowledged} writes were acknowledged, {kept} are there"
-
-
-def expect_on_disk(directory: Path, acknowledged: int) -> None:
-    """Let a fresh server read the data by their name in the bind source."""
-    port = free_port()
-    with start_redis(str(directory), port) as server:
-        try:
-            expect_kept(port, acknowledged)
-        finally:
-            server.kill()
-
-
-def free_port() -> int:
+def _free_port() -> int:
     """A port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
