@@ -4,10 +4,12 @@
 #
 # Everything is kept in .cache/ of the checkout:
 #   kernel/<suite>/lib/modules/<version>   the kernel and its modules
+#   qemu/                                  QEMU, unpacked: newer than many machines' own
 #   vng/                                   a virtual environment with virtme-ng
 #   <suite>/root, <suite>/root.img         the root filesystem, as a directory and as an ext4 image
 #   <suite>/root-<machine>.img             the root filesystem of another machine, made in the same way
 #   <suite>/plugins                        the plugin, built in that root (see the Makefile)
+#   installed                              packages that were installed on this machine for it
 set -euo pipefail
 
 readonly DEFAULT_SUITE=forky
@@ -47,6 +49,7 @@ SOURCE_DIR=$(dirname "$(readlink -f "$0")")
 readonly SOURCE_DIR
 readonly CACHE=$SOURCE_DIR/.cache
 readonly KERNEL_DIR=$CACHE/kernel/$KERNEL_SUITE
+readonly QEMU_DIR=$CACHE/qemu
 readonly VNG_DIR=$CACHE/vng
 readonly SUITE_DIR=$CACHE/$SUITE
 readonly ROOT_DIR=$SUITE_DIR/root
@@ -59,7 +62,8 @@ usage() {
     cat <<'USAGE'
 Usage: ./setup_kernel.sh [COMMAND]
 
-  prepare            make everything that the commands below need (the default)
+  prepare [PART]     make everything that the commands below need (the default), or a part of
+                     it: root (for "native" and "auto") or machine (kernel and QEMU)
   run CMD...         run CMD as root in a VM on a kernel >= 7.0
   native CMD...      run CMD as root on this machine's kernel, in the root filesystem
   auto CMD...        run CMD directly on this machine if it has all that the plugin needs,
@@ -95,33 +99,99 @@ die() {
 # --- What this machine has to have -------------------------------------------------------
 
 # Packages that are missing here; each is known by a command that it brings.
-missing_packages() {
-    local command package
-    while read -r command package; do
-        command -v "$command" >/dev/null || printf '%s\n' "$package"
+missing_packages() { # missing_packages root|vm
+    local purpose command package
+    while read -r purpose command package; do
+        [[ $purpose != "$1" ]] || command -v "$command" >/dev/null || printf '%s\n' "$package"
     done <<'NEEDS'
-mmdebstrap mmdebstrap
-qemu-system-x86_64 qemu-system-x86
-mke2fs e2fsprogs
-modprobe kmod
-flock util-linux
-file file
+root mmdebstrap mmdebstrap
+vm mmdebstrap mmdebstrap
+vm mke2fs e2fsprogs
+vm modprobe kmod
+vm file file
 NEEDS
     # "venv" is in Debian's base Python, but it does not work without ensurepip.
-    python3 -c 'import ensurepip, venv' 2>/dev/null || printf 'python3-venv\n'
+    [[ $1 != vm ]] || python3 -c 'import ensurepip, venv' 2>/dev/null || printf 'python3-venv\n'
 }
 
-install_packages() {
+install_packages() { # install_packages root|vm
     local packages
-    mapfile -t packages < <(missing_packages)
+    mapfile -t packages < <(missing_packages "$1")
     ((${#packages[@]})) || return 0
     command -v apt-get >/dev/null || die "please install: ${packages[*]}"
+    ((EUID == 0)) || die "root is needed to install ${packages[*]}"
     say "installing ${packages[*]}"
+    printf '%s\n' "${packages[@]}" >>"$CACHE/installed"
     export DEBIAN_FRONTEND=noninteractive
-    # The lists may be absent (fresh machine) or name versions that are gone from the mirror.
-    apt-get install -qq --no-install-recommends "${packages[@]}" >/dev/null 2>&1 ||
-        { apt-get update -qq &&
-            apt-get install -qq --no-install-recommends "${packages[@]}" >/dev/null; }
+    # A fresh machine has no lists, and old ones may name versions that are gone from the mirror.
+    compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || apt_get update
+    apt_get install "${packages[@]}" || { apt_get update && apt_get install "${packages[@]}"; }
+}
+
+apt_get() {
+    followed apt-get apt-get --yes --no-install-recommends -o DPkg::Lock::Timeout=600 "$@"
+}
+
+# Before the first long step: what it costs and how to be rid of it.
+announce() { # announce root|vm WHAT MINUTES DOWNLOAD DISK (the last two in MB)
+    local packages free undo='make distclean'
+    mapfile -t packages < <(missing_packages "$1")
+    say "the first time, this makes $2, in .cache/"
+    say "  takes $3 minutes, a download of $4 MB and $5 MB of disk"
+    if ((${#packages[@]})); then
+        say "  installs on this machine: ${packages[*]}"
+        undo+="; apt-get autoremove --purge ${packages[*]}"
+    fi
+    say "  to undo: $undo"
+    free=$(df --output=avail --block-size=1M "$CACHE" | tail -n 1)
+    ((free >= $5)) || die "only $free MB are free in $CACHE"
+}
+
+# followed NAME CMD...: run CMD, which installs packages, and show how far it is. What it says in
+# full is in a file, whose end is shown when it fails.
+followed() {
+    local log=$CACHE/$1.log
+    shift
+    "$@" 2>&1 </dev/null | follow "$log" && return
+    tail -n 20 "$log" >&2
+    return 1
+}
+
+# Count packages in the output of apt-get or mmdebstrap: on a terminal in one line that changes,
+# else in a line every five seconds.
+follow() { # follow LOG
+    local log=$1 line total=0 fetched=0 unpacked=0 ready=0 shown='' pause=5 next start=$SECONDS
+    [[ ! -t 2 ]] || pause=0
+    next=$((SECONDS + pause))
+    : >"$log"
+    while IFS= read -r line; do
+        printf '%s\n' "$line" >>"$log"
+        case $line in
+            *' newly installed, '*)
+                line=${line#*, }
+                total=$((total + ${line%% *}))
+                ;;
+            Get:*) ((total == 0)) || fetched=$((fetched + 1)) ;;
+            'Unpacking '*) unpacked=$((unpacked + 1)) ;;
+            'Setting up '*) ready=$((ready + 1)) ;;
+        esac
+        ((total > 0 && SECONDS >= next)) || continue
+        next=$((SECONDS + pause))
+        show_progress
+    done
+    ((total == 0)) || show_progress
+    [[ ! -t 2 || -z $shown ]] || printf '\n' >&2
+}
+
+# With the variables of follow.
+show_progress() {
+    local text
+    printf -v text 'setup_kernel:   %2d:%02d  of %d packages: %d fetched, %d unpacked, %d set up' \
+        $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) \
+        "$total" "$fetched" "$unpacked" "$ready"
+    [[ $text != "$shown" ]] || return 0
+    shown=$text
+    if [[ -t 2 ]]; then printf '\r%s\033[K' "$text" >&2; else printf '%s\n' "$text" >&2; fi
 }
 
 mirror() {
@@ -147,9 +217,12 @@ mirror() {
 debian() { # debian VARIANT PACKAGE,... SUITE DIRECTORY OPTION...
     local variant=$1 include=$2 suite=$3 directory=$4
     shift 4
-    # A mirror that is a frozen snapshot has Release files past their date.
-    mmdebstrap --quiet --mode=root --variant="$variant" --include="$include" \
-        --aptopt='Acquire::Check-Valid-Until "false"' \
+    # A mirror that is a frozen snapshot has Release files past their date. What is lost when the
+    # machine stops is made again, so nothing is synced.
+    followed "mmdebstrap-$suite-$variant" mmdebstrap --verbose --mode=root --variant="$variant" \
+        --include="$include" --aptopt='Acquire::Check-Valid-Until "false"' \
+        --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         "$@" "$suite" "$directory" "$(mirror)"
 }
 
@@ -195,6 +268,23 @@ fill_kernel() {
         die "the kernel of $KERNEL_SUITE is $version; $KERNEL_NEEDED or newer is needed"
 }
 
+# QEMU with its libraries, run from where it was unpacked: the machine needs none of its own, which
+# may be old and is then slower by a fifth when it emulates.
+fill_qemu() {
+    local new=$1
+    debian extract qemu-system-x86 "$DEFAULT_SUITE" "$new/root"
+    mkdir "$new/bin"
+    cat >"$new/bin/qemu-system-x86_64" <<'WRAPPER'
+#!/bin/sh
+root=$(dirname "$(dirname "$(readlink -f "$0")")")/root
+libraries=$root/usr/lib/$(uname -m)-linux-gnu
+exec "$libraries"/ld-linux-*.so.* --library-path "$libraries" "$root/usr/bin/qemu-system-x86_64" \
+    -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
+WRAPPER
+    chmod +x "$new/bin/qemu-system-x86_64"
+    PATH=$new/bin:$PATH qemu-system-x86_64 --version >/dev/null
+}
+
 # A virtual environment cannot be renamed; it counts once its recipe is written.
 build_vng() {
     local recipe=$1
@@ -226,50 +316,68 @@ fill_root() {
         mkdir -p "$new/root/$directory"
     done
     rm -rf "$new"/root/var/cache/apt/archives/*.deb
-    make_image "$new/root" "$new/root.img"
 }
 
 make_image() { # make_image DIRECTORY IMAGE
     mke2fs -q -t ext4 -d "$1" "$2" 3G >/dev/null
 }
 
-# The scripts of one checkout may be started side by side: one builds, the others wait.
-locked() {
+# The scripts of one checkout may be started side by side: one makes a thing, the others wait.
+locked() { # locked THING CMD...
+    local thing=$1
+    shift
     mkdir -p "$CACHE"
     (
         flock 9
         "$@" 9>&-
-    ) 9>"$CACHE/lock"
+    ) 9>"$CACHE/lock-$thing"
 }
+
+root_recipe() { printf '%s\n' "1 $SUITE ${ROOT_PACKAGES[*]} ${ROOT_DIRECTORIES[*]}"; }
 
 prepare_root() {
-    local recipe="1 $SUITE ${ROOT_PACKAGES[*]} ${ROOT_DIRECTORIES[*]}"
-    is_current "$SUITE_DIR" "$recipe" && return
-    install_packages
-    build "$SUITE_DIR" "$recipe" fill_root
+    ! is_current "$SUITE_DIR" "$(root_recipe)" || return 0
+    locked "$SUITE" make_root
 }
 
-prepare_machine() {
+make_root() {
+    ! is_current "$SUITE_DIR" "$(root_recipe)" || return 0
+    announce root "a root filesystem of Debian $SUITE with CRIU" "1 to 2" 250 950
+    locked packages install_packages root
+    build "$SUITE_DIR" "$(root_recipe)" fill_root
+}
+
+prepare_image() {
     [[ ! -e $ROOT_IMAGE ]] || return 0
-    install_packages
     say "building ${ROOT_IMAGE#"$SOURCE_DIR/"}"
     make_image "$ROOT_DIR" "$ROOT_IMAGE.new"
     mv "$ROOT_IMAGE.new" "$ROOT_IMAGE"
 }
 
-prepare_vm() {
-    if ! is_current "$KERNEL_DIR" "1 $KERNEL_SUITE" || ! is_current "$VNG_DIR" 1; then
-        install_packages
-    fi
+has_machine() {
+    is_current "$KERNEL_DIR" "1 $KERNEL_SUITE" && is_current "$QEMU_DIR" 1 && is_current "$VNG_DIR" 1
+}
+
+# All of a VM but its root filesystem.
+prepare_machine() {
+    ! has_machine || return 0
     mkdir -p "$CACHE/kernel"
+    locked machine make_machine
+}
+
+make_machine() {
+    ! has_machine || return 0
+    announce vm "a virtual machine: QEMU and the kernel of Debian $KERNEL_SUITE" "1 to 2" 250 700
+    locked packages install_packages vm
     build "$KERNEL_DIR" "1 $KERNEL_SUITE" fill_kernel
+    build "$QEMU_DIR" 1 fill_qemu
     build_vng 1
-    prepare_machine
 }
 
 prepare() {
     prepare_root
-    prepare_vm
+    prepare_machine
+    locked "image-$SUITE" prepare_image
 }
 
 # --- Running -----------------------------------------------------------------------------
@@ -346,7 +454,7 @@ close_inherited_files() {
 native() {
     (($#)) || die "native: no command given"
     ((EUID == 0)) || die "native: root is needed"
-    locked prepare_root
+    prepare_root
     close_inherited_files
     [[ -t 0 ]] || exec </dev/null
     exec unshare --mount --propagation private -- \
@@ -380,14 +488,39 @@ auto() {
     native "$@"
 }
 
-# /dev/kvm may be there and yet not work: only a started virtual CPU proves it.
+# /dev/kvm may be there and yet not work: only a kernel that has begun to boot proves it. Once in
+# each life of this machine.
 kvm_works() {
-    [[ -w /dev/kvm ]] && (
-        # The shell would report a crashed QEMU.
-        exec 2>/dev/null
-        timeout 20 qemu-system-x86_64 -accel kvm -cpu host -machine q35 -nodefaults -display none \
-            -monitor stdio <<<quit >/dev/null
-    ) 2>/dev/null
+    local boot answer
+    [[ -w /dev/kvm ]] || return 1
+    read -r boot </proc/sys/kernel/random/boot_id
+    if [[ ! -f $CACHE/kvm || $(<"$CACHE/kvm") != "$boot "* ]]; then
+        answer=no
+        ! boots_with_kvm || answer=yes
+        printf '%s %s\n' "$boot" "$answer" >"$CACHE/kvm"
+    fi
+    [[ $(<"$CACHE/kvm") == "$boot yes" ]]
+}
+
+boots_with_kvm() {
+    local output line status=1
+    # Ended by itself or by us: when a virtual CPU fails, QEMU waits for a debugger.
+    exec {output}< <(exec timeout 20 "$QEMU_DIR/bin/qemu-system-x86_64" -accel kvm -cpu host \
+        -machine q35 -m 512 -nodefaults -display none -serial stdio -no-reboot \
+        -kernel "$(echo "$KERNEL_DIR"/lib/modules/*/vmlinuz)" -append 'console=ttyS0 panic=-1' \
+        2>&1 </dev/null)
+    while IFS= read -r -u "$output" line; do
+        case $line in
+            *'Linux version '*)
+                status=0
+                break
+                ;;
+            *'KVM internal error'*) break ;;
+        esac
+    done
+    kill $! 2>/dev/null || true
+    exec {output}<&-
+    return "$status"
 }
 
 # With more than one CPU, the kernel's patching of itself meets a bug of QEMU's emulation.
@@ -440,7 +573,7 @@ vm() {
     console+=" -device virtio-serial-pci -device virtconsole,chardev=kernel-log"
     # virtiofs is not used: it needs a daemon that many machines lack or have too old.
     # -snapshot: the image is not written, so that runs neither see nor disturb each other.
-    export PATH=$VNG_DIR/bin:$PATH
+    export PATH=$VNG_DIR/bin:$QEMU_DIR/bin:$PATH
     exec timeout "${foreground[@]}" --kill-after=10 "$VM_TIMEOUT" vng \
         --run "$kernel" "${accelerator[@]}" --memory "$VM_MEMORY" \
         --busybox "$KERNEL_DIR/busybox" --force-9p \
@@ -465,7 +598,7 @@ wait_for() {
 run() {
     (($#)) || die "run: no command given"
     ((EUID == 0)) || die "run: root is needed"
-    locked prepare
+    prepare
     local directory vm_status=0 status out err out_pid err_pid
     directory=$(mktemp -d "$CACHE/run.XXXXXX")
     command_line vm "$@" >"$directory/command.sh"
@@ -495,7 +628,7 @@ run() {
 }
 
 describe() {
-    locked prepare
+    prepare
     printf 'kernel in the VM: %s\n' "$(ls "$KERNEL_DIR/lib/modules")"
     printf 'kernel natively:  %s\n' "$(uname -r)"
     # shellcheck disable=SC2016  # for dpkg-query to expand
@@ -508,7 +641,7 @@ main() {
     local command=${1:-prepare}
     (($# == 0)) || shift
     case $command in
-        prepare) locked prepare ;;
+        prepare) "prepare${1:+_$1}" ;;
         run | native | auto) "$command" "$@" ;;
         describe) describe ;;
         help | -h | --help) usage ;;
