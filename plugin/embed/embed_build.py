@@ -43,6 +43,7 @@ def builder(frozen: str, linked: list[str], executable: str) -> FFI:
     """
     ffi = FFI()
     headers = (
+        "kernel/file_facts.h",
         "embed/host.h",
         "fast/known_files.h",
         "fast/plain_files.h",
