@@ -3,10 +3,13 @@
 #include "dump_sockets.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "criu.h"
@@ -16,18 +19,39 @@
 #include "socket_names.h"
 #include "steer.h"
 
-/* What CRIU was given for a socket's file last; it asks for the link of each. */
+/* What CRIU was given for a socket's file last, until it asks for the link. */
 static struct {
-	int fd; /* -1: there is none */
+	int fd;	  /* CRIU's */
+	int same; /* a duplicate of it, ours; -1: there is no stand-in */
 	struct stat st;
 	char link[64 + SOCKET_NAME_SIZE];
-} stand_in = { .fd = -1 };
+} stand_in = { .same = -1 };
+
+static void forget_stand_in(void)
+{
+	if (stand_in.same >= 0)
+		close(stand_in.same);
+	stand_in.same = -1;
+}
+
+/* Where CRIU gave up and closed it, its number may be another file's by now. */
+static bool is_stand_in(int fd)
+{
+	pid_t pid = getpid();
+
+	if (stand_in.same < 0 || fd != stand_in.fd)
+		return false;
+	if (!syscall(SYS_kcmp, pid, pid, KCMP_FILE, fd, stand_in.same))
+		return true;
+	forget_stand_in();
+	return false;
+}
 
 const char *socket_stand_in_link(int fd)
 {
-	if (fd != stand_in.fd)
+	if (!is_stand_in(fd))
 		return NULL;
-	stand_in.fd = -1;
+	forget_stand_in();
 	return stand_in.link;
 }
 
@@ -51,12 +75,19 @@ static void write_link(uint32_t id, const char *name, bool deleted)
 /* Give CRIU @other for @file, or @file itself if that is -1; fstat(2) still tells of @file. */
 static int set_stand_in(int file, int other)
 {
-	if (fstat(file, &stand_in.st))
+	int given = other >= 0 ? other : file;
+
+	forget_stand_in();
+	stand_in.fd = given;
+	stand_in.same = fcntl(given, F_DUPFD_CLOEXEC, 0);
+	if (stand_in.same < 0 || fstat(file, &stand_in.st)) {
+		pr_err("can't look at the file of a unix socket: %s", strerror(errno));
+		forget_stand_in();
 		return -1;
+	}
 	if (other >= 0)
 		close(file);
-	stand_in.fd = other >= 0 ? other : file;
-	return stand_in.fd;
+	return given;
 }
 
 static int note_name(const char *name, const struct socket_answer *answer)
@@ -132,7 +163,7 @@ static int steered_ioctl(int fd, unsigned long request, ...)
 
 static int steered_fstat(int fd, struct stat *st)
 {
-	if (fd != stand_in.fd)
+	if (!is_stand_in(fd))
 		return fstat(fd, st);
 	*st = stand_in.st;
 	return 0;
@@ -150,7 +181,7 @@ static const struct steering ioctl_steering[] = {
 void dump_sockets_init(void)
 {
 	socket_names_reset();
-	stand_in.fd = -1;
+	forget_stand_in();
 	/* A stand-in is of use only where fstat tells of the file itself. */
 	if (!STEER(file_steering))
 		STEER(ioctl_steering);
