@@ -216,7 +216,7 @@ def enter_socket_dir(number: int) -> int:
 
 @ffi.def_extern(error=-1, onerror=_unexpected)
 def restore_bound(number: int) -> int:
-    """A task that was led to a mount has bound the socket there, and is about to leave."""
+    """Give a socket that was bound in this task, and its directory, what they had; return 0."""
     assert _restore is not None
     _restore.socket_bound(number)
     return 0

@@ -15,6 +15,7 @@ import stat
 
 from criu_detached.errors import DetachedError, quote, why
 from criu_detached.images.records import BIND_SOURCE
+from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _PREFIX = b"--criu_detached."
 _MAX_FILE = 1 << 20  # bytes
 
 GHOST_LIMIT = b"ghost-limit"
-EXTERNAL = b"external"  # at dump: the user will supply a mount
+EXTERNAL = b"external"  # at dump: the user will provide the mount
 SOURCE = b"source"  # at restore: where a mount is
 MAP = b"map"  # at restore: where bind sources are that were elsewhere at the dump
 
@@ -42,13 +43,13 @@ _UNITS = {b"K": 10, b"M": 20, b"G": 30}
 
 
 class GivenPath:
-    """Where the user says that a mount is."""
+    """A path that the user gives for a mount, or for what a path begins with."""
 
     __slots__ = ("path", "where")
 
     def __init__(self, path: bytes, where: str) -> None:
         self.path = path  # absolute
-        self.where = where  # the setting stands
+        self.where = where  # the setting stands, for messages
 
 
 class Options:
@@ -106,7 +107,17 @@ class Options:
                 self._set(words[0], words[1].strip() if len(words) > 1 else b"", None, name)
 
     def _set(self, name: bytes, value: bytes, separator: bytes | None, where: str) -> None:
-        """Take a setting; a later one of the same name and subject wins."""
+        """Take a setting; a later one of the same name and subject wins.
+
+        Args:
+            name: of the setting.
+            value: as it is written.
+            separator: between the words of the value; None is white space.
+            where: it is written, for messages.
+
+        Raises:
+            DetachedError: it is unknown or malformed.
+        """
         try:
             if name == GHOST_LIMIT:
                 self.ghost_limit = parse_size(value)
@@ -128,6 +139,7 @@ class Options:
 
 
 def _two(value: bytes, separator: bytes | None, wanted: str) -> list[bytes]:
+    """Split a value into two words, which are what is wanted; raises DetachedError."""
     words = value.split(separator)
     if len(words) != 2:
         raise DetachedError(
@@ -137,11 +149,12 @@ def _two(value: bytes, separator: bytes | None, wanted: str) -> list[bytes]:
 
 
 def _shown(value: bytes) -> str:
-    """A value in a message, or that there is none."""
+    """Quote a value for a message; say so where there is none."""
     return quote(value) or "an empty value"
 
 
 def _mount_id(text: bytes) -> int:
+    """Turn the digits of a mount id into a number; raises DetachedError."""
     if not text.isdigit() or len(text) > 10:
         raise DetachedError(
             f"{_shown(text)} is no mount id (CRIU's log and criu-detached show have them)"
@@ -150,7 +163,7 @@ def _mount_id(text: bytes) -> int:
 
 
 def _absolute(text: bytes) -> bytes:
-    """A path as the setting means it, without what says nothing in it."""
+    """Return the path that a setting means: without escapes, and without "." and empty names."""
     head, *parts = text.split(b"\\")
     for part in parts:
         octal = part[:3]
@@ -166,7 +179,7 @@ def _absolute(text: bytes) -> bytes:
 
 
 def place_of(source: BindSource) -> bytes:
-    """Absolute path of a mount's root through its bind source."""
+    """Return the absolute path of a mount's root through its bind source."""
     return _normal(source.mountpoint + b"/" + source.path)
 
 
@@ -193,36 +206,48 @@ def parse_size(text: bytes) -> int:
 
 
 def _read(name: str, directory: int | None) -> bytes:
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    """Return what is in a file of settings; nothing when it is not there.
+
+    Args:
+        name: of the file.
+        directory: fd of the image directory; None: the file is the machine's.
+
+    Raises:
+        DetachedError: it cannot be read, or must not be trusted.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK
     if directory is not None:
         flags |= os.O_NOFOLLOW  # images are input
     try:
-        fd = os.open(name, flags, dir_fd=directory)
+        opened = Fd.open(name, flags, directory)
     except FileNotFoundError:
         return b""
     except OSError as error:
         raise DetachedError(f"can't open {name}: {why(error)}") from error
     try:
-        _check_file(name, os.fstat(fd), images=directory is not None)
-        text = os.read(fd, _MAX_FILE + 1)
+        with opened as fd:
+            _check_file(name, os.fstat(fd), images=directory is not None)
+            text = os.read(fd, _MAX_FILE + 1)
     except OSError as error:
         raise DetachedError(f"can't read {name}: {why(error)}") from error
-    finally:
-        os.close(fd)
     if len(text) > _MAX_FILE:
         raise DetachedError(f"{name} has more than {_MAX_FILE} bytes: make it shorter")
     return text
 
 
-def _check_file(name: str, facts: os.stat_result, *, images: bool) -> None:
-    """Settings give tasks what they name: those of the machine are to be its admin's alone.
+def _check_file(name: str, found: os.stat_result, *, images: bool) -> None:
+    """Refuse a file of the machine's settings that others than root could write.
 
-    Those beside the images are as trusted as these, whoever they belong to.
+    Settings give tasks what they name. Those beside the images are as trusted as the images,
+    whoever they belong to.
+
+    Raises:
+        DetachedError: it is such a file, or no regular one.
     """
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(found.st_mode):
         raise DetachedError(f"{name} is no regular file: write the settings to one, or remove it")
-    if not images and (facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022):
+    if not images and (found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022):
         raise DetachedError(
-            f"{name} could be written by others than root (user {facts.st_uid}, mode"
-            f" {stat.S_IMODE(facts.st_mode):o}): chown it to root, and chmod it to 644"
+            f"{name} could be written by others than root (user {found.st_uid}, mode"
+            f" {stat.S_IMODE(found.st_mode):o}): chown it to root, and chmod it to 644"
         )

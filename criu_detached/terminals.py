@@ -44,7 +44,7 @@ def is_slave(file: FileStat | File) -> bool:
 
 
 def other_end(file: File, name: bytes) -> File:
-    """What is known of the other end of a terminal, on the same mount.
+    """Return the record that the other end of a terminal would have, on the same mount.
 
     Args:
         file: the end that has a record.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What CRIU offers: its own functions, as plugin/embed/host.h has them. Its fds: fd_store.py."""
+"""CRIU's own functions, as plugin/embed/host.h has them; those for its fds are in fd_store.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Criu:
         self._criu.log(level, text.encode("ascii", "backslashreplace"))
 
     def image_dir(self) -> int:
-        """Fd of the image directory; CRIU's, not to be closed."""
+        """Return the fd of the image directory; CRIU's, not to be closed."""
         return int(self._criu.image_dir())
 
     def dumps_mount_namespace(self) -> bool:
@@ -43,7 +43,7 @@ class Criu:
         return bool(self._criu.dumps_user_namespace())
 
     def userns_ids(self, uid: int, gid: int) -> tuple[int, int]:
-        """Owner and group as the dumped user namespace has them, if there is one.
+        """Return owner and group as the dumped user namespace has them, if there is one.
 
         Args:
             uid: in criu's user namespace.
@@ -52,7 +52,7 @@ class Criu:
         return int(self._criu.userns_uid(uid)), int(self._criu.userns_gid(gid))
 
     def plugin_options(self) -> list[bytes]:
-        """The values of criu's --plugin-option, "--NAME=VALUE"; CRIU 4.3 and newer."""
+        """Return the values of criu's --plugin-option, "--NAME=VALUE"; CRIU 4.3 and newer."""
         options: list[bytes] = []
         while text := self._criu.plugin_option(len(options)):
             options.append(self._ffi.string(text))
@@ -67,10 +67,13 @@ class Criu:
         return int(self._criu.need_plugin())
 
     def mntns_root(self, mnt_id: int) -> int:
-        """Fd of the root of the restored namespace that had a mount; CRIU's, not to be closed.
+        """Return an fd of the root of the restored namespace that had a mount.
 
         Args:
             mnt_id: the mount, as it was at the dump.
+
+        Returns:
+            CRIU's fd, not to be closed.
 
         Raises:
             DetachedError: there is none.
@@ -92,7 +95,7 @@ class Criu:
             raise DetachedError("no memory for the names of unix sockets")
 
     def deleted_files_left(self) -> Iterator[FileStat]:
-        """Yield deleted files on mounts that CRIU knows; those without links it makes anew."""
+        """Yield deleted files on mounts that CRIU knows; CRIU recreates those without links."""
         count = self._ffi.new("size_t *")
         files = self._criu.deleted_files_left(count)
         for index in range(count[0]):

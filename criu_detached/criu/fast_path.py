@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The fast path for plain files (plugin/fast), which takes them without Python once it is told."""
+"""Calls into the fast path (plugin/fast): once told of a mount, it takes plain files by itself."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What runs the package inside CRIU, in one object: CRIU, and the C parts of the plugin."""
+"""What surrounds the package inside CRIU: CRIU itself, its fds, and the C parts of the plugin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Host:
-    """Made once, at the start. Tests give one with stand-ins."""
+    """CRIU and what is beside it, made once at the start. Tests make one of stand-ins."""
 
     __slots__ = ("criu", "fast_path", "fds", "shared")
 

@@ -15,7 +15,6 @@ from criu_detached.errors import DetachedError, why
 from criu_detached.filesystems.attributes import make_user_namespace, needs_id_map
 from criu_detached.filesystems.superblock import type_of
 from criu_detached.filesystems.types import PROC
-from criu_detached.images.datafile import DataFileReader, open_data
 from criu_detached.images.records import (
     BIND_SOURCE,
     RECREATED,
@@ -85,13 +84,10 @@ class BeforeTasks:
         Raises:
             DetachedError: the records are bad, or a bind source is.
         """
-        image_dir = self._context.host.criu.image_dir()
         try:
             with _open_proc() as proc:
                 if self._needs_data():
-                    with Fd(open_data(image_dir)) as data:
-                        self._realise_all(ProcessFds(proc, DataFileReader(data)))
-                        self._store.add_inherited(data, DATA_KEY)
+                    self._realise_with_data(proc)
                 else:
                     self._realise_all(ProcessFds(proc))
                 self._store.add_inherited(proc, PROC_KEY)
@@ -104,6 +100,13 @@ class BeforeTasks:
         """Tell whether something of a file is in the data file."""
         nodes = (node for nodes in self._records.nodes.values() for node in nodes)
         return any(map(has_content, self._records.ghosts.values())) or any(map(has_content, nodes))
+
+    def _realise_with_data(self, proc: int) -> None:
+        from criu_detached.images.datafile import DataFileReader, open_data  # few restores need it
+
+        with Fd(open_data(self._context.host.criu.image_dir())) as data:
+            self._realise_all(ProcessFds(proc, DataFileReader(data)))
+            self._store.add_inherited(data, DATA_KEY)
 
     def _realise_all(self, fds: ProcessFds) -> None:
         for ghost in self._records.ghosts.values():

@@ -8,30 +8,23 @@ import stat
 from criu_detached import paths
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems import attributes
-from criu_detached.images.datafile import DataFileReader
-from criu_detached.images.records import (
-    BIND_SOURCE,
-    RECREATED,
-    REMOUNT,
-    SUPPLIED,
-    Ghost,
-    Inode,
-    Mount,
-)
+from criu_detached.images.records import BIND_SOURCE, RECREATED, REMOUNT, SUPPLIED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from criu_detached.images.datafile import DataFileReader
     from criu_detached.images.record_reader import Records
+    from criu_detached.images.records import Ghost, Inode, Mount
 
 _ORIGINS = (BIND_SOURCE, REMOUNT, RECREATED, SUPPLIED)
 _KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK}
 
 
 def check_mount(mount: Mount) -> None:
-    """Refuse a record that no dump writes.
+    """Refuse the record of a mount that no dump writes.
 
     Raises:
-        DetachedError: of an unknown origin, or with flags that are no mount attributes.
+        DetachedError: it is of an unknown origin, or with flags that are no mount attributes.
     """
     source = mount.bind_source
     if mount.origin not in _ORIGINS or source is None or mount.superblock is None:
@@ -49,7 +42,11 @@ def check_mount(mount: Mount) -> None:
 
 
 def check_filesystems(records: Records) -> None:
-    """Refuse records that no dump writes; raises DetachedError."""
+    """Refuse records that no dump writes.
+
+    Raises:
+        DetachedError: a filesystem has no type, or is not there.
+    """
     for number, filesystem in records.filesystems.items():
         if filesystem.superblock is None:
             raise DetachedError(f"filesystem {number} has no type: are the images damaged?")
@@ -62,7 +59,7 @@ def check_filesystems(records: Records) -> None:
 
 
 def check_ghost(ghost: Ghost, reader: DataFileReader | None) -> None:
-    """Refuse a record that no dump writes.
+    """Refuse the record of a deleted file that no dump writes.
 
     Args:
         ghost: the record.
@@ -86,7 +83,7 @@ def check_ghost(ghost: Ghost, reader: DataFileReader | None) -> None:
 
 
 def check_inode(path: bytes, mode: int, inode: Inode, reader: DataFileReader | None) -> None:
-    """Refuse a record that no dump writes.
+    """Refuse the record of an inode that no dump writes.
 
     Args:
         path: of the file, for messages.

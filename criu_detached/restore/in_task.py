@@ -49,7 +49,14 @@ class TaskTrees(Trees):
         self._shared = context.host.shared
 
     def open(self, mnt_id: int) -> Realised:
-        """As of Trees; the mount is realised if no task has done so."""
+        """Open a mount, as Trees.open() does; realise it if no task has done so.
+
+        Args:
+            mnt_id: the mount, one of the records.
+
+        Raises:
+            DetachedError: it cannot be realised.
+        """
         index = self._plan.in_tasks.get(mnt_id)
         if index is None:
             return super().open(mnt_id)
@@ -60,7 +67,7 @@ class TaskTrees(Trees):
         return found
 
     def open_ghost(self, file: File) -> Fd:
-        """As of Trees."""
+        """Open a deleted file, as Trees.open_ghost() does."""
         number = self._plan.ghosts_in_tasks.get((file.mnt_id, file.ino))
         if number is None:
             return super().open_ghost(file)

@@ -114,7 +114,7 @@ class Restore:
             return fd.release()
 
     def _find(self, key: tuple[int, int]) -> tuple[File | None, bool]:
-        """The record of a file, and whether it is deleted."""
+        """Return the record of a file, and whether it is deleted."""
         ghost = self._records.ghosts.get(key)
         return (ghost.file, True) if ghost else (self._records.files.get(key), False)
 
@@ -191,13 +191,13 @@ def _index_files(context: RestoreContext, outcome: Outcome) -> None:
 
 
 def _other_end(name: bytes) -> tuple[bytes, bytes]:
-    """The key of a terminal, and what CRIU has put after it to name the other end; else nothing."""
+    """Split a name: the key, and what CRIU has put after that of a terminal for its other end."""
     key, bracket, other = name.partition(b"]")
     return key + bracket, other
 
 
 def _file_key(name: bytes) -> tuple[int, int]:
-    """Mount id and inode of an external key less its first character."""
+    """Return mount id and inode of an external key less its first character; -1 for none."""
     try:
         mnt_id, ino = name.removeprefix(b"ile[").removesuffix(b"]").split(b":")
         return int(mnt_id, 16), int(ino, 16)

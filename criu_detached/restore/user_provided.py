@@ -97,7 +97,7 @@ class _UserProvidedSource(Source):
         self.where += f" (supplied for mount {mount.mnt_id})"
 
     def open_top(self) -> Fd:
-        """As of Source."""
+        """Open the root again that the user has given."""
         return Fd(os.dup(self.base))
 
     def _refuse_type(self, recorded: Superblock, found: Superblock) -> None:

@@ -86,6 +86,7 @@ LATE = {
     ("restore.restore", "_socket_names"),
     ("restore.restore", "_trees"),
     ("restore.before_tasks", "_realise_filesystems"),
+    ("restore.before_tasks", "_realise_with_data"),
 }
 
 
@@ -119,8 +120,8 @@ LAYERS = """
     dump.kinds restore.files restore.sockets restore.ghosts
     dump.context
     dump.describe restore.source restore.trees restore.inodes
-    dump.observe restore.aliases restore.temporary restore.socket_attributes
-    dump.inodes restore.context
+    dump.observe restore.aliases restore.new_files restore.socket_attributes
+    dump.inodes restore.context restore.temporary
     dump.writing restore.plan
     dump.open_file restore.checks
     filesystems

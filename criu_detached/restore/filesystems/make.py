@@ -11,25 +11,15 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.errors import DetachedError, quote
-from criu_detached.filesystems.superblock import superblock_of
-from criu_detached.filesystems.types import (
-    FRESH,
-    IN_MEMORY,
-    KEYED,
-    LAYERED,
-    VOLATILE_INODES,
-    by_magic,
-    by_name,
-)
-from criu_detached.images.records import RECREATED
+from criu_detached.filesystems.types import FRESH, IN_MEMORY, KEYED, LAYERED, by_name
 from criu_detached.kernel import new_mounts
 from criu_detached.kernel.fds import Fd
 from criu_detached.restore.filesystems.disk import check_mounted, find_devices, remount
 from criu_detached.restore.filesystems.fill import fill
 from criu_detached.restore.filesystems.memory import make_memory, set_limits
+from criu_detached.restore.filesystems.new_source import NewFilesystem, NewFilesystemSource
 from criu_detached.restore.filesystems.overlay import mount_layers
 from criu_detached.restore.filesystems.pseudo import mount_pseudo
-from criu_detached.restore.source import Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,23 +29,6 @@ if TYPE_CHECKING:
     from criu_detached.images.records import Filesystem, Mount
     from criu_detached.restore.context import ProcessFds
     from criu_detached.restore.filesystems.devices import Found
-
-
-class NewFilesystem:
-    """A filesystem that is there again."""
-
-    __slots__ = ("same_inodes", "top")
-
-    def __init__(self, top: Fd, same_inodes: bool | None) -> None:
-        """Take it.
-
-        Args:
-            top: its root, which its mounts are cloned from.
-            same_inodes: whether a new superblock has the inode numbers of the dump;
-                None: the superblock is the dumped one.
-        """
-        self.top = top
-        self.same_inodes = same_inodes
 
 
 class NewFilesystems:
@@ -151,33 +124,6 @@ class NewFilesystems:
         if comes_back in (FRESH, KEYED):
             return mount_pseudo(filesystem), True
         return remount(filesystem, devices), True
-
-
-class NewFilesystemSource(Source):
-    """The source of a mount: the root of a filesystem that was made or mounted just now."""
-
-    def __init__(self, mount: Mount, filesystem: NewFilesystem) -> None:
-        super().__init__(mount, filesystem.top, same_boot=True)
-        self._filesystem = filesystem
-
-    def open_top(self) -> Fd:
-        """As of Source."""
-        return Fd(os.dup(self.base))
-
-    def check_superblock(self, fd: int) -> bool:
-        """As of Source; the filesystem is known by what it was made of, or lies on."""
-        if self.mount.origin == RECREATED:
-            return False
-        if self._filesystem.same_inodes is not None:
-            return self._filesystem.same_inodes
-        assert self.mount.superblock is not None  # check_mount
-        found = superblock_of(fd, self.mount.superblock.fs_type)
-        self._refuse_type(self.mount.superblock, found)
-        return not by_magic(found.magic).has(VOLATILE_INODES)
-
-    def is_same_root(self, root: int) -> bool:
-        """As of Source; nobody else can have made one."""
-        return True
 
 
 def _is_in_memory(filesystem: Filesystem) -> bool:

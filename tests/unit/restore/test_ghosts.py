@@ -16,7 +16,7 @@ from criu_detached import kernel
 from criu_detached.errors import DetachedError
 from criu_detached.images.datafile import DataFileReader, DataFileWriter, open_data
 from criu_detached.images.records import File, Ghost, Handle, Inode, Time, Xattr
-from criu_detached.restore import ghosts, temporary
+from criu_detached.restore import new_files, temporary
 from criu_detached.restore.checks import check_ghost
 from criu_detached.restore.context import ProcessFds
 from criu_detached.restore.ghosts import GhostBuilder, depth
@@ -604,7 +604,7 @@ def test_swapped_while_it_was_made(
         os.link(victim, ground.tree / os.fsdecode(found))
         return found
 
-    monkeypatch.setattr(ghosts, "first_free", swapped)
+    monkeypatch.setattr(new_files, "first_free", swapped)
     with (
         ground.builder() as (builder, tree),
         pytest.raises(DetachedError, match="was replaced while it was made again"),
