@@ -13,6 +13,7 @@ import stat
 from criu_detached import kernel, paths
 from criu_detached.criu import log
 from criu_detached.errors import DetachedError, quote, why
+from criu_detached.kernel.devnum import format_dev
 from criu_detached.kernel.fds import Fd
 from criu_detached.restore.plan import PROC_KEY
 from criu_detached.restore.source import type_name
@@ -156,8 +157,7 @@ def _compare(file: File, found: FileStat, keeps_inodes: bool) -> None:
         raise DetachedError(f"{where} is {type_name(found.mode)}, it was {type_name(file.mode)}")
     if found.rdev != file.rdev:
         raise DetachedError(
-            f"{where} is device {os.major(found.rdev)}:{os.minor(found.rdev)}, it was"
-            f" {os.major(file.rdev)}:{os.minor(file.rdev)}"
+            f"{where} is device {format_dev(found.rdev)}, it was {format_dev(file.rdev)}"
         )
     if keeps_inodes and found.ino != file.ino:
         raise DetachedError(f"{where} is another file (inode {found.ino}), it was inode {file.ino}")

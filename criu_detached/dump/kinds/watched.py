@@ -19,6 +19,7 @@ from criu_detached.dump.observe.watches import all_watches, watches_of
 from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError
 from criu_detached.kernel import tasks
+from criu_detached.kernel.devnum import format_dev
 from criu_detached.kernel.fds import Fd, link_of, reopen
 
 TYPE_CHECKING = False
@@ -277,4 +278,4 @@ def _handle_of(fd: int) -> Handle | None:
 
 
 def _describe(watch: Watch) -> str:
-    return f"inode {watch.ino} on device {os.major(watch.dev)}:{os.minor(watch.dev)}"
+    return f"inode {watch.ino} on device {format_dev(watch.dev)}"
