@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from criu_detached.dump.describe.mount import DetachedMount
     from criu_detached.dump.kinds.ghosts import GhostDescriber
     from criu_detached.dump.kinds.recreated import RecreatedFiles
-    from criu_detached.dump.open_file import OpenFile
+    from criu_detached.dump.open_file import Identity, OpenFile
     from criu_detached.images.records import Ghost, Handle
     from criu_detached.kernel import FileStat
+    from criu_detached.paths import Name
 
 
 class Files:
@@ -39,6 +40,7 @@ class Files:
         self._root_handles: dict[tuple[int, int], Handle] = {}  # of files that are a mount's root
         self._ghosts: set[tuple[int, int]] = set()
         self._handles: dict[tuple[int, int], Handle | None] = {}  # of files of a server
+        self._identities: dict[tuple[int, int], Identity] = {}  # where numbers may repeat
 
     def record(self, file: OpenFile, mount: DetachedMount, watched: bool = False) -> None:
         """Write a file's record, once; every further fd of it is only compared.
@@ -60,7 +62,7 @@ class Files:
             self._context.fast_path.recorded_file_add(*key, known.dev, known.path)
             if known.handle:
                 self._root_handles[key] = known.handle
-        elif another or not _has_name(file, known):
+        elif another or not _has_name(file, known) or self._may_be_another(file, mount):
             self._refuse_other_file(file, known, mount)
             mount.save_other_name(file)
         self._check_opening(file, known, mount)
@@ -86,6 +88,8 @@ class Files:
         """
         for ghost in late:
             self._write_ghost(ghost)
+        for identity in self._identities.values():
+            identity.close()
         if self._ghosts:
             self._recreated.check(named, left)
 
@@ -98,6 +102,28 @@ class Files:
             return False
         key = file.stat.mnt_id, file.stat.ino
         return self._handles.setdefault(key, file.handle) != file.handle
+
+    def _may_be_another(self, file: OpenFile, mount: DetachedMount) -> bool:
+        """Tell whether a file may have but the name and number of one that was met before.
+
+        A name that is there leads to one file, and no name does to what is deleted.
+        """
+        key = file.stat.mnt_id, file.stat.ino
+        return not mount.has_sure_numbers and (file.is_marked_deleted or key in self._ghosts)
+
+    def _note_identity(self, file: OpenFile, name: Name, mount: DetachedMount) -> None:
+        """Take note of a file that may be met again where its name does not lead to it."""
+        has_names = file.stat.nlink > 1 and not file.is_directory
+        if not mount.has_sure_numbers and (name.deleted or has_names or not mount.shows_files):
+            self._identities[file.stat.mnt_id, file.stat.ino] = file.identity
+
+    def _is_same(self, file: OpenFile, known: File, mount: DetachedMount) -> bool:
+        """Tell whether a file is a known one that has its number, and may have another name."""
+        identity = self._identities.get((known.mnt_id, known.ino))
+        try:
+            return identity.is_of(file) if identity else mount.is_hard_link(file, known)
+        except OSError:
+            return False
 
     def _recorded(self, file: OpenFile) -> File | None:
         """What of its record tells a file from another one; None: it has no record yet."""
@@ -113,6 +139,7 @@ class Files:
         """Write the record of a file that has none."""
         name = mount.locate(file)
         _refuse_types(file, name.path, mount)
+        self._note_identity(file, name, mount)
         record = _file_record(file, name.path)
         if not name.deleted:
             mount.check_owner(file, name.path)
@@ -155,7 +182,7 @@ class Files:
         """CRIU names external files by mount and inode: two files of one name are mixed up."""
         deleted = (known.mnt_id, known.ino) in self._ghosts or file.is_marked_deleted
         one_name = not deleted and (file.stat.nlink < 2 or file.is_directory)
-        if known.dev != file.stat.dev or one_name or not mount.is_hard_link(file, known):
+        if known.dev != file.stat.dev or one_name or not self._is_same(file, known, mount):
             raise DetachedError(
                 f"inode {known.ino} of its mount is another file too, {quote(known.path)}"
                 " (the filesystem repeats inode numbers): close one of them"

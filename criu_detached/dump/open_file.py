@@ -7,9 +7,9 @@ import errno
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.filesystems.types import by_magic
+from criu_detached.filesystems.types import WRAPPING_INODES, by_magic
 from criu_detached.images.records import Handle
-from criu_detached.kernel.fds import link_of
+from criu_detached.kernel.fds import link_of, reopen
 from criu_detached.once import once
 
 TYPE_CHECKING = False
@@ -76,6 +76,22 @@ class OpenFile:
         return handle_of(self.fd)
 
     @property
+    def has_sure_number(self) -> bool:
+        """Whether no other file of its filesystem can have its inode number."""
+        return not self.fs_type.has(WRAPPING_INODES)
+
+    def is_same(self, other: OpenFile) -> bool:
+        """Tell whether another file of the same filesystem is the same inode; raises OSError."""
+        if self.handle is not None:
+            return self.handle == other.handle
+        return kernel.is_same_inode(self.fd, other.fd)
+
+    @once
+    def identity(self) -> Identity:
+        """What tells it from another file with its number; raises OSError."""
+        return Identity(self)
+
+    @property
     def is_directory(self) -> bool:
         """Whether it is one, deleted or not."""
         return stat.S_ISDIR(self.stat.mode)
@@ -84,6 +100,42 @@ class OpenFile:
     def is_marked_deleted(self) -> bool:
         """Whether its link ends as that of a deleted file; it may be named so."""
         return self.link.endswith(paths.DELETED)
+
+
+class Identity:
+    """An inode: by its file handle, which has a generation, or held open where it has none."""
+
+    __slots__ = ("_fd", "_handle")
+
+    def __init__(self, file: OpenFile) -> None:
+        """Take note of a file.
+
+        Args:
+            file: the file.
+
+        Raises:
+            OSError: it has no handle, and cannot be held.
+        """
+        self._handle = file.handle
+        self._fd = reopen(file.fd, kernel.O_PATH) if self._handle is None else None
+
+    def is_of(self, file: OpenFile) -> bool:
+        """Tell whether a file of the same filesystem is that very inode.
+
+        Args:
+            file: the file.
+
+        Raises:
+            OSError: it cannot be told.
+        """
+        if self._fd is None:
+            return file.handle == self._handle
+        return kernel.is_same_inode(self._fd, file.fd)
+
+    def close(self) -> None:
+        """Let go of the inode."""
+        if self._fd is not None:
+            self._fd.close()
 
 
 def handle_of(fd: int) -> Handle | None:

@@ -21,6 +21,7 @@ NOT_AT_ALL = "not at all"
 
 # Traits that a type may have.
 VOLATILE_INODES = "volatile inodes"  # numbers change while it is mounted, or a server makes them up
+WRAPPING_INODES = "wrapping inodes"  # two files may have one number: see below
 MANY_DEVICES = "many devices"  # files show other device numbers than their superblock
 MADE_UP_DEVICE = "made-up device"  # on block devices, though its device number is none's
 SHARES_DATA = "shares data"  # two files may have the same blocks
@@ -115,37 +116,41 @@ class Internal(FilesystemType):
         self.stands_for = stands_for
 
 
+# A counter of 32 bits gives the numbers of WRAPPING_INODES (get_next_ino, fs/inode.c), which after
+# 2^32 files is where it began. A tmpfs has a counter of its own (shmem_reserve_inode, mm/shmem.c),
+# of 64 bits with the option inode64; whether it always had that is not to be seen.
+
 # Rows that code names.
-TMPFS = FilesystemType(0x01021994, b"tmpfs", IN_MEMORY)
+TMPFS = FilesystemType(0x01021994, b"tmpfs", IN_MEMORY, WRAPPING_INODES)
 OVERLAY = FilesystemType(
     0x794C7630, b"overlay", LAYERED, MANY_DEVICES, SHARES_DATA, POWER_OF_MOUNTER
 )
 PROC = FilesystemType(0x9FA0, b"proc", FRESH)
 DEVPTS = FilesystemType(0x1CD1, b"devpts", FRESH, POWER_OF_MOUNTER)
-BPF = FilesystemType(0xCAFE4A11, b"bpf", FRESH, POWER_OF_MOUNTER)
-BINFMT_MISC = Keyed(0x42494E4D, b"binfmt_misc", "user namespace")
+BPF = FilesystemType(0xCAFE4A11, b"bpf", FRESH, POWER_OF_MOUNTER, WRAPPING_INODES)
+BINFMT_MISC = Keyed(0x42494E4D, b"binfmt_misc", "user namespace", WRAPPING_INODES)
 EXT = FilesystemType(0xEF53, b"ext4 ext3 ext2", ON_DEVICE)
 BTRFS = FilesystemType(0x9123683E, b"btrfs", ON_DEVICE, MANY_DEVICES, MADE_UP_DEVICE, SHARES_DATA)
-HUGETLBFS = FilesystemType(0x958458F6, b"hugetlbfs", NOT_AT_ALL)
+HUGETLBFS = FilesystemType(0x958458F6, b"hugetlbfs", NOT_AT_ALL, WRAPPING_INODES)
 
 _ROWS = (
     TMPFS,
-    FilesystemType(0x858458F6, b"ramfs", IN_MEMORY),
+    FilesystemType(0x858458F6, b"ramfs", IN_MEMORY, WRAPPING_INODES),
     OVERLAY,
     PROC,
     DEVPTS,
     BPF,
     BINFMT_MISC,
     Keyed(0x62656572, b"sysfs", "network namespace"),
-    Keyed(0x19800202, b"mqueue", "IPC namespace"),
+    Keyed(0x19800202, b"mqueue", "IPC namespace", WRAPPING_INODES),
     Keyed(0x63677270, b"cgroup2", "machine", SET_BY_MOUNTING),
-    Keyed(0x62656570, b"configfs", "machine"),
-    Keyed(0x64626720, b"debugfs", "machine", SET_BY_MOUNTING),
-    Keyed(0x65735543, b"fusectl", "machine"),
-    Keyed(0x6165676C, b"pstore", "machine"),
-    Keyed(0x73636673, b"securityfs", "machine"),
-    Keyed(0x74726163, b"tracefs", "machine", SET_BY_MOUNTING),
-    Keyed(0xDE5E81E4, b"efivarfs", "machine"),
+    Keyed(0x62656570, b"configfs", "machine", WRAPPING_INODES),
+    Keyed(0x64626720, b"debugfs", "machine", SET_BY_MOUNTING, WRAPPING_INODES),
+    Keyed(0x65735543, b"fusectl", "machine", WRAPPING_INODES),
+    Keyed(0x6165676C, b"pstore", "machine", WRAPPING_INODES),
+    Keyed(0x73636673, b"securityfs", "machine", WRAPPING_INODES),
+    Keyed(0x74726163, b"tracefs", "machine", SET_BY_MOUNTING, WRAPPING_INODES),
+    Keyed(0xDE5E81E4, b"efivarfs", "machine", WRAPPING_INODES),
     EXT,
     FilesystemType(0x58465342, b"xfs", ON_DEVICE, SHARES_DATA),
     BTRFS,

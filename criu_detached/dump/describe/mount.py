@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from criu_detached import kernel
 from criu_detached.errors import DetachedError
-from criu_detached.filesystems.types import VOLATILE_INODES, by_magic
+from criu_detached.filesystems.types import VOLATILE_INODES, WRAPPING_INODES, by_magic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class DetachedMount:
 
     Here is what holds of one that nothing shows: kinds of mounts override it.
     """
+
+    # What is at a path of it can be looked at before the restore.
+    shows_files = False
 
     # It comes back as a clone of another mount, which can be attached beside that alone.
     is_clone = True
@@ -65,6 +68,11 @@ class DetachedMount:
     def fs_type(self) -> FilesystemType:
         """Type of its filesystem."""
         return by_magic(self.superblock.magic)
+
+    @property
+    def has_sure_numbers(self) -> bool:
+        """Whether an inode number stands for one file: see WRAPPING_INODES."""
+        return not self.fs_type.has(WRAPPING_INODES)
 
     @property
     def bind_source(self) -> BindSource:
@@ -108,7 +116,7 @@ class DetachedMount:
             known: record of one with the same inode number.
         """
         # No handle to compare: trust the inode number unless the filesystem reuses them.
-        return not self.fs_type.has(VOLATILE_INODES)
+        return self.has_sure_numbers and not self.fs_type.has(VOLATILE_INODES)
 
     def check_owner(self, file: OpenFile, path: bytes) -> None:
         """Refuse a file that has another owner where the mount will come from.

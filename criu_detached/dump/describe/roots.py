@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.dump.open_file import OpenFile
-    from criu_detached.kernel import FileStat
     from criu_detached.paths import Name
 
 # Directories to look into where a filesystem has no file handles.
@@ -45,26 +44,31 @@ def find_root(file: OpenFile, name: Name, source: int) -> bytes | None:
         if found is None and file.fs_type is DEVPTS:
             return paths.ROOT  # its one directory
         return found  # no path leads to it
-    if found is None and is_at(source, name.path, file.stat):
+    if found is None and is_at(source, name.path, file):
         found = paths.ROOT
     if found is None and not has_handles(file.fd):
         found = _by_search(file, name.path, source)
     return found
 
 
-def is_at(root: int, path: bytes, wanted: FileStat) -> bool:
+def is_at(root: int, path: bytes, file: OpenFile) -> bool:
     """Tell whether a path beneath a root reaches the very file.
 
     Args:
         root: fd of the root.
         path: beneath it.
-        wanted: stat of the file.
+        file: the file.
     """
     try:
         found = paths.facts_at(root, path)
+        if (found.dev, found.ino) != (file.stat.dev, file.stat.ino):
+            return False
+        if file.has_sure_number:
+            return True
+        with paths.open_at(root, path) as fd:
+            return kernel.is_same_inode(fd, file.fd)
     except OSError:
         return False
-    return (found.dev, found.ino) == (wanted.dev, wanted.ino)
 
 
 def _by_handle(file: OpenFile, name: Name, source: int) -> bytes | None:
@@ -73,7 +77,7 @@ def _by_handle(file: OpenFile, name: Name, source: int) -> bytes | None:
     root = start_of(inside, name.path) if inside is not None else None
     if root is None or name.deleted:
         return root
-    return root if is_at(source, paths.join(root, name.path), file.stat) else None
+    return root if is_at(source, paths.join(root, name.path), file) else None
 
 
 def _path_by_handle(file: OpenFile, deleted: bool, source: int) -> bytes | None:
@@ -111,29 +115,29 @@ def _by_search(file: OpenFile, path: bytes, source: int) -> bytes | None:
     if file.stat.nlink > 1 and not file.is_directory:
         return None
     for directory in _directories(source):
-        if is_at(source, paths.join(directory, path), file.stat):
+        if is_at(source, paths.join(directory, path), file):
             return directory
         if path == paths.ROOT and not file.is_directory:
             for name, _ in _entries(source, directory):
-                if is_at(source, paths.join(directory, name), file.stat):
+                if is_at(source, paths.join(directory, name), file):
                     return paths.join(directory, name)
     return None
 
 
-def search_inode(source: int, wanted: FileStat) -> bytes | None:
+def search_inode(source: int, file: OpenFile) -> bytes | None:
     """Look for a name of a file in the directories of a mount, up to a limit.
 
     Args:
         source: the mount's root.
-        wanted: stat of the file.
+        file: the file.
 
     Returns:
         Its path beneath the root, or None.
     """
-    return next(names_of_inode(source, wanted), None)
+    return next(names_of_inode(source, file), None)
 
 
-def names_of_inode(source: int, wanted: FileStat) -> Iterator[bytes]:
+def names_of_inode(source: int, file: OpenFile) -> Iterator[bytes]:
     """As search_inode, yield each path of a file.
 
     Directories need not tell the inodes of what a server has silly-renamed (readdir_ino,
@@ -142,7 +146,8 @@ def names_of_inode(source: int, wanted: FileStat) -> Iterator[bytes]:
     for directory in _directories(source):
         for name, ino in _entries(source, directory):
             path = paths.join(directory, name)
-            if (ino == wanted.ino or is_silly_renamed(name)) and is_at(source, path, wanted):
+            likely = ino == file.stat.ino or is_silly_renamed(name)
+            if likely and is_at(source, path, file):
                 yield path
 
 

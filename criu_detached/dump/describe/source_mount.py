@@ -11,7 +11,7 @@ from criu_detached import kernel, paths
 from criu_detached.dump.describe import roots
 from criu_detached.dump.describe.mount import DetachedMount
 from criu_detached.dump.observe.handles import open_on
-from criu_detached.dump.open_file import handle_of
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError, quote, why
 from criu_detached.kernel.fds import Fd, link_of
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from criu_detached.criu.fast_path import FastPath
     from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
-    from criu_detached.dump.open_file import OpenFile
     from criu_detached.images.records import File, Mount
     from criu_detached.kernel import FileStat
     from criu_detached.paths import Name
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 class SourceMount(DetachedMount):
     """A detached mount, and how its source shows it."""
+
+    shows_files = True
 
     def __init__(self, new: NewMount, record: Mount, source: Source, root: Fd | None) -> None:
         """Take what was found.
@@ -85,8 +86,8 @@ class SourceMount(DetachedMount):
         return self.bind_source.path
 
     def is_hard_link(self, file: OpenFile, known: File) -> bool:
-        """Tell by the handle whether a file is one that is known by another path."""
-        if file.handle is None:
+        """Look at the other path; without handles that tells only where numbers repeat."""
+        if file.handle is None and self.has_sure_numbers:
             return super().is_hard_link(file, known)
         if known.handle is not None:
             return file.handle == known.handle
@@ -94,7 +95,7 @@ class SourceMount(DetachedMount):
             return False
         try:
             with paths.open_at(self.root, known.path) as other:
-                return file.handle == handle_of(other)
+                return file.is_same(OpenFile.of(other))
         except OSError:
             return False
 
@@ -142,9 +143,9 @@ class SourceMount(DetachedMount):
     def names_in_source(self, file: OpenFile) -> Iterator[bytes]:
         """Ask the file's handle for a name, then search."""
         inside = self._name_by_handle(file)
-        if inside is not None and roots.is_at(self.source, inside, file.stat):
+        if inside is not None and roots.is_at(self.source, inside, file):
             yield inside
-        yield from roots.names_of_inode(self.source, file.stat)
+        yield from roots.names_of_inode(self.source, file)
 
     def _name_by_handle(self, file: OpenFile) -> bytes | None:
         if file.handle is None:

@@ -90,7 +90,6 @@ class _Held:
         directory = file.is_directory
         name = file.readings[0 if directory else -1]
         self.mnt_id = file.stat.mnt_id
-        self.ino = file.stat.ino
         self.path = name.path  # from the mount's root
         self.deleted = name.deleted
         # What has several names may be found by another one.
@@ -187,7 +186,7 @@ def _seen_from(mount: _Held, held: _Held) -> bytes | None:
     except OSError:
         return None
     path = paths.from_link(link.removesuffix(paths.DELETED) if held.deleted else link)
-    if path == paths.ROOT and not (mount.path == paths.ROOT and mount.ino == held.ino):
+    if path == paths.ROOT and not (mount.path == paths.ROOT and handle_of(mount.fd) == handle):
         return b""  # if it is that root, the other way round says so
     return path
 

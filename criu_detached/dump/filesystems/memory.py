@@ -104,14 +104,15 @@ class Memory:
         if root not in self._trees:
             self._trees[root] = reopen(directory, kernel.O_PATH), mount
 
-    def save_later(self, fd: int, record: File) -> None:
+    def save_later(self, file: OpenFile, record: File) -> None:
         """Save a file whose name is gone, and which has others; which, the trees may tell.
 
         Args:
-            fd: the file; it stays the caller's.
+            file: the file.
             record: its record.
         """
-        self._ghosts.append((reopen(fd, kernel.O_PATH), record))
+        self._nodes.await_name(file)
+        self._ghosts.append((reopen(file.fd, kernel.O_PATH), record))
 
     def needs_directory(self, path: bytes) -> None:
         """Note a directory that a socket is bound in; whether it is there, the trees may tell.
@@ -140,6 +141,7 @@ class Memory:
             fd, record = self._ghosts.pop(0)
             with fd:
                 yield self._ghost(OpenFile.of(fd), record)
+        self._nodes.close()
 
     def _save_trees(self) -> None:
         for root, (directory, mount) in sorted(self._trees.items()):
@@ -155,7 +157,7 @@ class Memory:
                 )
 
     def _ghost(self, file: OpenFile, record: File) -> Ghost:
-        ghost = Ghost(file=record, alias=self._nodes.path_of(file.stat.ino))
+        ghost = Ghost(file=record, alias=self._nodes.path_of(file))
         if not ghost.alias:  # no task can reach its other names
             ghost.inode = inode_of(file, self._context.contents)
         return ghost
@@ -195,10 +197,6 @@ class MemoryMount(DetachedMount):
         """Say where a file's link says it is."""
         return locate(file)
 
-    def is_hard_link(self, file: OpenFile, known: File) -> bool:
-        """It is: numbers are not repeated there, and Memory knows files by them."""
-        return True
-
     def save(self, file: OpenFile, record: File) -> None:
         """Save a file with its content."""
         self._memory.save(file, self._path_of(record.path), self.record)
@@ -213,7 +211,7 @@ class MemoryMount(DetachedMount):
         """Put off a deleted file that has other names, if it is no directory."""
         if not file.stat.nlink or file.is_directory:
             return False
-        self._memory.save_later(file.fd, record)
+        self._memory.save_later(file, record)
         return True
 
     def check_socket_directory(self, path: bytes) -> None:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The files of a filesystem in memory, as they are saved: each inode once, with all its names."""
+"""The files of a filesystem in memory, as they are saved: each inode once, with all its names.
+
+Its inode numbers may repeat (see WRAPPING_INODES), so a file that has the number of a saved one is
+looked at more closely.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from criu_detached.images.records import Node
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.dump.context import DumpContext
+    from criu_detached.dump.open_file import Identity
     from criu_detached.images.records import Inode, Mount
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOATIME
@@ -40,15 +45,45 @@ class MemoryNodes:
         # The filesystem will belong to the host's user namespace, so nothing in it may give a task
         # of another one what it has not.
         self._restricted = context.criu.dumps_user_namespace()
-        self._paths: dict[int, bytes] = {}  # of what is saved, by inode
+        self._saved: dict[int, list[_Saved]] = {}  # by inode number
+        self._awaited: set[int] = set()  # inode numbers
         self.directories: set[bytes] = set()  # that are saved
 
-    def path_of(self, ino: int) -> bytes:
-        """Path of a file that is saved; empty: it is not."""
-        return self._paths.get(ino, b"")
+    def close(self) -> None:
+        """Let go of what is held."""
+        for saved in self._saved.values():
+            for one in saved:
+                one.close()
+
+    def path_of(self, file: OpenFile) -> bytes:
+        """Return the path that a file is saved by, whatever its name is; empty: it is not saved.
+
+        Args:
+            file: one that a task holds. If it was not saved as such, it has to be awaited.
+        """
+        saved = self._saved.get(file.stat.ino, [])
+        return next((one.path for one in saved if one.is_of(file)), b"")
+
+    def await_name(self, file: OpenFile) -> None:
+        """Have path_of() tell whether a file is in a tree that is saved from now on.
+
+        Args:
+            file: one with a name that is not known.
+        """
+        self._awaited.add(file.stat.ino)
+
+    def _find(self, file: OpenFile, path: bytes) -> _Saved | None:
+        """What is saved of a file that has a name, by that or another one."""
+        for one in self._saved.get(file.stat.ino, ()):
+            if path in one.names:
+                return one
+            # A name leads to one file, and a directory has no other.
+            if file.stat.nlink > 1 and not file.is_directory and one.is_of(file):
+                return one
+        return None
 
     def save(self, file: OpenFile, path: bytes, mount: Mount) -> None:
-        """Save a file that a task holds or watches; of a directory itself alone.
+        """Save a file that a task holds or watches, or its name; of a directory itself alone.
 
         Args:
             file: the file.
@@ -58,8 +93,11 @@ class MemoryNodes:
         Raises:
             DetachedError: it cannot be saved.
         """
-        if file.stat.ino in self._paths:
+        known = self._find(file, path)
+        if known is not None:
+            self._save_name(known, path, file.stat.mode)
             return
+        self._awaited.add(file.stat.ino)
         if not stat.S_ISREG(file.stat.mode) or not kernel.is_readable(file.fd):
             self._save(file, path, mount)
             return
@@ -98,15 +136,16 @@ class MemoryNodes:
         self.directories.add(path)
         directories = []
         with fd:
-            if found.ino not in self._paths:
-                self._save(OpenFile(fd, found), path, mount, readable=True)
+            file = OpenFile(fd, found)
+            if self._find(file, path) is None:
+                self._save(file, path, mount, readable=True)
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(name)
                     else:
-                        saved = entry.inode() in self._paths
+                        saved = entry.inode() in self._saved
                         readable = entry.is_file(follow_symlinks=False) and not saved
                         self._save_entry(fd, name, paths.join(path, name), mount, readable)
         return directories
@@ -118,12 +157,19 @@ class MemoryNodes:
         how = _READ if readable else kernel.O_PATH | kernel.O_NOFOLLOW
         fd, found = kernel.open_beneath(directory, name, how)
         with fd:
-            known = self._paths.get(found.ino)
+            file = OpenFile(fd, found)
+            known = self._find(file, path)
             if known is None:
-                self._save(OpenFile(fd, found), path, mount, readable)
-            elif known != path:
-                node = Node(filesystem=self._number, path=path, mode=found.mode, same_as=known)
-                self._context.records.node(node)
+                self._save(file, path, mount, readable)
+            else:
+                self._save_name(known, path, found.mode)
+
+    def _save_name(self, saved: _Saved, path: bytes, mode: int) -> None:
+        """Save a name of a file that is saved, unless that is, too."""
+        if path not in saved.names:
+            saved.names.add(path)
+            node = Node(filesystem=self._number, path=path, mode=mode, same_as=saved.path)
+            self._context.records.node(node)
 
     def _save(self, file: OpenFile, path: bytes, mount: Mount, readable: bool = False) -> None:
         mode = file.stat.mode
@@ -137,7 +183,31 @@ class MemoryNodes:
             _unmap(inode, mount, path)
         node = Node(filesystem=self._number, path=path, mode=mode, rdev=file.stat.rdev, inode=inode)
         self._context.records.node(node)
-        self._paths[file.stat.ino] = path
+        saved = _Saved(path, file.identity if self._may_be_met_again(file) else None)
+        self._saved.setdefault(file.stat.ino, []).append(saved)
+
+    def _may_be_met_again(self, file: OpenFile) -> bool:
+        """Tell whether a file may be met by another name than the one that it is saved by."""
+        return not file.is_directory and (file.stat.nlink > 1 or file.stat.ino in self._awaited)
+
+
+class _Saved:
+    """A file that is saved."""
+
+    __slots__ = ("_identity", "names", "path")
+
+    def __init__(self, path: bytes, identity: Identity | None) -> None:
+        self.path = path  # in the filesystem
+        self.names = {path}  # those that are saved
+        self._identity = identity  # None: it has no other name
+
+    def is_of(self, file: OpenFile) -> bool:
+        """Tell whether it is of that file, which has its inode number."""
+        return self._identity is not None and self._identity.is_of(file)
+
+    def close(self) -> None:
+        if self._identity is not None:
+            self._identity.close()
 
 
 def _unmap(inode: Inode, mount: Mount, path: bytes) -> None:

@@ -59,6 +59,7 @@ class WatchedFiles:
         self._context = context
         self._superblocks: dict[int, _Superblock] = {}  # by device
         self._done: set[tuple[int, int]] = set()
+        self._handles: dict[tuple[int, int], Handle] = {}  # of those that want a name
         self._claimed: set[tuple[int, int]] = set()
 
     def unnamed(self) -> Iterator[Watch]:
@@ -66,15 +67,25 @@ class WatchedFiles:
 
         These are what CRIU dumps next. It looks for one of them in vain, most likely for the
         first; it takes the last name first, and remembers what it has come by.
+
+        Raises:
+            DetachedError: two files are one to CRIU, which knows them by device and inode number.
         """
         for watch in reversed(list(watches_of("self"))):
             key = watch.dev, watch.ino
+            if self._handles.get(key, watch.handle) != watch.handle:
+                raise self.refusal(
+                    watch,
+                    "another file that is watched has the same number (the filesystem repeats"
+                    " inode numbers): end one of the watches",
+                )
             if key in self._done:
                 continue
             self._done.add(key)
             if key not in self._claimed and self._context.sources.may_be_known(*key):
                 log.info(f"the watch of {_describe(watch)} is left to CRIU")
             else:
+                self._handles[key] = watch.handle
                 yield watch
 
     def files(self, watch: Watch) -> Iterator[OpenFile]:
@@ -230,9 +241,9 @@ class _Mount:
                 return None
             self.root = _climb(file.fd)
         path = paths.below(file.link, link_of(self.root))
-        if path is None or not roots.is_at(self.root, path, file.stat):
+        if path is None or not roots.is_at(self.root, path, file):
             # The kernel did not know its name any more: it is to be found, if it has one.
-            path = roots.search_inode(self.root, file.stat) if _is_nameless(file) else None
+            path = roots.search_inode(self.root, file) if _is_nameless(file) else None
         return paths.open_at(self.root, path) if path is not None else None
 
 

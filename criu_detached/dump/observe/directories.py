@@ -9,7 +9,7 @@ from itertools import chain
 from criu_detached import kernel
 from criu_detached.dump.observe.processes import held_files
 from criu_detached.dump.open_file import OpenFile
-from criu_detached.kernel.fds import Fd
+from criu_detached.kernel.fds import Fd, link_of
 
 
 def climb(directory: Fd) -> Fd:
@@ -35,7 +35,9 @@ def climb(directory: Fd) -> Fd:
             directory.close()
             raise
         found = kernel.fstat(above)
-        if found.ino == here.ino or found.mnt_id != here.mnt_id:
+        # Numbers may repeat, but the path of what is above is another one.
+        is_same = found.ino == here.ino and link_of(above) == link_of(directory)
+        if is_same or found.mnt_id != here.mnt_id:
             above.close()
             return directory
         directory.close()

@@ -13,6 +13,7 @@ import os
 
 from criu_detached import kernel
 from criu_detached.kernel import anonymous, mountinfo, namespaces, statmount
+from criu_detached.kernel.fds import Fd, link_of
 from criu_detached.kernel.statmount import StatMount
 
 TYPE_CHECKING = False
@@ -73,19 +74,25 @@ def clone(fd: int) -> int:
     return found
 
 
-def climb_tree(directory: int) -> int:
+def climb_tree(directory: int) -> Fd:
     """An O_PATH fd, the caller's, of the root of the tree that a directory is in."""
     flags = kernel.O_PATH | os.O_DIRECTORY
     here = kernel.openat2(directory, b".", flags, 0)
     while True:
-        below = kernel.fstat(here)
-        try:
+        with here:
             above = kernel.openat2(here, b"..", flags, 0)
-        finally:
-            os.close(here)
-        here, found = above, kernel.fstat(above)
-        if (found.mnt_id, found.dev, found.ino) == (below.mnt_id, below.dev, below.ino):
+            is_root = _is_same_place(here, above)
+        here = above
+        if is_root:
             return here
+
+
+def _is_same_place(here: int, above: int) -> bool:
+    """Tell whether what is above a directory is itself."""
+    below, found = kernel.fstat(here), kernel.fstat(above)
+    if (found.mnt_id, found.dev, found.ino) != (below.mnt_id, below.dev, below.ino):
+        return False
+    return link_of(above) == link_of(here)  # numbers may repeat
 
 
 def _in_some_namespace(work: Callable[[list[int]], Answer]) -> Answer | None:

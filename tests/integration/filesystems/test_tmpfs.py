@@ -185,6 +185,30 @@ def hold_two_mounts(task: Task) -> Check:
     return check
 
 
+def hold_names_on_two_mounts(task: Task) -> Check:
+    """One file by a name of its own on each of two mounts, and no directory."""
+    os.link(task.path("file"), task.path("dir/second"))
+    fds = [os.open(task.path("file", 0), os.O_RDWR), os.open(task.path("dir/second", 1), os.O_RDWR)]
+    task.detach()
+
+    def check() -> list[Any]:
+        os.pwrite(fds[0], b"links", 0)
+        return [os.pread(fds[1], 5, 0).decode(), os.fstat(fds[1]).st_nlink]
+
+    return check
+
+
+def test_names_on_two_mounts(scenario: MakeScenario) -> None:
+    """They are one file again, where the kernel tells how the mounts lie in each other."""
+    held = sole(scenario(binds=[Bind(), Bind()]).start(hold_names_on_two_mounts))
+    before = held.ask()
+    assert before == ["links", 2]
+    if not kernel.has_statmount_by_fd():
+        held.dump().failed("Linux 7.0 or newer tells")
+        return
+    assert held.cycle().ask() == before
+
+
 @SOLE
 def test_two_mounts(scenario: MakeScenario, placement: Placement) -> None:
     binds = [Bind(), Bind(SUBDIRECTORY, kernel.MS_RDONLY)]

@@ -23,6 +23,7 @@ from criu_detached.images.datafile import DataFileReader, open_data
 from criu_detached.images.record_reader import Records, read_records
 from criu_detached.images.records import (
     BindSource,
+    File,
     Filesystem,
     Inode,
     Mount,
@@ -36,6 +37,10 @@ from criu_detached.restore.filesystems.memory import make_memory, set_limits
 from .. import support
 from ..dump.stand_ins import StandInContext
 from ..support import memory_record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from criu_detached._kernel import FileFacts
 
 WHOLE = Mount(bind_source=BindSource(path=b"."))  # a mount of all of it
 
@@ -384,3 +389,90 @@ def test_climb_from_what_was_moved_away(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="No such file"):
             climb(Fd(moved))
         assert set(before) - set(support.open_fds()) == {moved}
+
+
+@pytest.fixture
+def one_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inode numbers repeat: here all files have one."""
+    read = kernel.FileStat.__init__
+
+    def read_all_but_number(self: kernel.FileStat, found: FileFacts) -> None:
+        read(self, found)
+        self.ino = 7
+
+    monkeypatch.setattr(kernel.FileStat, "__init__", read_all_but_number)
+
+
+@pytest.mark.parametrize("fs_type", ["tmpfs", "ramfs"])
+def test_repeated_numbers(ground: Ground, one_number: None, fs_type: str) -> None:
+    """Each file comes back as itself, with its names and no others."""
+    names = ["a", "b", "dir/c"]
+    with ground.detached(fs_type, "") as top:
+        (top / "dir/empty").mkdir(parents=True)
+        for name in names:
+            (top / name).write_text(name)
+            (top / f"{name} too").hardlink_to(top / name)
+        (top / "alone").write_text("alone")
+    new = ground.restore(ground.save("dir/c", "b", ".", "b too"))
+    assert (new / "dir/empty").is_dir()
+    for name in names:
+        assert (new / name).read_text() == name
+        assert (new / name).samefile(new / f"{name} too")
+        assert (new / name).stat().st_nlink == 2
+    assert (new / "alone").read_text() == "alone"
+
+
+@pytest.mark.parametrize("fs_type", ["tmpfs", "ramfs"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_deleted_with_a_repeated_number(
+    ground: Ground, one_number: None, fs_type: str, whole: bool
+) -> None:
+    """Its other name is that of the very file; if that one is not saved, it has none."""
+    with ground.detached(fs_type, "") as top:
+        for name in ("a", "b", "c"):
+            (top / name).write_text(name)
+            (top / f"{name} too").hardlink_to(top / name)
+    context, memory = ground.begin()
+    seen = Path(f"/proc/self/fd/{ground.root}")
+    with support.opened(seen / "a") as fd, support.opened(seen / "b") as gone:
+        memory.save(OpenFile.of(fd), b"a", WHOLE)
+        (seen / "b").unlink()
+        memory.save_later(OpenFile.of(gone), File(path=b"b"))
+    if whole:
+        memory.save_whole(ground.root, b".", WHOLE)
+    (ghost,) = memory.finish()
+    assert ghost.alias == (b"b too" if whole else b"")
+    assert (ghost.inode is None) == whole
+    context.records.flush()
+    records = read_records(ground.images)
+    assert set(paths_of(records)) == (
+        {b".", b"a", b"a too", b"b too", b"c", b"c too"} if whole else {b"a"}
+    )
+
+
+@pytest.mark.parametrize("fs_type", ["tmpfs", "ramfs"])
+def test_name_of_a_deleted_file_was_met_first(
+    ground: Ground, one_number: None, fs_type: str
+) -> None:
+    """A task has it on another mount, by the name that is left."""
+    with ground.detached(fs_type, "") as top:
+        for name in ("a", "b"):
+            (top / name).write_text(name)
+        (top / "c").hardlink_to(top / "b")
+    _, memory = ground.begin()
+    seen = Path(f"/proc/self/fd/{ground.root}")
+    with support.opened(seen / "b") as gone, support.opened(seen / "c") as left:
+        (seen / "b").unlink()
+        with support.opened(seen / "a") as other:
+            memory.save(OpenFile.of(other), b"a", WHOLE)
+        memory.save(OpenFile.of(left), b"c", WHOLE)
+        memory.save_later(OpenFile.of(gone), File(path=b"b"))
+    (ghost,) = memory.finish()
+    assert ghost.alias == b"c"
+
+
+def test_climb_with_repeated_numbers(ground: Ground, one_number: None) -> None:
+    with ground.detached("ramfs", "") as top:
+        (top / "a/b").mkdir(parents=True)
+    with climb(Fd(os.open("a/b", os.O_PATH, dir_fd=ground.root))) as found:
+        assert kernel.is_same_inode(found, ground.root)

@@ -124,16 +124,19 @@ def test_deleted_with_another_name(ground: Ground) -> None:
 
 def test_search_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Ground(tmp_path)
-    with support.opened(tmp_path, os.O_PATH) as top, support.opened(tmp_path / "a" / "b") as fd:
-        with support.opened(tmp_path / "a" / "b" / "file") as file:
-            facts = kernel.fstat(file)
-        assert roots.search_inode(top, facts) == b"a/b/file"
-        assert roots.search_inode(fd, facts) == b"file"
+    with (
+        support.opened(tmp_path, os.O_PATH) as top,
+        support.opened(tmp_path / "a" / "b") as fd,
+        support.opened(tmp_path / "a" / "b" / "file") as opened,
+    ):
+        file = OpenFile.of(opened)
+        assert roots.search_inode(top, file) == b"a/b/file"
+        assert roots.search_inode(fd, file) == b"file"
         (tmp_path / "a" / "b" / "file").rename(tmp_path / "a" / "renamed")
-        assert roots.search_inode(top, facts) == b"a/renamed"
-        assert roots.search_inode(fd, facts) is None
+        assert roots.search_inode(top, file) == b"a/renamed"
+        assert roots.search_inode(fd, file) is None
         monkeypatch.setattr(roots, "SEARCH_LIMIT", 0)
-        assert roots.search_inode(top, facts) is None
+        assert roots.search_inode(top, file) is None
 
 
 def test_names_of_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,10 +144,10 @@ def test_names_of_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     Ground(tmp_path)
     for name in ("a/.fuse_hidden1", "a/b/.fuse_hidden2"):
         (tmp_path / name).hardlink_to(tmp_path / "a" / "b" / "file")
-    with support.opened(tmp_path, os.O_PATH) as top, support.opened(tmp_path / "a/b/file") as file:
-        facts = kernel.fstat(file)
+    with support.opened(tmp_path, os.O_PATH) as top, support.opened(tmp_path / "a/b/file") as fd:
+        file = OpenFile.of(fd)
         names = {b"a/b/file", b"a/.fuse_hidden1", b"a/b/.fuse_hidden2"}
-        assert set(roots.names_of_inode(top, facts)) == names
+        assert set(roots.names_of_inode(top, file)) == names
         entries = roots._entries
         unknown = (1 << 32) - 1  # FUSE_UNKNOWN_INO, lib/fuse.c
 
@@ -152,7 +155,7 @@ def test_names_of_inode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             return [(name, unknown) for name, _ in entries(root, directory)]
 
         monkeypatch.setattr(roots, "_entries", told)
-        assert set(roots.names_of_inode(top, facts)) == names - {b"a/b/file"}
+        assert set(roots.names_of_inode(top, file)) == names - {b"a/b/file"}
 
 
 def test_search_wants_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

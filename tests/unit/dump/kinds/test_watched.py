@@ -125,6 +125,23 @@ def test_by_a_directory(ground: Ground, task: Callable[[str], None], code: str) 
     assert sorted(ground.names) == sorted(ground.name(n, mnt_id) for n in ("file", "dir/inner"))
 
 
+def test_repeated_number(
+    ground: Ground, task: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two files that CRIU would take for one, by what it asks for."""
+    read = Watch.__init__
+
+    def read_all_but_number(self: Watch, line: bytes) -> None:
+        read(self, line)
+        self.ino = 7
+
+    ground.watch("file", "dir/inner")
+    task(reach(ground.detach(), "dir"))
+    monkeypatch.setattr(Watch, "__init__", read_all_but_number)
+    with pytest.raises(DetachedError, match=r"inode 7 on device .*: another file that is watched"):
+        ground.find()
+
+
 def test_directory_by_the_fd_of_a_file(ground: Ground, task: Callable[[str], None]) -> None:
     """Without opening the file."""
     ground.watch("dir")
