@@ -24,6 +24,7 @@ from criu_detached.kernel.files import (
     fs_uuid,
     fstat,
     fstatfs,
+    glance,
     is_directory,
     is_readable,
     is_same_inode,

@@ -9,6 +9,7 @@
 #ifndef CRIU_DETACHED_CHILD_H
 #define CRIU_DETACHED_CHILD_H
 
+#include <stdint.h>
 #include <sys/types.h>
 
 /**
@@ -32,6 +33,35 @@ int child_in_own_memory(int (*work)(void *arg), void *arg, int flags);
  * Return: 0 in the child, else its pid; -1 with errno set.
  */
 pid_t child_with_copy(unsigned long flags);
+
+/**
+ * child_that_may_hang - a child with a copy of the memory, for what may never return
+ * @kept: an fd; all others are closed in the child, and stdin, stdout and stderr are /dev/null; -1:
+ * none is kept
+ *
+ * Whoever waits for the end of what this process has open does not wait for such a child. It ends
+ * with this process.
+ *
+ * Return: as child_with_copy.
+ */
+pid_t child_that_may_hang(int kept);
+
+/** child_give_up - kill it; it may hang on, and does nothing any more */
+void child_give_up(pid_t pid);
+
+/**
+ * child_with_patience - do something in a child that may hang
+ * @work: what it does; returns 0 or an errno
+ * @arg: for @work, which may leave answers in memory that is shared (MAP_SHARED)
+ * @beats: shared too; @work counts it up, so as to show that it does not hang
+ * @patience: tenths of a second without that, after which it is given up
+ *
+ * Signals come in meanwhile, and may end this process.
+ *
+ * Return: 0 or -errno; -ETIMEDOUT: it hangs.
+ */
+int child_with_patience(int (*work)(void *arg), void *arg, const uint64_t *beats,
+			unsigned int patience);
 
 /** child_await - wait for its end: its exit status as -errno; -ECHILD: it was killed */
 int child_await(pid_t pid);

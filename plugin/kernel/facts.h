@@ -15,6 +15,23 @@
 
 #include "file_facts.h"
 
+/** facts_in - the facts that statx(2) has told */
+static inline struct file_facts facts_in(const struct statx *stx)
+{
+	return (struct file_facts){
+		.dev = makedev(stx->stx_dev_major, stx->stx_dev_minor),
+		.ino = stx->stx_ino,
+		.rdev = makedev(stx->stx_rdev_major, stx->stx_rdev_minor),
+		.size = S_ISREG(stx->stx_mode) ? stx->stx_size : 0,
+		.mnt_id = stx->stx_mnt_id,
+		.mode = stx->stx_mode,
+		.nlink = stx->stx_nlink,
+		.uid = stx->stx_uid,
+		.gid = stx->stx_gid,
+		.attributes = stx->stx_attributes,
+	};
+}
+
 /**
  * facts_at - the facts of a path
  * @flags: of statx(2)
@@ -31,18 +48,7 @@ static inline int facts_at(int dir, const char *path, int flags, struct file_fac
 		errno = EOPNOTSUPP;
 		return -1;
 	}
-	*facts = (struct file_facts){
-		.dev = makedev(stx.stx_dev_major, stx.stx_dev_minor),
-		.ino = stx.stx_ino,
-		.rdev = makedev(stx.stx_rdev_major, stx.stx_rdev_minor),
-		.size = S_ISREG(stx.stx_mode) ? stx.stx_size : 0,
-		.mnt_id = stx.stx_mnt_id,
-		.mode = stx.stx_mode,
-		.nlink = stx.stx_nlink,
-		.uid = stx.stx_uid,
-		.gid = stx.stx_gid,
-		.attributes = stx.stx_attributes,
-	};
+	*facts = facts_in(&stx);
 	return 0;
 }
 

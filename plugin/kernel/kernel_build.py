@@ -10,7 +10,7 @@ from cffi import FFI
 MODULE = "criu_detached._kernel"
 SOURCE = Path(__file__).resolve().parent.parent
 
-HEADERS = ("kernel/file_facts.h", "kernel/uapi.h", "kernel/kernel.h")
+HEADERS = ("kernel/file_facts.h", "kernel/uapi.h", "kernel/kernel.h", "kernel/walk.h")
 
 
 def declarations(header: str) -> str:
@@ -23,5 +23,5 @@ def builder() -> FFI:
     """Describe ``criu_detached._kernel``; ``emit_c_code`` writes its C source."""
     ffi = FFI()
     ffi.cdef("\n".join(map(declarations, HEADERS)))
-    ffi.set_source(MODULE, '#include "kernel/kernel.h"')
+    ffi.set_source(MODULE, '#include "kernel/kernel.h"\n#include "kernel/walk.h"')
     return ffi

@@ -8,6 +8,7 @@
 #define CRIU_DETACHED_SYSCALLS_H
 
 #include <errno.h>
+#include <linux/ioctl.h>
 #include <linux/sockios.h>
 #include <sys/syscall.h>
 
@@ -20,6 +21,8 @@
 #define NR_fsmount 432
 #define NR_fspick 433
 #define NR_openat2 437
+#define NR_pidfd_open 434
+#define NR_close_range 436
 #define NR_pidfd_getfd 438
 #define NR_mount_setattr 442
 #define NR_statmount 457
@@ -28,7 +31,8 @@
 #define OPEN_TREE_CLONE_ 1
 #define AT_RECURSIVE_ 0x8000
 
-#define SIOCUNIXFILE_ (SIOCPROTOPRIVATE + 0) /* linux/un.h */
+#define SIOCUNIXFILE_ (SIOCPROTOPRIVATE + 0)			 /* linux/un.h */
+#define PROCMAP_QUERY_ _IOWR('f', 17, struct uapi_procmap_query) /* linux/fs.h */
 
 /** or_errno - what a call returned, or -errno */
 static inline int or_errno(long result)
