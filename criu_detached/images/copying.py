@@ -57,7 +57,11 @@ def copy_data(source: int, source_at: int, target: int, target_at: int, length: 
 
 
 def _share(source: int, source_at: int, target: int, target_at: int, length: int) -> int:
-    """Let a file share the data of another, as many of them as the kernel can."""
+    """Let a file share the data of another, as many of them as the kernel can.
+
+    It can where both begin at the start of a block. In the data file that is so by chance alone;
+    what is not shared, the kernel copies.
+    """
     if length <= len(BUFFER) or not _may_share(source, target):
         return 0
     copied = 0

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from criu_detached import kernel
-from criu_detached.images.records import Entry, File
+from criu_detached.dump import files
+from criu_detached.dump.open_file import OpenFile
+from criu_detached.images.records import Entry
 from criu_detached.images.wire import decode, encode
 
 from .. import support
@@ -84,22 +86,16 @@ def test_record(plain: ctypes.CDLL, directory: Path) -> None:
     """Two fds of a file have one record, and it is the one that Python makes."""
     path = directory / "dir" / "file"
     path.write_bytes(b"x" * 300)
-    found = path.stat()
     assert take(plain, path, b"/dir/file") and take(plain, path, b"/dir/file")
-    record = File(
-        mnt_id=MOUNT,
-        ino=found.st_ino,
-        dev=found.st_dev,
-        mode=found.st_mode,
-        path=b"dir/file",
-        size=300,
-    )
+    with support.opened(path) as fd:
+        record = files._file_record(OpenFile.of(fd), b"dir/file")
+    record.mnt_id = MOUNT
     framed = pending(plain)
     assert int.from_bytes(framed[:4], "little") == len(framed) - 4
     assert encode(decode(Entry, framed[4:])) == encode(Entry(file=record))
     plain.plain_files_written()
     assert pending(plain) == b""
-    assert plain.path_of(MOUNT, found.st_ino) == b"dir/file"
+    assert plain.path_of(MOUNT, record.ino) == b"dir/file"
 
 
 def test_left_to_python(plain: ctypes.CDLL, directory: Path) -> None:
