@@ -12,7 +12,7 @@ PYTHON ?= python3
 # A pytest expression that selects tests: make test-native K='fifo and not exe'
 K ?=
 export K
-MACHINES = machines-forky-trixie-forky+machines-trixie-forky
+MACHINES = machines-forky-trixie-forky machines-trixie-forky
 
 .PHONY: help
 help: ## this list
@@ -42,8 +42,12 @@ bench: ## measure what the plugin costs, natively
 		python3 bench/$$part.py || failed=1; done; exit $${failed:-0}'
 
 .PHONY: test
-test: ## unit tests, then integration tests natively and in the VM
-	@CRIU_DETACHED_NO_SKIP=1 .ci/run unit native vm
+test: ## every mechanism on both kernels: unit tests, a core set natively and in the VM
+	@CRIU_DETACHED_NO_SKIP=1 .ci/run unit core core-vm
+
+.PHONY: test-all
+test-all: ## all of CI: every test natively and in the VM, other CRIUs and kernels, lint
+	@.ci/run
 
 .PHONY: test-unit
 test-unit: ## unit tests alone (K=EXPRESSION selects)
@@ -60,7 +64,7 @@ test-vm: ## integration tests in the VM alone (K=EXPRESSION selects)
 .PHONY: test-matrix
 test-matrix: ## every CRIU through all integration tests natively; other kernels on a core set
 	@CRIU_DETACHED_NO_SKIP=1 .ci/run unit native criu-trixie criu-experimental \
-		criu-vm-trixie+criu-vm-experimental kernel-trixie+kernel-bookworm engines-trixie \
+		criu-vm-trixie criu-vm-experimental kernel-trixie kernel-bookworm engines-trixie \
 		$(MACHINES)
 
 .PHONY: test-machines
@@ -68,7 +72,7 @@ test-machines: ## from one VM to another one and back: a newer kernel, and an ol
 	@CRIU_DETACHED_NO_SKIP=1 .ci/run $(MACHINES)
 
 .PHONY: coverage
-coverage: ## rewrite the README's coverage table from the results of "make test"
+coverage: ## rewrite the README's coverage table from the results of "make test-all"
 	@$(PYTHON) tests/coverage_table.py --write
 
 .PHONY: lint
@@ -86,4 +90,6 @@ clean: ## remove what was built, but keep the test ground
 
 .PHONY: distclean
 distclean: clean ## remove the test ground too
+	@[ ! -e .cache/installed ] || echo "To remove what was installed for it:" \
+		"apt-get autoremove --purge $$(sort -u .cache/installed | tr '\n' ' ')"
 	rm -rf .cache

@@ -64,6 +64,7 @@ Usage: ./setup_kernel.sh [COMMAND]
 
   prepare [PART]     make everything that the commands below need (the default), or a part of
                      it: root (for "native" and "auto") or machine (kernel and QEMU)
+  costs PART         say what it takes to make that, if it is not there
   run CMD...         run CMD as root in a VM on a kernel >= 7.0
   native CMD...      run CMD as root on this machine's kernel, in the root filesystem
   auto CMD...        run CMD directly on this machine if it has all that the plugin needs,
@@ -335,6 +336,20 @@ locked() { # locked THING CMD...
 
 root_recipe() { printf '%s\n' "1 $SUITE ${ROOT_PACKAGES[*]} ${ROOT_DIRECTORIES[*]}"; }
 
+root_costs() { announce root "a root filesystem of Debian $SUITE with CRIU" "1 to 2" 250 950; }
+
+machine_costs() {
+    announce vm "a virtual machine: QEMU and the kernel of Debian $KERNEL_SUITE" 1 250 400
+}
+
+costs() {
+    mkdir -p "$CACHE"
+    case ${1:-root} in
+        root) is_current "$SUITE_DIR" "$(root_recipe)" || root_costs ;;
+        machine) has_machine || machine_costs ;;
+    esac
+}
+
 prepare_root() {
     ! is_current "$SUITE_DIR" "$(root_recipe)" || return 0
     locked "$SUITE" make_root
@@ -342,7 +357,7 @@ prepare_root() {
 
 make_root() {
     ! is_current "$SUITE_DIR" "$(root_recipe)" || return 0
-    announce root "a root filesystem of Debian $SUITE with CRIU" "1 to 2" 250 950
+    root_costs
     locked packages install_packages root
     build "$SUITE_DIR" "$(root_recipe)" fill_root
 }
@@ -367,7 +382,7 @@ prepare_machine() {
 
 make_machine() {
     ! has_machine || return 0
-    announce vm "a virtual machine: QEMU and the kernel of Debian $KERNEL_SUITE" "1 to 2" 250 700
+    machine_costs
     locked packages install_packages vm
     build "$KERNEL_DIR" "1 $KERNEL_SUITE" fill_kernel
     build "$QEMU_DIR" 1 fill_qemu
@@ -642,6 +657,7 @@ main() {
     (($# == 0)) || shift
     case $command in
         prepare) "prepare${1:+_$1}" ;;
+        costs) costs "$@" ;;
         run | native | auto) "$command" "$@" ;;
         describe) describe ;;
         help | -h | --help) usage ;;

@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         old = given.readme.read_text()
         new = with_table(old, made)
     except FileNotFoundError as error:
-        print(f"{error.filename} is missing: run make test, without K", file=sys.stderr)
+        print(f"{error.filename} is missing: run make test-all", file=sys.stderr)
         return 1
     except (ValueError, ElementTree.ParseError) as error:
         print(f"no table can be made: {error}", file=sys.stderr)

@@ -20,9 +20,11 @@ if not LIB.is_dir():
 sys.path.insert(0, str(LIB))
 
 # Emulated processors are slow; the fixtures that are given to properties are not changed by them.
+# CI asks for many examples; who waits for the tests does not.
 settings.register_profile(
     "ground",
     deadline=None,
+    max_examples=int(os.environ.get("CRIU_DETACHED_EXAMPLES", "20")),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("ground")
