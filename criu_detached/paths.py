@@ -28,19 +28,19 @@ class Name:
 DELETED = b" (deleted)"
 
 
-def readings(link: bytes, facts: FileStat) -> list[Name]:
-    """What a link may mean: a name can itself end in " (deleted)" (d_path, fs/d_path.c).
+def readings(link: bytes, file: FileStat) -> list[Name]:
+    """Return what a link may mean: a name can end in " (deleted)" itself (d_path, fs/d_path.c).
 
     Args:
         link: of a file on a detached mount.
-        facts: of the file.
+        file: what statx(2) says of it.
 
     Returns:
         One or two readings, the literal one first.
     """
     found = []
     # Some filesystems keep the links of deleted directories: nlink says nothing of those.
-    if facts.nlink or not link.endswith(DELETED):
+    if file.nlink or not link.endswith(DELETED):
         found.append(Name(from_link(link), False))
     if link.endswith(DELETED):
         found.append(Name(from_link(link.removesuffix(DELETED)), True))
@@ -48,7 +48,7 @@ def readings(link: bytes, facts: FileStat) -> list[Name]:
 
 
 def split(path: bytes) -> tuple[bytes, bytes]:
-    """Directory and last component of a record path that is not the root."""
+    """Return directory and last component of a record path that is not the root."""
     directory, _, name = path.rpartition(b"/")
     return directory or ROOT, name
 
@@ -85,13 +85,24 @@ def below(path: bytes, root: bytes) -> bytes | None:
     return path[len(prefix) :] if path.startswith(prefix) else None
 
 
-def facts_at(root: int, path: bytes) -> FileStat:
-    """Facts of a path beneath a root that may be a file itself; raises OSError."""
+def stat_at(root: int, path: bytes) -> FileStat:
+    """Call statx(2) on a path beneath a root that may be a file itself; raises OSError."""
     return kernel.fstat(root) if path == ROOT else kernel.stat_beneath(root, path)
 
 
 def open_at(root: int, path: bytes) -> Fd:
-    """An O_PATH fd of a path beneath a root that may be a file itself; raises OSError."""
+    """Open a path beneath a root that may be a file itself.
+
+    Args:
+        root: fd of the root.
+        path: as a record has it.
+
+    Returns:
+        An O_PATH fd.
+
+    Raises:
+        OSError: it is not there, or leads through a symlink or to another mount.
+    """
     if path == ROOT:
         return kernel.open_tree(root, b"", kernel.AT_EMPTY_PATH | kernel.OPEN_TREE_CLOEXEC)
     fd, _ = kernel.open_beneath(root, path, kernel.O_PATH | kernel.O_NOFOLLOW)
@@ -106,7 +117,7 @@ def open_from_root(root: str, path: bytes) -> Fd:
         path: an absolute path there.
 
     Returns:
-        An O_PATH fd, the caller's.
+        An O_PATH fd.
 
     Raises:
         OSError: it cannot be reached.
@@ -116,7 +127,18 @@ def open_from_root(root: str, path: bytes) -> Fd:
 
 
 def open_mountpoint(namespace_root: int, mountpoint: bytes) -> Fd:
-    """An O_PATH fd of a mountpoint, reached from its namespace's root; raises OSError."""
+    """Open a mountpoint, reached from the root of its namespace.
+
+    Args:
+        namespace_root: fd of that root.
+        mountpoint: an absolute path there.
+
+    Returns:
+        An O_PATH fd.
+
+    Raises:
+        OSError: it cannot be reached without following symlinks.
+    """
     path = from_link(mountpoint)
     return kernel.openat2(
         namespace_root, path, kernel.O_PATH | kernel.O_NOFOLLOW, kernel.REACH_MOUNT

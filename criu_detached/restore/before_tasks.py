@@ -73,7 +73,7 @@ class BeforeTasks:
         self._socket_names = socket_names
         self._plan = context.plan
         self._records = context.records
-        self._store = context.host.fds
+        self._store = context.store
         self._keeps_inodes: dict[int, bool] = {}
         self._not_realised: dict[int, str] = {}
         self._anonymous: dict[int, Fd] = {}  # tree fds of anonymous mounts
@@ -104,7 +104,7 @@ class BeforeTasks:
     def _realise_with_data(self, proc: int) -> None:
         from criu_detached.images.datafile import DataFileReader, open_data  # few restores need it
 
-        with Fd(open_data(self._context.host.criu.image_dir())) as data:
+        with Fd(open_data(self._context.criu.image_dir())) as data:
             self._realise_all(ProcessFds(proc, DataFileReader(data)))
             self._store.add_inherited(data, DATA_KEY)
 

@@ -23,19 +23,31 @@ _USERNS_IMAGE = "userns-"
 class RestoreContext:
     """What one restore shares. CRIU's process makes it; each task has a copy since its fork."""
 
-    __slots__ = ("host", "in_userns", "plan", "records", "same_boot")
+    __slots__ = (
+        "criu",
+        "fast_path",
+        "in_userns",
+        "plan",
+        "records",
+        "same_boot",
+        "shared",
+        "store",
+    )
 
     def __init__(self, host: Host, records: Records) -> None:
         """Find out what all of the restore has to know.
 
         Args:
-            host: CRIU, its fds, the shared numbers, the fast path.
+            host: what runs this process.
             records: all of the dump; mounts are checked, and user-provided ones replaced.
 
         Raises:
             DetachedError: a tree cannot be put together in one place.
         """
-        self.host = host
+        self.criu = host.criu
+        self.store = host.fds
+        self.shared = host.shared
+        self.fast_path = host.fast_path
         self.records = records
         self.plan = Plan(records)
         # The dump was made on this very boot: device numbers mean the same.

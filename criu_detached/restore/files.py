@@ -88,7 +88,7 @@ class Opener:
         The first, O_PATH, shows what is there without any effect on it: opening a
         device or a FIFO that someone put in a file's place may have one.
         """
-        here = paths.facts_at(mount.tree, file.path)
+        here = paths.stat_at(mount.tree, file.path)
         _compare(file, here, mount.keeps_inodes)
         flags |= os.O_CLOEXEC
         if file.path == paths.ROOT and not stat.S_ISDIR(file.mode):
@@ -132,7 +132,7 @@ class Opener:
             handle: its handle, for O_NOFOLLOW.
             flags: of open(2).
         """
-        with self._context.host.fds.get_inherited(PROC_KEY) as proc:
+        with self._context.store.get_inherited(PROC_KEY) as proc:
             if not flags & os.O_NOFOLLOW:
                 return Fd.open(b"self/fd/%d" % fd, flags, proc)
             if handle is None:

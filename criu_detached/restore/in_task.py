@@ -45,8 +45,8 @@ class TaskTrees(Trees):
         super().__init__(context, outcome)
         self._realiser = realiser
         self._plan = context.plan
-        self._fds = context.host.fds
-        self._shared = context.host.shared
+        self._store = context.store
+        self._shared = context.shared
 
     def open(self, mnt_id: int) -> Realised:
         """Open a mount, as Trees.open() does; realise it if no task has done so.
@@ -71,7 +71,7 @@ class TaskTrees(Trees):
         number = self._plan.ghosts_in_tasks.get((file.mnt_id, file.ino))
         if number is None:
             return super().open_ghost(file)
-        return self._fds.get(self._shared.get(number))
+        return self._store.get(self._shared.get(number))
 
     def _stored(self, index: int) -> Realised | None:
         """Open a mount that some task has realised; None when none has."""
@@ -79,7 +79,7 @@ class TaskTrees(Trees):
         if value < 0:
             return None
         # known_files.h: the fd store's id, and in the lowest bit whether inodes are kept
-        return Realised(self._fds.get(value >> 1), bool(value & 1), [])
+        return Realised(self._store.get(value >> 1), bool(value & 1), [])
 
     def _realise_tree(self, mnt_id: int) -> Realised:
         """Realise a mount, and those of its tree: this task is the first to need one."""
@@ -90,7 +90,7 @@ class TaskTrees(Trees):
                 with self._realise(mount) as found:
                     if mount.parent:
                         self._attach(mount, found.tree, trees[mount.parent])
-                    self._store(found, mount.mnt_id)
+                    self._keep(found, mount.mnt_id)
                     keeps_inodes[mount.mnt_id] = found.keeps_inodes
                     trees[mount.mnt_id] = opened.add(found.tree)
             return Realised(Fd(os.dup(trees[mnt_id])), keeps_inodes[mnt_id], [])
@@ -104,7 +104,7 @@ class TaskTrees(Trees):
         with Fds() as opened:
             tree = opened.add(found.tree)
             made = [
-                (ghost, opened.add(self._fds.get_inherited(ghost_key(ghost.file))))
+                (ghost, opened.add(self._store.get_inherited(ghost_key(ghost.file))))
                 for ghost in ghosts
                 if ghost.file is not None
             ]
@@ -118,11 +118,11 @@ class TaskTrees(Trees):
         with Fds() as opened:
             proc = data = userns = -1
             if any(map(has_content, ghosts)):
-                data = opened.add(self._fds.get_inherited(DATA_KEY))
+                data = opened.add(self._store.get_inherited(DATA_KEY))
             if needs_id_map(mount):
-                userns = opened.add(self._fds.get_inherited(userns_key(mount.mnt_id)))
+                userns = opened.add(self._store.get_inherited(userns_key(mount.mnt_id)))
             if ghosts or mount.root_deleted or source.id_mapped:
-                proc = opened.add(self._fds.get_inherited(PROC_KEY))
+                proc = opened.add(self._store.get_inherited(PROC_KEY))
             contents = DataFileReader(data) if data >= 0 else None
             return self._realiser.realise(
                 NamespaceSource(mount, self.context, proc), ProcessFds(proc, contents, userns)
@@ -146,16 +146,16 @@ class TaskTrees(Trees):
             if error.errno != errno.EINVAL:
                 raise
             with Fds() as opened:
-                place = self.context.host.criu.mntns_root(near)
-                there, here = open_namespaces(self._fds, place, opened)
+                place = self.context.criu.mntns_root(near)
+                there, here = open_namespaces(self._store, place, opened)
                 namespaces.attach_visiting(there, here, tree, target)
 
-    def _store(self, found: Realised, mnt_id: int) -> None:
+    def _keep(self, found: Realised, mnt_id: int) -> None:
         """Keep a mount that this task has realised, for the others."""
         for ghost, fd in found.ghosts:
             assert ghost.file is not None  # record_reader
             number = self._plan.ghosts_in_tasks[mnt_id, ghost.file.ino]
-            self._shared.set(number, self._fds.add(fd))
+            self._shared.set(number, self._store.add(fd))
         # Last: now the others look no further.
-        kept = self._fds.add(found.tree)
+        kept = self._store.add(found.tree)
         self._shared.set(self._plan.in_tasks[mnt_id], kept << 1 | int(found.keeps_inodes))

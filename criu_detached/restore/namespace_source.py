@@ -35,9 +35,9 @@ class NamespaceSource(Source):
             proc: fd of a procfs that shows this task; -1 where the source is not id-mapped.
         """
         assert mount.bind_source is not None  # check_mount
-        root = context.host.criu.mntns_root(mount.bind_source.mnt_id)
+        root = context.criu.mntns_root(mount.bind_source.mnt_id)
         super().__init__(mount, root, context.same_boot)
-        self._fds = context.host.fds
+        self._store = context.store
         self._in_userns = context.in_userns
         self._proc = proc
 
@@ -54,7 +54,7 @@ class NamespaceSource(Source):
             if error.errno != errno.EINVAL:
                 raise
         with Fds() as opened:
-            there, here = open_namespaces(self._fds, root, opened)
+            there, here = open_namespaces(self._store, root, opened)
             return namespaces.clone_mount_visiting(there, here, root)
 
 

@@ -181,7 +181,7 @@ def _trees(context: RestoreContext, outcome: Outcome, realiser: Realiser) -> Tre
 
 def _index_files(context: RestoreContext, outcome: Outcome) -> None:
     """Hand the file records to the fast path, which says whether they are sound."""
-    fast_path = context.host.fast_path
+    fast_path = context.fast_path
     for mnt_id in context.plan.mounts:
         index = context.plan.in_tasks.get(mnt_id, -1)
         key = mount_key(mnt_id) if index < 0 else None

@@ -87,7 +87,7 @@ class Trees:
         """
         if mnt_id in self._outcome.not_realised:
             raise DetachedError(self._outcome.not_realised[mnt_id])
-        tree = self.context.host.fds.get_inherited(mount_key(mnt_id))
+        tree = self.context.store.get_inherited(mount_key(mnt_id))
         return Realised(tree, self._outcome.keeps_inodes[mnt_id], [])
 
     def open_ghost(self, file: File) -> Fd:
@@ -99,4 +99,4 @@ class Trees:
         Raises:
             DetachedError: CRIU does not give it.
         """
-        return self.context.host.fds.get_inherited(ghost_key(file))
+        return self.context.store.get_inherited(ghost_key(file))

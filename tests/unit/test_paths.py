@@ -51,12 +51,12 @@ def test_below(path: bytes, root: bytes, inside: bytes | None) -> None:
     assert paths.below(path, root) == inside
 
 
-def test_facts_at(tmp_path: Path, directory: int) -> None:
+def test_stat_at(tmp_path: Path, directory: int) -> None:
     (tmp_path / "file").write_text("x")
-    assert paths.facts_at(directory, b".").ino == tmp_path.stat().st_ino
-    assert paths.facts_at(directory, b"file").ino == (tmp_path / "file").stat().st_ino
+    assert paths.stat_at(directory, b".").ino == tmp_path.stat().st_ino
+    assert paths.stat_at(directory, b"file").ino == (tmp_path / "file").stat().st_ino
     with pytest.raises(FileNotFoundError):
-        paths.facts_at(directory, b"absent")
+        paths.stat_at(directory, b"absent")
 
 
 def test_root_that_is_a_file(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_root_that_is_a_file(tmp_path: Path) -> None:
     path.write_text("x")
     fd = os.open(path, kernel.O_PATH)
     try:
-        assert paths.facts_at(fd, paths.ROOT).ino == path.stat().st_ino
+        assert paths.stat_at(fd, paths.ROOT).ino == path.stat().st_ino
         again = paths.open_at(fd, paths.ROOT)
         assert os.fstat(again).st_ino == path.stat().st_ino
         os.close(again)

@@ -60,7 +60,7 @@ def is_at(root: int, path: bytes, file: OpenFile) -> bool:
         file: the file.
     """
     try:
-        found = paths.facts_at(root, path)
+        found = paths.stat_at(root, path)
         if (found.dev, found.ino) != (file.stat.dev, file.stat.ino):
             return False
         if file.has_sure_number:

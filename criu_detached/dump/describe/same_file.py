@@ -32,7 +32,7 @@ class SameFile:
         Raises:
             OSError: there is nothing, or another mount is in the way.
         """
-        found = paths.facts_at(root, path)
+        found = paths.stat_at(root, path)
         return (found.dev, found.ino) == (file.stat.dev, file.stat.ino)
 
     def shows(self, file: OpenFile, root: int, path: bytes) -> bool:

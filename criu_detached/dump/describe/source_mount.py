@@ -107,7 +107,7 @@ class SourceMount(DetachedMount):
         if self.maps_known or self.root is None:
             return
         try:
-            found = paths.facts_at(self.root, path)
+            found = paths.stat_at(self.root, path)
         except OSError as error:
             raise DetachedError(
                 "somebody renames or deletes it while it is dumped: have that end, and dump again"
@@ -195,7 +195,7 @@ def _nearest_directory(base: int, path: bytes) -> tuple[bytes, FileStat]:
     while path != paths.ROOT:
         path = paths.split(path)[0]
         try:
-            found = paths.facts_at(base, path)
+            found = paths.stat_at(base, path)
         except OSError:
             continue  # it is deleted too
         if stat.S_ISDIR(found.mode):
