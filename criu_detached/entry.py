@@ -2,6 +2,10 @@
 """The functions that the shim calls (plugin/embed/host.h). Imported once, inside CRIU.
 
 An error becomes a log line here, and nowhere else.
+
+Those of a restore but the first are called in the tasks, in a copy of the interpreter that was not
+told of the fork. plugin/embed/start_python.c says why it works all the same. For that nothing here
+may start a thread, register what is to be done after a fork, or keep a process id.
 """
 
 from __future__ import annotations

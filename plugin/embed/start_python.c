@@ -14,6 +14,26 @@
 #include "fast/recorded_files.h"
 #include "kernel/shared.h"
 
+/*
+ * Python runs on in the restored tasks, and does not know that it was forked: CRIU makes them by
+ * clone3(2) or clone(2) (fork_with_pid, criu/cr-restore.c), and nobody calls PyOS_AfterFork_Child.
+ * What that would do (Modules/posixmodule.c of CPython) is not needed here:
+ *
+ * - It frees locks that other threads held. CRIU's process has one thread, and forks between its
+ *   own steps, never from Python: the lock of the interpreter is free, since start_interpreter left
+ *   it, and so are those of imports, allocators and libc.
+ * - It finds the thread's state again. A task has a copy of all memory and the parent's thread
+ *   pointer (neither CLONE_VM nor CLONE_SETTLS), so pthread_self(), Python's name for the thread,
+ *   is as before, and so is what is kept for each thread, of Python and of cffi.
+ * - It notes the new thread id of the kernel, which is only ever told to who asks for it.
+ * - It drops signals that wait for a Python handler. There are none: see isolate.
+ * - It calls what was registered for the child (by random, threading, logging). None of that is
+ *   loaded (tests/unit/test_structure.py).
+ *
+ * And a task goes on with the parent's stack: from 3.14 on Python measures the stack at its start,
+ * and takes being outside of it for an overflow. No process id may be kept from before the fork.
+ */
+
 static const struct criu_host *host; /* the shim's, filled in anew in every init */
 
 const struct criu_host *the_host(void)

@@ -18,6 +18,11 @@
 
 #include "syscalls.h"
 
+/*
+ * The C library is not told, as it would be by fork(3). The process has one thread, so no lock is
+ * held in the copy; and no Python runs on in the child, nor in that of child_in_own_memory: all
+ * that both do is system calls.
+ */
 pid_t child_with_copy(unsigned long flags)
 {
 #if defined(__s390x__) /* clone(2): there the stack comes first */
@@ -40,6 +45,7 @@ int child_await(pid_t pid)
 
 int child_in_own_memory(int (*work)(void *arg), void *arg, int flags)
 {
+	/* Its errno is the parent's, which waits: it has the same thread pointer. */
 	static char stack[64 << 10] __attribute__((aligned(16)));
 	sigset_t all, before;
 	pid_t pid;

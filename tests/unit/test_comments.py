@@ -12,12 +12,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("bench", "criu_detached", "demo", "docs", "plugin", "proto", "tests")
 
-# Where the files of others are that are cited: of the kernel, CRIU, libfuse, util-linux.
+# Where the files of others are that are cited: of CPython, CRIU, the kernel, libfuse, util-linux.
 OTHERS = {"asm", "compel", "criu", "drivers", "fs", "include", "lib", "libblkid", "linux", "mm"}
-OTHERS |= {"net", "sys"}
+OTHERS |= {"Modules", "net", "sys"}
 # Those that are cited without a folder: of Python, and of libc.
-# The first one is not there yet.
-BARE = {"plugin/fast/file_record.h", "Python.h", "fcntl.h", "marshal.c"}
+BARE = {"Python.h", "fcntl.h", "marshal.c"}
 
 NAME = re.compile(r"(?<![\w*./-])(?!DIR/)(?:[\w-]+/)*[\w-]+\.(?:[ch]|md|proto|pyi?|sh)(?![\w/])")
 

@@ -34,6 +34,7 @@ UNWANTED = [
     "logging",
     "pathlib",
     "pwd",
+    "random",
     "re",
     "signal",
     "socket",
