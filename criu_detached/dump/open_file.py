@@ -18,29 +18,60 @@ if TYPE_CHECKING:
     from criu_detached.kernel import FileStat, StatFs
 
 
+class Owner:
+    """A process that has a file, and by what: "fd/3", "cwd" or another link of procfs."""
+
+    __slots__ = ("link", "pid")
+
+    def __init__(self, pid: int, link: str) -> None:
+        """Name both.
+
+        Args:
+            pid: of the process.
+            link: below its directory in procfs.
+        """
+        self.pid = pid
+        self.link = link
+
+    @property
+    def fd(self) -> int | None:
+        """The number of its fd; None: it has the file by something else."""
+        directory, _, number = self.link.partition("/")
+        return int(number) if directory == "fd" else None
+
+    @property
+    def path(self) -> str:
+        """What leads to the file."""
+        return f"/proc/{self.pid}/{self.link}"
+
+
 class OpenFile:
     """A file that is open in this process: its fd, and what the kernel tells of it.
 
     What takes a call is asked for once, when it is needed; the fd has to be open until then.
     """
 
-    def __init__(self, fd: int, stat: FileStat, link: bytes | None = None) -> None:
+    def __init__(
+        self, fd: int, stat: FileStat, link: bytes | None = None, owner: Owner | None = None
+    ) -> None:
         """Take what is known.
 
         Args:
             fd: the file, O_PATH will do; it stays the caller's.
             stat: of the file.
             link: its path, as its mount shows it; None: what /proc/self/fd says.
+            owner: who has it, where that is known.
         """
         self.fd = fd
         self.stat = stat
+        self.owner = owner
         if link is not None:
             self.link = link
 
     @classmethod
-    def of(cls, fd: int) -> OpenFile:
+    def of(cls, fd: int, owner: Owner | None = None) -> OpenFile:
         """Ask for what there is to know of an fd, which stays the caller's; raises OSError."""
-        return cls(fd, kernel.fstat(fd))
+        return cls(fd, kernel.fstat(fd), owner=owner)
 
     def seen_as(self, link: bytes) -> OpenFile:
         """Return the same file with its path from another root.
@@ -48,7 +79,7 @@ class OpenFile:
         Args:
             link: that path, as a link would show it.
         """
-        return OpenFile(self.fd, self.stat, link)
+        return OpenFile(self.fd, self.stat, link, self.owner)
 
     @once
     def link(self) -> bytes:

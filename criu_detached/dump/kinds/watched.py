@@ -16,7 +16,7 @@ from criu_detached.dump.describe import roots
 from criu_detached.dump.observe.directories import climb
 from criu_detached.dump.observe.processes import files_of_tasks
 from criu_detached.dump.observe.watches import all_watches, watches_of
-from criu_detached.dump.open_file import OpenFile
+from criu_detached.dump.open_file import OpenFile, Owner
 from criu_detached.errors import DetachedError
 from criu_detached.kernel import tasks
 from criu_detached.kernel.devnum import format_dev
@@ -152,23 +152,25 @@ class _Superblock:
     """What leads to the files of a superblock; all of it stays open to the end of the dump."""
 
     def __init__(self, dev: int, context: DumpContext) -> None:
-        self._held: dict[Handle, tuple[int, str]] = {}  # who has it
+        self._held: dict[Handle, Owner] = {}
         self._mounts: dict[int, _Mount] = {}  # by mount id
         self._sources = (source.fd for source in context.sources.outside(dev))
         self._clones: list[_Mount] = []
         for pid, name, fd in files_of_tasks(dev):
-            file = OpenFile.of(fd)
+            file = OpenFile.of(fd, Owner(pid, name))
             if not context.criu.mount_known(file.stat.mnt_id):
-                self._hold(pid, name, file)
+                self._hold(file)
 
-    def _hold(self, pid: int, name: str, file: OpenFile) -> None:
+    def _hold(self, file: OpenFile) -> None:
         """Take note of a file that a task has."""
-        theirs = _duplicate(pid, name)
+        owner = file.owner
+        assert owner is not None
+        theirs = _duplicate(owner)
         handle = _handle_of(file.fd)
         # What can be read is best: a filesystem in memory is saved without another open.
         readable = theirs is not None and kernel.is_readable(theirs)
         if handle is not None and (handle not in self._held or readable):
-            self._held[handle] = pid, name
+            self._held[handle] = owner
         if theirs is None and file.is_directory:
             try:
                 theirs = reopen(file.fd, _DIRECTORY)
@@ -198,9 +200,9 @@ class _Superblock:
         It is the very fd of a task, or an O_PATH one.
         """
         if handle in self._held:
-            pid, name = self._held[handle]
-            theirs = _duplicate(pid, name)
-            yield Fd.open(f"/proc/{pid}/{name}", kernel.O_PATH) if theirs is None else theirs
+            owner = self._held[handle]
+            theirs = _duplicate(owner)
+            yield Fd.open(owner.path, kernel.O_PATH) if theirs is None else theirs
         for mount in self._all_mounts():
             fd = mount.find(handle)
             if fd is not None:
@@ -256,13 +258,12 @@ def _climb(directory: int) -> Fd:
     return climb(Fd.open(b".", kernel.O_PATH | os.O_DIRECTORY, directory))
 
 
-def _duplicate(pid: int, name: str) -> Fd | None:
+def _duplicate(owner: Owner) -> Fd | None:
     """A duplicate of the very fd of a task; None: it is none, or an O_PATH one."""
-    directory, _, number = name.partition("/")
-    if directory != "fd":
+    if owner.fd is None:
         return None
     try:
-        theirs = tasks.fd_of_process(pid, int(number))
+        theirs = tasks.fd_of_process(owner.pid, owner.fd)
     except OSError:
         return None
     if kernel.file_flags(theirs) & os.O_PATH:
