@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.criu.criu import Criu
     from criu_detached.criu.fast_path import FastPath
+    from criu_detached.dump.observe.machine import Machine
     from criu_detached.images.datafile import DataFileWriter
     from criu_detached.images.record_writer import RecordWriter
 
@@ -47,3 +48,10 @@ class DumpContext:
         from criu_detached.images.datafile import DataFileWriter  # few dumps need it
 
         return DataFileWriter(self.criu.image_dir())
+
+    @once
+    def machine(self) -> Machine:
+        """What is around the dump."""
+        from criu_detached.dump.observe.machine import Machine  # few dumps need it
+
+        return Machine()

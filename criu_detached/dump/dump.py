@@ -63,7 +63,7 @@ class Dump:
         try:
             return self._record(file)
         except DetachedError as error:
-            if not _is_left_to_shell_job(file.stat):
+            if not self._is_left_to_shell_job(file.stat):
                 raise
             log.warn(
                 f"can't dump the terminal {quote(link)} (mount {file.stat.mnt_id}) on a detached"
@@ -135,8 +135,9 @@ class Dump:
         from criu_detached.dump.kinds import peers  # few dumps need it
 
         if name not in self._found_peers:
-            root = peers.root_of_names(self._context.criu)
-            peers.check_peer(name, root, self._mounts.classifier)
+            machine = self._context.machine
+            root = peers.root_of_names(self._context.criu, machine)
+            peers.check_peer(name, root, self._mounts.classifier, machine)
             self._found_peers.add(name)
 
     def find_watched(self) -> None:
@@ -197,6 +198,14 @@ class Dump:
                 refusal = f"{quote(file.link)}: {error}"
         raise self._watched.refusal(watch, refusal)
 
+    def _is_left_to_shell_job(self, found: FileStat) -> bool:
+        """Tell a terminal that CRIU may dump without its file."""
+        if not is_slave(found):
+            return False
+        from criu_detached.dump.kinds.terminals import is_left_to_shell_job  # few dumps need it
+
+        return is_left_to_shell_job(found, self._context.machine)
+
     @once
     def _sockets(self) -> Sockets:
         """The names of sockets."""
@@ -210,15 +219,6 @@ class Dump:
         from criu_detached.dump.kinds.watched import WatchedFiles  # few dumps need it
 
         return WatchedFiles(self._context)
-
-
-def _is_left_to_shell_job(found: FileStat) -> bool:
-    """Tell a terminal that CRIU may dump without its file."""
-    if not is_slave(found):
-        return False
-    from criu_detached.dump.kinds.terminals import is_left_to_shell_job  # few dumps need it
-
-    return is_left_to_shell_job(found)
 
 
 def _position(fd: int) -> int:

@@ -91,7 +91,7 @@ class Files:
         for identity in self._identities.values():
             identity.close()
         if self._ghosts:
-            self._recreated.check(named, left)
+            self._recreated.check(named, left, self._context.machine)
 
     def _has_another_handle(self, file: OpenFile, mount: DetachedMount) -> bool:
         """Tell a server's file from one that was met before: it may give both one number.
@@ -138,7 +138,7 @@ class Files:
     def _new_file(self, file: OpenFile, mount: DetachedMount) -> File:
         """Write the record of a file that has none."""
         name = mount.locate(file)
-        _refuse_types(file, name.path, mount)
+        _refuse_types(file, name.path, mount, self._context)
         self._note_identity(file, name, mount)
         record = _file_record(file, name.path)
         if not name.deleted:
@@ -257,7 +257,7 @@ def _file_record(file: OpenFile, path: bytes) -> File:
     return record
 
 
-def _refuse_types(file: OpenFile, path: bytes, mount: DetachedMount) -> None:
+def _refuse_types(file: OpenFile, path: bytes, mount: DetachedMount, context: DumpContext) -> None:
     """Refuse what would come back as something else."""
     if stat.S_ISSOCK(file.stat.mode):
         raise DetachedError(
@@ -267,7 +267,7 @@ def _refuse_types(file: OpenFile, path: bytes, mount: DetachedMount) -> None:
     if is_terminal(file.stat):
         from criu_detached.dump.kinds.terminals import refuse_terminal  # few dumps need it
 
-        refuse_terminal(path, file.stat, mount.fs_type)
+        refuse_terminal(path, file.stat, mount.fs_type, context.machine)
     if mount.fs_type.server and is_silly_renamed(path):
         raise DetachedError(
             "it is deleted, and its filesystem keeps it under this name only until it is closed:"

@@ -79,13 +79,14 @@ class Mounts:
         """Record the mounts of a tree, or that of the file alone."""
         from criu_detached.dump.describe import anonymous  # few dumps need it
 
-        tree = anonymous.find_tree(file)
+        machine = self._context.machine
+        tree = anonymous.find_tree(file, machine)
         if tree is None:
             with Fds() as kept:
-                mounts = [self._describe(anonymous.mount_by_itself(file, kept))]
+                mounts = [self._describe(anonymous.mount_by_itself(file, kept, machine))]
         else:
             with tree:
-                mounts = [self._describe_whole(new) for new in tree.new_mounts()]
+                mounts = [self._describe_whole(new) for new in tree.new_mounts(machine)]
             anonymous.refuse_mixture(mounts)
         for mount in mounts:
             self._record(mount, has_plain_files=len(mounts) == 1)

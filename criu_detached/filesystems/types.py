@@ -231,6 +231,11 @@ def by_name(name: bytes) -> FilesystemType:
     return next((row for row in _ROWS if name in row.names), _OTHER)
 
 
+def rows_with(trait: str) -> list[FilesystemType]:
+    """Return the types that have a trait."""
+    return [row for row in _ROWS if row.has(trait)]
+
+
 def name_for_messages(magic: int) -> bytes:
     """Name a type, where the kernel does not.
 

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from criu_detached.kernel.devnum import parse_dev
 from criu_detached.kernel.fds import Fd
+from criu_detached.kernel.files import glance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+
+# The process ended, is a kernel thread, or may not be looked at.
+_NOT_SHOWN = {errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES, errno.EPERM}
 
 
 class MountInfo:
@@ -71,8 +77,10 @@ def namespaces(ids: Iterable[int] | None = None) -> Iterator[tuple[int, list[int
     for pid in ids or [int(name) for name in os.listdir("/proc") if name.isdigit()]:
         try:
             inode = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-        except OSError:
-            continue  # it ended, or is a kernel thread
+        except OSError as error:
+            if error.errno not in _NOT_SHOWN:
+                raise
+            continue
         found.setdefault(inode, []).append(pid)
     yield from found.items()
 
@@ -104,13 +112,16 @@ def mounts_of_namespace(pids: list[int]) -> list[tuple[int, MountInfo]]:
     roots = set()
     for pid in pids:
         try:
-            root = os.stat(f"/proc/{pid}/root")
-            if (root.st_dev, root.st_ino) in roots:
+            # Its filesystem may not answer, and that of another user tells no inode.
+            root = glance(f"/proc/{pid}/root")
+            if (root.mnt_id, root.ino) in roots:
                 continue
-            roots.add((root.st_dev, root.st_ino))
+            if root.ino:
+                roots.add((root.mnt_id, root.ino))
             views.append((pid, read_mountinfo(pid)))
-        except OSError:
-            continue
+        except OSError as error:
+            if error.errno not in _NOT_SHOWN:
+                raise
     for pid, mounts in sorted(views, key=lambda view: -len(view[1])):
         for mount in mounts:
             seen.setdefault(mount.mnt_id, (pid, mount))

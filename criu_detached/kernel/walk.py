@@ -12,6 +12,7 @@ import os
 from criu_detached import kernel
 from criu_detached._kernel import ffi, lib
 from criu_detached.kernel.calls import checked
+from criu_detached.once import once
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,6 +168,11 @@ class MountTable:
         for row, (mnt_id, dev, many) in zip(rows, listed, strict=True):
             row.mnt_id, row.dev, row.many_devices = mnt_id, dev, many
         return cls(rows, len(listed))
+
+    @once
+    def pairs(self) -> set[tuple[int, int]]:
+        """Id and device of each mount."""
+        return {(mount.mnt_id, mount.dev) for mount in self}
 
     def __iter__(self) -> Iterator[AttachedMount]:
         """Yield the mounts, by their 32-bit ids."""

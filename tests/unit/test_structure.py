@@ -76,6 +76,7 @@ LATE = {
     ("dump.dump", "_is_left_to_shell_job"),
     ("dump.dump", "_sockets"),
     ("dump.dump", "_watched"),
+    ("dump.context", "machine"),
     ("dump.dump", "check_peer"),
     ("dump.files", "_describer"),
     ("dump.files", "_recreated"),

@@ -15,15 +15,21 @@ from itertools import chain
 from criu_detached import kernel, paths
 from criu_detached.dump.describe.new_mount import NewMount, Position
 from criu_detached.dump.observe import trees
-from criu_detached.dump.observe.processes import held_directories, held_files, is_tree_held
+from criu_detached.dump.observe.processes import (
+    held_directories,
+    held_files,
+    is_in_tree_of_others,
+    is_tree_held,
+)
 from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError, quote
-from criu_detached.kernel import mountinfo, statmount
+from criu_detached.kernel import statmount
 from criu_detached.kernel.fds import Fd, Fds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.dump.describe.mount import DetachedMount
+    from criu_detached.dump.observe.machine import Machine
     from criu_detached.kernel.statmount import StatMount
 
 _NO_VIEW = (
@@ -174,19 +180,18 @@ class Tree:
             self._roots.append((root, known))
             self.members.append(member)
 
-    def new_mounts(self) -> list[NewMount]:
+    def new_mounts(self, machine: Machine) -> list[NewMount]:
         """Return the mounts, parents first, each by its root: a task reaches all of it.
+
+        Args:
+            machine: what is around the dump.
 
         Raises:
             DetachedError: they would not be together after the restore.
         """
         covered = len(self.members) > 1  # what is in one others may cover; a clone shows that
-        if covered and not is_tree_held(self.members[0].mnt_id):
-            raise DetachedError(
-                "it is in an anonymous tree of several mounts, and the fd of the tree, which keeps"
-                " them together, is in no dumped process: close the files of the tree, or dump the"
-                " process that has its fd too (or receive it from a socket)"
-            )
+        if covered and not is_tree_held(machine, self.members[0].mnt_id):
+            raise _held_by_others()
         try:
             return [
                 NewMount(self._uncovered(root) if covered else root, known, member)
@@ -199,11 +204,12 @@ class Tree:
         return OpenFile(self._fds.add(trees.clone(root.fd)), root.stat, root.link)
 
 
-def find_tree(file: OpenFile) -> Tree | None:
+def find_tree(file: OpenFile, machine: Machine) -> Tree | None:
     """Look for the tree that an anonymous mount is in.
 
     Args:
         file: on the mount; if it is no directory, all processes are searched for one.
+        machine: what is around the dump.
 
     Returns:
         The tree, for the caller to close; None: no directory of it is known, or its root is
@@ -218,8 +224,8 @@ def find_tree(file: OpenFile) -> Tree | None:
             return tree
         tree.close()
         return None
-    seen = mountinfo.attached_ids()
-    for directory in held_directories(seen):
+    seen: set[int] = set()
+    for directory in held_directories(machine, seen):
         try:
             tree = Tree(directory)
         except DetachedError:
@@ -229,20 +235,23 @@ def find_tree(file: OpenFile) -> Tree | None:
             return tree
         seen.update(ids)
         tree.close()
+    if is_in_tree_of_others(machine, file.stat.mnt_id):
+        raise _held_by_others()
     return None
 
 
-def mount_by_itself(file: OpenFile, fds: Fds) -> NewMount:
+def mount_by_itself(file: OpenFile, fds: Fds, machine: Machine) -> NewMount:
     """Return a mount of a tree of which no directory is known.
 
     Args:
         file: on the mount.
         fds: takes the fd of another file on it, if that shows more.
+        machine: what is around the dump.
 
     Raises:
         DetachedError: the mount cannot be told from others of its tree.
     """
-    for held in chain([file.fd], held_files(file.stat.mnt_id)):
+    for held in chain([file.fd], held_files(machine, file.stat.mnt_id)):
         one = file if held == file.fd else OpenFile.of(held)
         known = _view_file(one)
         if known is not None:
@@ -275,6 +284,14 @@ def _view_file(file: OpenFile) -> StatMount | None:
         )
     top.mnt_root = top.mnt_root[: -len(inside) - 1] or b"/"
     return top
+
+
+def _held_by_others() -> DetachedError:
+    return DetachedError(
+        "it is in an anonymous tree of several mounts, and the fd of the tree, which keeps them"
+        " together, is in no dumped process: close the files of the tree, or dump the process that"
+        " has its fd too (or receive it from a socket)"
+    )
 
 
 def _no_look(error: OSError) -> DetachedError:

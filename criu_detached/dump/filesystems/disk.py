@@ -33,15 +33,17 @@ if TYPE_CHECKING:
 
     from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
+    from criu_detached.dump.observe.machine import Machine
     from criu_detached.kernel.statmount import StatMount
 
 
-def probe_disk(new: NewMount, number: int) -> Iterator[ProbeSource]:
+def probe_disk(new: NewMount, number: int, machine: Machine) -> Iterator[ProbeSource]:
     """Yield, opened, the probe mount of a filesystem, if it lies on a block device.
 
     Args:
         new: a mount of it.
         number: for the record.
+        machine: what is around the dump.
 
     Raises:
         DetachedError: it lies on one, and cannot be mounted again.

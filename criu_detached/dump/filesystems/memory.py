@@ -50,13 +50,13 @@ class Memory:
         self._trees: dict[bytes, tuple[Fd, Mount]] = {}  # a directory of each, by a mount's root
         self._of_sockets: set[bytes] = set()  # directories that sockets are bound in
         self._ghosts: list[tuple[Fd, File]] = []
-        self._roots = Roots()
+        self._roots = Roots(context.machine)
         self._is_saved = False
         name = new.file.fs_type.names[0]
         known = new.statmount or self._roots.lay_out(new.file)
         mounted_so = bool(new.file.statfs.flags & os.ST_RDONLY)
         self.read_only = known.read_only if known else mounted_so
-        options = memory_options(new.file, known)
+        options = memory_options(new.file, known, context.machine)
         self.record = Filesystem(
             id=number,
             superblock=superblock_of(new.file.fd, name),

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from criu_detached.dump.observe.machine import Machine
     from criu_detached.dump.open_file import OpenFile
     from criu_detached.kernel.statmount import StatMount
 
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 _NOT_OPTIONS = {b"rw", b"ro", b"seclabel"}
 
 
-def memory_options(file: OpenFile, known: StatMount | None) -> list[bytes]:
+def memory_options(file: OpenFile, known: StatMount | None, machine: Machine) -> list[bytes]:
     """Options of the superblock; where they are not told, there is a warning.
 
     Args:
         file: of the filesystem.
         known: what statmount(2) says of one of its mounts, where the kernel can.
+        machine: what is around the dump.
     """
     if known:
         shown = known.mnt_opts
@@ -40,7 +42,7 @@ def memory_options(file: OpenFile, known: StatMount | None) -> list[bytes]:
     )
     fs = os.fstatvfs(file.fd)
     limits = [b"size=%d" % (fs.f_blocks * fs.f_frsize), b"nr_inodes=%d" % fs.f_files]
-    return limits + _huge(chain([file.fd], files_of(file.stat.dev)))
+    return limits + _huge(chain([file.fd], files_of(machine, file.stat.dev)))
 
 
 def _huge(files: Iterator[int]) -> list[bytes]:

@@ -24,6 +24,7 @@ from criu_detached.kernel.fds import Fd, link_of, reopen
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from criu_detached.dump.describe.new_mount import NewMount
+    from criu_detached.dump.observe.machine import Machine
     from criu_detached.kernel.statmount import StatMount
     from criu_detached.paths import Name
 
@@ -31,7 +32,13 @@ if TYPE_CHECKING:
 class Roots:
     """Where the roots of the mounts of one filesystem lie."""
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine) -> None:
+        """Lay out nothing yet.
+
+        Args:
+            machine: what is around the dump.
+        """
+        self._machine = machine
         self._layout: Layout | None = None
 
     def close(self) -> None:
@@ -58,7 +65,7 @@ class Roots:
         root = self._layout.root_of(new.file)
         if root is None:
             raise _unknown_layout()
-        held = chain([new.file.fd], held_files(new.mnt_id))
+        held = chain([new.file.fd], held_files(self._machine, new.mnt_id))
         deleted = any(_is_deleted_root(OpenFile.of(fd)) for fd in held)
         return b"/" if root == paths.ROOT else b"/" + root, deleted
 
@@ -72,11 +79,11 @@ class Roots:
             What one of its mounts tells of it, if there is one that does.
         """
         dev = file.stat.dev
-        anchors = _anchors(dev)
+        anchors = _anchors(self._machine, dev)
         told = {anchor.mnt_id for anchor in anchors}
         others = (
             held
-            for held in chain([file.fd], files_of(dev))
+            for held in chain([file.fd], files_of(self._machine, dev))
             if kernel.fstat(held).mnt_id not in told
         )
         roots = [(anchor.fd, paths.from_link(anchor.known.mnt_root)) for anchor in anchors]
@@ -97,14 +104,14 @@ class _Anchor:
         self.known = known
 
 
-def _anchors(dev: int) -> list[_Anchor]:
+def _anchors(machine: Machine, dev: int) -> list[_Anchor]:
     """Find the mounts of a filesystem that some process holds, each by one file.
 
     By a directory where there is one, so a mount may come twice.
     """
     found = []
     seen: dict[int, bool] = {}  # mounts, and whether a directory was among the files
-    for fd in files_of(dev):
+    for fd in files_of(machine, dev):
         found_stat = kernel.fstat(fd)
         mnt_id, directory = found_stat.mnt_id, stat.S_ISDIR(found_stat.mode)
         if seen.get(mnt_id, -1) >= directory:

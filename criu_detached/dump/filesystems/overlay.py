@@ -14,8 +14,8 @@ from criu_detached import kernel, paths
 from criu_detached.dump.describe.roots import SEARCH_LIMIT
 from criu_detached.dump.filesystems.probe import ProbeSource, mount_probe, superblock_flags
 from criu_detached.dump.filesystems.same_file import SameLayer
-from criu_detached.dump.observe.directories import names_in, root_by_held
-from criu_detached.dump.observe.processes import held_files
+from criu_detached.dump.observe.directories import names_in
+from criu_detached.dump.observe.processes import held_files, root_by_held
 from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.layers import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
+    from criu_detached.dump.observe.machine import Machine
 
 # Options that need an upper directory, or would not let a layer be used twice.
 _NOT_FOR_PROBE = {b"index", b"nfs_export", b"fsync"}
@@ -44,12 +45,13 @@ _NOT_FOR_PROBE = {b"index", b"nfs_export", b"fsync"}
 _VOLATILE = {b"volatile", b"fsync=volatile"}
 
 
-def probe_overlay(new: NewMount, number: int) -> Iterator[ProbeSource]:
+def probe_overlay(new: NewMount, number: int, machine: Machine) -> Iterator[ProbeSource]:
     """Yield, opened, a probe mount that shows what an overlay shows.
 
     Args:
         new: a mount of the overlay.
         number: for the record.
+        machine: what is around the dump.
 
     Raises:
         DetachedError: the overlay cannot be mounted again, or would not be the same.
@@ -69,14 +71,14 @@ def probe_overlay(new: NewMount, number: int) -> Iterator[ProbeSource]:
     probe, layers = _probe(named, options)
     same_file = SameLayer(layers, paths.from_link(known.root_path))
     try:
-        _check_held(new.file, probe.fd, same_file)
+        _check_held(machine, new.file, probe.fd, same_file)
         record = Filesystem(
             id=number,
             superblock=superblock_of(new.file.fd, b"overlay"),
             source=known.sb_source,
             options=[*superblock_flags(known.sb_flags), *options],
             fresh=1,
-            keeps_inodes=int(_has_lasting_inodes(new.file, known.sb_dev)),
+            keeps_inodes=int(_has_lasting_inodes(machine, new.file, known.sb_dev)),
             layers=layers.records(),
         )
     except (DetachedError, OSError):
@@ -133,15 +135,15 @@ def _check_upper(upper: int, layers: Layers) -> None:
         )
 
 
-def _check_held(file: OpenFile, probe: int, same_file: SameLayer) -> None:
+def _check_held(machine: Machine, file: OpenFile, probe: int, same_file: SameLayer) -> None:
     """See that the probe mount shows the held files, and all that a directory leads to."""
-    for fd in chain([file.fd], held_files(file.stat.mnt_id)):
+    for fd in chain([file.fd], held_files(machine, file.stat.mnt_id)):
         held = OpenFile.of(fd)
         if held.is_marked_deleted:
             continue  # what is deleted is saved
         path = paths.join(same_file.prefix, paths.from_link(held.link))
         _check_one(held.fd, probe, path, same_file)
-    directory = root_by_held(file)
+    directory = root_by_held(machine, file)
     if directory is not None:
         with directory:
             _check_tree(directory, probe, same_file)
@@ -209,12 +211,12 @@ def _other_layers(path: bytes) -> DetachedError:
     )
 
 
-def _has_lasting_inodes(file: OpenFile, dev: int) -> bool:
+def _has_lasting_inodes(machine: Machine, file: OpenFile, dev: int) -> bool:
     """Tell whether files have the overlay's own device number: their inodes last then.
 
     Source: Documentation/filesystems/overlayfs.rst, "Inode properties".
     """
-    for held in chain([file.fd], held_files(file.stat.mnt_id)):
+    for held in chain([file.fd], held_files(machine, file.stat.mnt_id)):
         found = kernel.fstat(held)
         if not stat.S_ISDIR(found.mode) and found.dev == dev:
             return True

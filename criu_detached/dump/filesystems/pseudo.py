@@ -11,8 +11,8 @@ import os
 
 from criu_detached.dump.filesystems.probe import ProbeSource, mount_probe, superblock_flags
 from criu_detached.dump.filesystems.same_file import SameName
-from criu_detached.dump.observe.directories import names_in, root_by_held
-from criu_detached.dump.observe.processes import holding_processes
+from criu_detached.dump.observe.directories import names_in
+from criu_detached.dump.observe.processes import holding_processes, root_by_held
 from criu_detached.errors import DetachedError, quote
 from criu_detached.filesystems.superblock import superblock_of
 from criu_detached.filesystems.types import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
+    from criu_detached.dump.observe.machine import Machine
     from criu_detached.dump.open_file import OpenFile
     from criu_detached.filesystems.types import FilesystemType
 
@@ -43,12 +44,13 @@ _BINFMT_FILES = {b"register", b"status"}
 _NEEDS_7_0 = "the kernel does not tell its options; Linux 7.0 or newer does"
 
 
-def probe_pseudo(new: NewMount, number: int) -> Iterator[ProbeSource]:
+def probe_pseudo(new: NewMount, number: int, machine: Machine) -> Iterator[ProbeSource]:
     """Yield, opened, the probe mount of such a filesystem.
 
     Args:
         new: a mount of it.
         number: for the record.
+        machine: what is around the dump.
 
     Raises:
         DetachedError: it would not come back as it is.
@@ -76,7 +78,7 @@ def probe_pseudo(new: NewMount, number: int) -> Iterator[ProbeSource]:
             _check_keyed(probe, fs_type, new.dev)
             source = ProbeSource(probe, record)
         else:
-            _check_fresh(probe, new)
+            _check_fresh(probe, new, machine)
             source = ProbeSource(probe, record, SameName(exact=known is None))
     except (DetachedError, OSError):
         probe.close()
@@ -118,27 +120,29 @@ def _check_keyed(source: Source, fs_type: FilesystemType, dev: int) -> None:
         )
 
 
-def _check_fresh(probe: Source, new: NewMount) -> None:
+def _check_fresh(probe: Source, new: NewMount, machine: Machine) -> None:
     """Refuse an instance whose state a new one would not have."""
     with Fds() as fds:
-        directory = root_by_held(new.file)
+        directory = root_by_held(machine, new.file)
         if directory is not None:
             fds.add(directory)
         if new.statmount is None or new.statmount.mnt_root != b"/":
             directory = None  # a new one has nothing to compare it with
         if new.file.fs_type is PROC:
-            _check_pid_namespace(probe, new, directory)
+            _check_pid_namespace(probe, new, directory, machine)
         elif directory is None or set(names_in(directory)) - set(names_in(probe.fd)):
             raise _has_state(new.file.fs_type)
 
 
-def _check_pid_namespace(probe: Source, new: NewMount, directory: int | None) -> None:
+def _check_pid_namespace(
+    probe: Source, new: NewMount, directory: int | None, machine: Machine
+) -> None:
     """Refuse a proc that shows other processes than a new one would."""
     if directory is not None:
         shown = os.readlink(b"self", dir_fd=directory)
         same = shown == os.readlink(b"self", dir_fd=probe.fd)
     else:
-        same = _in_own_pid_namespace(new.mnt_id)
+        same = _in_own_pid_namespace(machine, new.mnt_id)
     if not same:
         raise DetachedError(
             "its filesystem (proc) is of another PID namespace than criu's, or whether it is"
@@ -155,8 +159,8 @@ def _has_state(fs_type: FilesystemType) -> DetachedError:
     )
 
 
-def _in_own_pid_namespace(mnt_id: int) -> bool:
+def _in_own_pid_namespace(machine: Machine, mnt_id: int) -> bool:
     """Tell whether all who hold a file on a mount are in this process's PID namespace."""
     own = os.readlink("/proc/self/ns/pid")
-    found = [os.readlink(f"/proc/{pid}/ns/pid") for pid in holding_processes(mnt_id)]
+    found = [os.readlink(f"/proc/{pid}/ns/pid") for pid in holding_processes(machine, mnt_id)]
     return bool(found) and set(found) == {own}

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from criu_detached.dump.describe.mount import DetachedMount
     from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
+    from criu_detached.dump.observe.machine import Machine
     from criu_detached.images.records import Filesystem
 
 # What gives probe mounts of a filesystem, by how its type comes back.
@@ -70,7 +71,7 @@ class SoleHeld:
         fs_type = new.file.fs_type
         # Who else has mounted a filesystem on a device shares it after the restore as before.
         on_device = os.major(new.dev) or fs_type.has(MADE_UP_DEVICE)
-        where = None if on_device else attached_mount(new.dev)
+        where = None if on_device else attached_mount(self._context.machine, new.dev)
         if where is not None:
             raise DetachedError(f"{error}; its filesystem is mounted at {where}")
         if fs_type.comes_back == IN_MEMORY:
@@ -86,14 +87,14 @@ class SoleHeld:
                 " if it was mounted again: keep it mounted in the mount namespace of the tasks"
             )
         if fs_type.comes_back == LAYERED:
-            _refuse_shared_overlay(new.dev)
+            _refuse_shared_overlay(self._context.machine, new.dev)
         if fs_type.comes_back not in _PROBES:
             raise error
         return self._by_probe(new, error)
 
     def _by_probe(self, new: NewMount, error: DetachedError) -> DetachedMount:
         """As describe: a probe mount is the source."""
-        probes = _Probes(new, self)
+        probes = _Probes(new, self, self._context.machine)
         try:
             return describe_mount(new, probes, RemountedMount)
         except DetachedError as other:
@@ -116,7 +117,7 @@ class SoleHeld:
                 "its filesystem is in memory alone, and the image directory is on it: the images"
                 " would be gone with the processes; give another one (--images-dir)"
             )
-        holder = _outside_holder(device, "its filesystem is in memory alone")
+        holder = _outside_holder(self._context.machine, device, "its filesystem is in memory alone")
         if holder is not None:
             raise DetachedError(
                 f"its filesystem is in memory alone, and {holder} holds it too: with two of it"
@@ -151,13 +152,15 @@ class SoleHeld:
 class _Probes(Sources):
     """Probe mounts, as sources of one mount."""
 
-    def __init__(self, new: NewMount, sole_held: SoleHeld) -> None:
+    def __init__(self, new: NewMount, sole_held: SoleHeld, machine: Machine) -> None:
         """Make none yet.
 
         Args:
             new: the mount as it was met.
             sole_held: numbers and records its filesystem.
+            machine: what is around the dump.
         """
+        self._machine = machine
         self._new = new
         self._sole_held = sole_held
         self.refused = False  # there can be no probe mount
@@ -168,7 +171,7 @@ class _Probes(Sources):
         """As of Sources."""
         probe = _PROBES[self._new.file.fs_type.comes_back]
         try:
-            for source in probe(self._new, self._sole_held.number(dev)):
+            for source in probe(self._new, self._sole_held.number(dev), self._machine):
                 self._sole_held.record(dev, source.record)
                 yield source
         except DetachedError:
@@ -176,16 +179,16 @@ class _Probes(Sources):
             raise
 
 
-def _outside_holder(device: int, what: str) -> str | None:
+def _outside_holder(machine: Machine, device: int, what: str) -> str | None:
     try:
-        return outside_holder(device)
+        return outside_holder(machine, device)
     except OSError as error:
         raise DetachedError(f"{what}, and whether others hold it is unsure: {error}") from error
 
 
-def _refuse_shared_overlay(device: int) -> None:
+def _refuse_shared_overlay(machine: Machine, device: int) -> None:
     """Two overlays with one upper directory would be the end of it."""
-    holder = _outside_holder(device, "it is on an overlay that no attached mount shows")
+    holder = _outside_holder(machine, device, "it is on an overlay that no attached mount shows")
     if holder is not None:
         raise DetachedError(
             f"it is on an overlay that no attached mount shows, and {holder} holds that too: end"

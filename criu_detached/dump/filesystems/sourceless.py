@@ -55,7 +55,7 @@ class Sourceless:
     def _describe(self, new: NewMount, error: DetachedError) -> DetachedMount:
         """Before Linux 7.0 a deleted file may not show its mount's root: try another one."""
         if new.statmount is None and new.file.is_marked_deleted:
-            for fd in held_files(new.mnt_id):
+            for fd in held_files(self._context.machine, new.mnt_id):
                 other = OpenFile.of(fd)
                 if not other.is_marked_deleted:
                     return self._describe_by(NewMount(other, None, new.position))

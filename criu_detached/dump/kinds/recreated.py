@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from criu_detached import kernel
-from criu_detached.dump.observe.processes import dumped_tasks, open_links_of
+from criu_detached.dump.observe.processes import who_of_tasks_has
 from criu_detached.dump.observe.watches import watches_of_tasks
 from criu_detached.errors import DetachedError, quote
 
@@ -12,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from criu_detached.dump.observe.machine import Machine
     from criu_detached.images.records import File
     from criu_detached.kernel import FileStat
 
@@ -41,37 +41,40 @@ class RecreatedFiles:
                 f" {file.mnt_id}: {_WOULD_PART}"
             )
 
-    def check(self, named: set[tuple[int, int]], left: Iterable[FileStat]) -> None:
+    def check(
+        self, named: set[tuple[int, int]], left: Iterable[FileStat], machine: Machine
+    ) -> None:
         """Look for those that a task has in another way than by its detached mount.
 
         Args:
             named: device and inode of watched files that come back with their watch.
             left: stat of the deleted files on attached mounts, which CRIU dumps.
+            machine: what is around the dump.
 
         Raises:
             DetachedError: there is one.
         """
         if self._files:
-            self._refuse_on_other_mounts(left)
-            self._refuse_watched(named)
+            self._refuse_on_other_mounts(left, machine)
+            self._refuse_watched(named, machine)
 
-    def _refuse_on_other_mounts(self, left: Iterable[FileStat]) -> None:
+    def _refuse_on_other_mounts(self, left: Iterable[FileStat], machine: Machine) -> None:
         """Refuse what both CRIU and the plugin would recreate."""
         for shown in left:
             file = self._files.get((shown.dev, shown.ino))
             if file is not None:
                 raise DetachedError(
-                    f"the deleted file {quote(file.path)} on mount {file.mnt_id} is {_held(shown)}"
-                    f" too: {_WOULD_PART}"
+                    f"the deleted file {quote(file.path)} on mount {file.mnt_id} is"
+                    f" {_held(machine, shown)} too: {_WOULD_PART}"
                 )
 
-    def _refuse_watched(self, named: set[tuple[int, int]]) -> None:
+    def _refuse_watched(self, named: set[tuple[int, int]], machine: Machine) -> None:
         """Refuse watches of them where CRIU keeps these by the file handle.
 
         It knows no ghosts but its own at restore (get_mark_path, criu/fsnotify.c). This is for
         a CRIU that gives no chance to name them (WatchedFiles.claim).
         """
-        for pid, watch in watches_of_tasks():
+        for pid, watch in watches_of_tasks(machine):
             file = self._watchable.get((watch.dev, watch.ino))
             if file is not None and (watch.dev, watch.ino) not in named:
                 raise DetachedError(
@@ -81,13 +84,11 @@ class RecreatedFiles:
                 )
 
 
-def _held(shown: FileStat) -> str:
+def _held(machine: Machine, shown: FileStat) -> str:
     """How a file is held on another mount: what no process shows is in flight (SCM_RIGHTS)."""
-    for pid in dumped_tasks():
-        for link, fd in open_links_of(pid, "map_files"):
-            found = kernel.fstat(fd)
-            if (found.mnt_id, found.dev, found.ino) == (shown.mnt_id, shown.dev, shown.ino):
-                return f"held by process {pid} ({link}) on mount {shown.mnt_id}"
+    seen = who_of_tasks_has(machine, shown)
+    if seen is not None:
+        return f"held by process {seen.pid} ({seen.link}) on mount {shown.mnt_id}"
     return f"in flight over a unix socket (SCM_RIGHTS) on mount {shown.mnt_id}"
 
 

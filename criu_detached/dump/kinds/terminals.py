@@ -15,11 +15,12 @@ from criu_detached.terminals import is_master, is_slave
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from criu_detached.dump.observe.machine import Machine
     from criu_detached.filesystems.types import FilesystemType
     from criu_detached.kernel import FileStat
 
 
-def is_left_to_shell_job(found: FileStat) -> bool:
+def is_left_to_shell_job(found: FileStat, machine: Machine) -> bool:
     """Tell a terminal that CRIU may dump without its file: that of a shell job.
 
     With --shell-job it gives the task another terminal (pty_open_unpaired_slave, criu/tty.c), if
@@ -27,20 +28,24 @@ def is_left_to_shell_job(found: FileStat) -> bool:
 
     Args:
         found: stat of any file.
+        machine: what is around the dump.
     """
     if not is_slave(found) or not found.nlink:
         return False
     number = os.minor(found.rdev)
-    return not any(number in _master_numbers(pid, fd) for pid, fd in dumped_fds())
+    return not any(number in _master_numbers(pid, fd) for pid, fd in dumped_fds(machine))
 
 
-def refuse_terminal(path: bytes, found: FileStat, fs_type: FilesystemType) -> None:
+def refuse_terminal(
+    path: bytes, found: FileStat, fs_type: FilesystemType, machine: Machine
+) -> None:
     """Refuse what would not be the same terminal again.
 
     Args:
         path: of a terminal, beneath its mount's root.
         found: stat of it.
         fs_type: that it is on.
+        machine: what is around the dump.
 
     Raises:
         DetachedError: it says why.
@@ -57,13 +62,13 @@ def refuse_terminal(path: bytes, found: FileStat, fs_type: FilesystemType) -> No
             "it is a terminal that is mounted by itself, and there is none to mount before the"
             " terminal is restored: close it, or mount the devpts that it is in"
         )
-    _refuse_mixed()
+    _refuse_mixed(machine)
 
 
-def _refuse_mixed() -> None:
+def _refuse_mixed(machine: Machine) -> None:
     """Refuse two terminals of one number, which CRIU takes for one (tty_gen_id, criu/tty.c)."""
     found: dict[int, tuple[int, bool]] = {}
-    for pid, fd in dumped_fds():
+    for pid, fd in dumped_fds(machine):
         for number, devpts, paired in _ends(pid, fd):
             if found.setdefault(number, (devpts, paired)) != (devpts, paired):
                 raise DetachedError(

@@ -156,7 +156,7 @@ class _Superblock:
         self._mounts: dict[int, _Mount] = {}  # by mount id
         self._sources = (source.fd for source in context.sources.outside(dev))
         self._clones: list[_Mount] = []
-        for pid, name, fd in files_of_tasks(dev):
+        for pid, name, fd in files_of_tasks(context.machine, dev):
             file = OpenFile.of(fd, Owner(pid, name))
             if not context.criu.mount_known(file.stat.mnt_id):
                 self._hold(file)

@@ -26,10 +26,8 @@ def open_mount(pid: int, info: MountInfo) -> Fd | None:
             fd = paths.open_mountpoint(root, info.mountpoint)
     except OSError:
         return None
-    try:
-        if kernel.fstat(fd).mnt_id == info.mnt_id:
-            return fd
-    except OSError:
-        pass  # its server is gone
-    fd.close()  # else another mount covers it
+    # Its server may be gone, or not answer.
+    if kernel.glance(b"", fd).mnt_id == info.mnt_id:
+        return fd
+    fd.close()  # another mount covers it
     return None

@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import os
-from itertools import chain
 
 from criu_detached import kernel
-from criu_detached.dump.observe.processes import held_files
-from criu_detached.dump.open_file import OpenFile
 from criu_detached.kernel.fds import Fd, link_of
 
 
@@ -49,22 +46,3 @@ def names_in(directory: int) -> list[bytes]:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
     with Fd.open(b".", flags, directory) as fd:
         return sorted(map(os.fsencode, os.listdir(fd)))
-
-
-def root_by_held(file: OpenFile) -> Fd | None:
-    """The root of a mount, if a directory of it is held.
-
-    Args:
-        file: on the mount, looked at first.
-
-    Returns:
-        An O_PATH fd, the caller's; None: no directory with a name is held.
-
-    Raises:
-        OSError: the directory is not beneath that root.
-    """
-    for fd in chain([file.fd], held_files(file.stat.mnt_id)):
-        held = OpenFile.of(fd)
-        if held.is_directory and not held.is_marked_deleted:
-            return climb(Fd(os.dup(fd)))
-    return None

@@ -3,26 +3,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
-from criu_detached import paths
-from criu_detached.dump.observe import processes
+from criu_detached import kernel, paths
 from criu_detached.dump.observe.attached import open_mount
 from criu_detached.dump.observe.directories import names_in
+from criu_detached.dump.observe.procfs import namespace_of, namespaces_of_processes
 from criu_detached.errors import quote
 from criu_detached.filesystems.layers import DATA, LOWER, UPPER, split_layers
 from criu_detached.filesystems.types import OVERLAY
-from criu_detached.kernel import mountinfo, namespaces, statmount
+from criu_detached.kernel import mountinfo, statmount
+from criu_detached.kernel.children import ask_each
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from criu_detached.kernel.children import Answer
     from criu_detached.kernel.mountinfo import MountInfo
     from criu_detached.kernel.statmount import StatMount
+    from criu_detached.kernel.walk import MountTable
 
 
 _FIRST_INO = 2  # that an overlay gives, to its root: ovl_next_ino and ovl_fill_super
+_SOON = 1.0  # seconds for each layer of an overlay that did not answer
 _TRIES = 3  # somebody may make files in an overlay while it is looked at
 
 # What a mount of an overlay tells: are its layers what is at their paths? The first of these that
@@ -33,72 +38,157 @@ _LIKELY = 2  # there is something at each path, and no more is to be seen
 _UNKNOWN = 3
 
 
-def overlay_on(dev: int) -> str | None:
-    """Name an overlay with a layer on a filesystem in memory, for a message; None: there is none.
+class Overlay:
+    """An overlay, and where it is mounted."""
 
-    A layer that is not known to be elsewhere may be there, so it counts as if it was. Not so
-    those of a root: whoever made that made it of what is out of reach from within. Nor those of
-    an overlay that is made of one filesystem, which is another one.
+    __slots__ = ("dev", "places", "remote")
 
-    Args:
-        dev: device of the filesystem's superblock.
-    """
-    told: dict[int, dict[int, bytes]] = {}  # overlays by device: what is told, and where
-    inodes = set()
-    for inode, pids in processes.namespaces():
-        inodes.add(inode)
-        for pid, mount in mountinfo.mounts_of_namespace(pids or [os.getpid()]):
-            if mount.fs_type != b"overlay":
-                continue
-            found, places = _look_at(pid, mount)
-            if _is_on(dev, pid, [*_layers(mount.super_options), *places]):
-                return f"the overlay at {quote(mount.mountpoint)} as a layer"
-            overlay = told.setdefault(mount.dev, {})
-            if mount.mountpoint != b"/" or found in (_PROVEN, _LIKELY):
-                overlay.setdefault(found, mount.mountpoint)
-    for overlay in told.values():
-        found = min(overlay, default=_PROVEN)
-        if found in (_REFUTED, _UNKNOWN):
-            return f"the overlay at {quote(overlay[found])} as a layer, or perhaps so"
-    return _without_process(dev, inodes, set(told))
+    def __init__(self, dev: int) -> None:
+        self.dev = dev
+        self.places: list[tuple[int, MountInfo]] = []  # with a process that sees it
+        self.remote: list[tuple[int, StatMount]] = []  # in namespaces that no process lives in
+
+    def layers(self) -> tuple[int, list[bytes]]:
+        """A process that sees it, and the paths of its layers."""
+        if self.places:
+            pid, mount = self.places[0]
+            return pid, _layers(mount.super_options)
+        return os.getpid(), _layers(self.remote[0][1].mnt_opts)
+
+    def where(self) -> bytes:
+        """A place where it is mounted."""
+        return self.places[0][1].mountpoint if self.places else self.remote[0][1].mnt_point
 
 
-def _without_process(dev: int, inodes: set[int], seen: set[int]) -> str | None:
-    """As overlay_on, for what is mounted in namespaces alone that no process lives in.
+def list_overlays(attached: MountTable) -> list[Overlay]:
+    """The overlays that are mounted in some namespace.
 
     Args:
-        dev: as there.
-        inodes: of the other namespaces.
-        seen: overlays in those.
+        attached: all mounts; where it tells no filesystems, all namespaces are looked through.
     """
-    for ns_id, mount in _mounts_without_process(inodes):
-        if mount.sb_magic != OVERLAY.magic or mount.sb_dev in seen:
-            continue
-        name = f"the overlay at {quote(mount.mnt_point)} in mount namespace {ns_id}, which no"
-        layers = _layers(mount.mnt_opts)
-        if _is_on(dev, os.getpid(), layers):
-            return f"{name} process lives in, as a layer"
-        if not _are_there(os.getpid(), layers) and mount.mnt_point != b"/":
-            return f"{name} process lives in, as a layer, or perhaps so"
-    return None
-
-
-def _mounts_without_process(inodes: set[int]) -> Iterator[tuple[int, StatMount]]:
+    spaces = {mount.ns_id for mount in attached if mount.magic in (0, OVERLAY.magic)}
+    found: dict[int, Overlay] = {}
+    if not spaces:
+        return []
+    for _, pids in namespaces_of_processes():
+        ns_id = namespace_of(pids[0]) if 0 not in spaces else 0
+        if ns_id in spaces:
+            for pid, mount in mountinfo.mounts_of_namespace(pids):
+                if mount.fs_type == b"overlay":
+                    found.setdefault(mount.dev, Overlay(mount.dev)).places.append((pid, mount))
+        if ns_id:
+            spaces.discard(ns_id)
     wanted = (
         statmount.STATMOUNT_SB_BASIC | statmount.STATMOUNT_MNT_POINT | statmount.STATMOUNT_MNT_OPTS
     )
+    for ns_id in spaces - {0}:
+        for known in _mounts_in(ns_id, wanted):
+            if known.sb_magic == OVERLAY.magic:
+                found.setdefault(known.sb_dev, Overlay(known.sb_dev)).remote.append((ns_id, known))
+    return list(found.values())
+
+
+def _mounts_in(ns_id: int, wanted: int) -> list[StatMount]:
     try:
-        for fd in namespaces.mount_ns_fds():
-            if os.fstat(fd).st_ino not in inodes:
-                ns_id = namespaces.mount_ns_id(fd)
-                yield from ((ns_id, mount) for mount in statmount.mounts_in_ns(ns_id, wanted))
-    except OSError:
-        pass  # before Linux 6.12, and in a PID namespace
+        return list(statmount.mounts_in_ns(ns_id, wanted))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return []  # it is gone
+        raise
 
 
-def _is_on(dev: int, pid: int, layers: list[bytes]) -> bool:
-    """Tell whether something at the path of a layer is on a filesystem."""
-    return any(os.fstat(fd).st_dev == dev for layer in layers for fd in _find(pid, layer))
+def look_at(overlay: Overlay) -> bytes:
+    """See where the layers of an overlay are. Its layers may hang, so it is for a child.
+
+    A layer that is not known to be elsewhere may be anywhere. Not so those of a root: whoever made
+    that made it of what is out of reach from within. Nor those of an overlay that is made of one
+    filesystem, which is another one.
+
+    Returns:
+        What is told, the devices of what is at the paths, and a mountpoint; for Verdicts.
+    """
+    told: dict[int, bytes] = {}
+    devices: set[int] = set()
+    for pid, mount in overlay.places:
+        found, places = _look_at(pid, mount)
+        devices |= _devices(pid, [*_layers(mount.super_options), *places])
+        if mount.mountpoint != b"/" or found in (_PROVEN, _LIKELY):
+            told.setdefault(found, mount.mountpoint)
+        if found == _PROVEN:
+            break
+    for _, known in [] if overlay.places else overlay.remote:
+        layers = _layers(known.mnt_opts)
+        devices |= _devices(os.getpid(), layers)
+        if not _are_there(os.getpid(), layers) and known.mnt_point != b"/":
+            told.setdefault(_UNKNOWN, known.mnt_point)
+    found = min(told, default=_PROVEN)
+    shown = b" ".join(b"%d" % dev for dev in devices)
+    return b"%d;%s;%s" % (found, shown, told.get(found, overlay.where()))
+
+
+class Verdicts:
+    """What was found out of all overlays."""
+
+    def __init__(self) -> None:
+        self._on: dict[int, str] = {}  # by the devices of their layers
+        self._unknown = ""  # one that may have a layer anywhere
+
+    def holder(self, dev: int) -> str | None:
+        """Name an overlay with a layer on a filesystem, for a message; None: there is none.
+
+        Args:
+            dev: device of the filesystem's superblock.
+        """
+        return self._on.get(dev) or self._unknown or None
+
+    def note(self, answers: list[tuple[Overlay, Answer]]) -> None:
+        """Take note of the answers of look_at()."""
+        for overlay, answer in answers:
+            if not answer.in_time:
+                if not _layers_are_there(overlay):
+                    self._suspect(overlay, overlay.where())
+                continue
+            try:
+                found, devices, where = answer.data.split(b";", 2)
+            except OSError:
+                self._suspect(overlay, overlay.where())
+                continue
+            for device in devices.split():
+                self._on.setdefault(
+                    int(device), f"the overlay at {_place(overlay, where)} as a layer"
+                )
+            if int(found) in (_REFUTED, _UNKNOWN):
+                self._suspect(overlay, where)
+
+    def _suspect(self, overlay: Overlay, where: bytes) -> None:
+        if not self._unknown:
+            self._unknown = f"the overlay at {_place(overlay, where)} as a layer, or perhaps so"
+
+
+def _place(overlay: Overlay, where: bytes) -> str:
+    if overlay.places:
+        return quote(where)
+    return f"{quote(where)} in mount namespace {overlay.remote[0][0]}, which no process lives in,"
+
+
+def _layers_are_there(overlay: Overlay) -> bool:
+    """As _are_there, of an overlay that does not answer.
+
+    What is at the path of a layer and does not answer either is no filesystem in memory, of which
+    it would be wrong to say that it is elsewhere.
+    """
+    pid, layers = overlay.layers()
+
+    def is_there(layer: bytes) -> Callable[[], bytes]:
+        return lambda: b"yes" if _are_there(pid, [layer]) else b""
+
+    answers = ask_each(list(map(is_there, layers)), _SOON)
+    return all(not answer.in_time or answer.data for answer in answers)
+
+
+def _devices(pid: int, layers: list[bytes]) -> set[int]:
+    """Devices of what is at the paths of layers."""
+    return {kernel.glance(b"", fd).dev for layer in layers for fd in _find(pid, layer)}
 
 
 def _find(pid: int, layer: bytes) -> Iterator[int]:

@@ -1,62 +1,115 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What processes hold on a mount or a filesystem, as procfs shows it."""
+"""What processes hold on a mount or a filesystem: open files, from what was seen of them.
+
+Nothing is opened of other processes but what is on the mount that is asked for.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
+from itertools import chain
 
 from criu_detached import kernel
+from criu_detached.dump.observe.directories import climb
+from criu_detached.dump.observe.machine import open_bound
+from criu_detached.dump.observe.procfs import below, is_end, read
+from criu_detached.dump.open_file import OpenFile
 from criu_detached.filesystems.superblock import type_of
 from criu_detached.filesystems.types import MANY_DEVICES
-from criu_detached.kernel import mountinfo, tasks
-from criu_detached.kernel.devnum import format_dev_of_maps
+from criu_detached.kernel import walk
+from criu_detached.kernel.fds import Fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from criu_detached.dump.observe.machine import Machine
+    from criu_detached.kernel.walk import Seen
 
-def held_files(mnt_id: int) -> Iterator[int]:
+
+def held_files(machine: Machine, mnt_id: int) -> Iterator[int]:
     """Yield an O_PATH fd of each file on a mount that some process has; it is closed after.
 
+    Those of the dumped tasks come first: others are looked at when these are not enough.
+
     Args:
+        machine: what is around the dump.
         mnt_id: the mount's 32-bit id.
     """
-    for pid in process_ids():
-        for fd in _open_links(pid):
-            if kernel.fstat(fd).mnt_id == mnt_id:
-                yield fd
+    yield from _opened(machine.held_by_tasks.on(mnt_id=mnt_id), mnt_id)
+    yield from _opened(machine.others.walk.on(mnt_id=mnt_id), mnt_id)
 
 
-def held_directories(known: set[int]) -> Iterator[int]:
-    """Likewise a directory of each mount that is not known yet, which it is from then on.
+def root_by_held(machine: Machine, file: OpenFile) -> Fd | None:
+    """The root of a mount, if a directory of it is held.
 
     Args:
-        known: the 32-bit ids of mounts.
+        machine: what is around the dump.
+        file: on the mount, looked at first.
+
+    Returns:
+        An O_PATH fd, the caller's; None: no directory with a name is held.
+
+    Raises:
+        OSError: the directory is not beneath that root.
     """
-    for pid in process_ids():
-        for fd in _open_links(pid):
-            facts = kernel.fstat(fd)
-            if facts.mnt_id not in known and stat.S_ISDIR(facts.mode):
-                known.add(facts.mnt_id)
+    for fd in chain([file.fd], held_files(machine, file.stat.mnt_id)):
+        held = OpenFile.of(fd)
+        if held.is_directory and not held.is_marked_deleted:
+            return climb(Fd(os.dup(fd)))
+    return None
+
+
+def held_directories(machine: Machine, known: set[int]) -> Iterator[int]:
+    """Yield a directory of each mount that is attached nowhere and dumped tasks have one of.
+
+    Args:
+        machine: what is around the dump.
+        known: the 32-bit ids of mounts; none of these is looked at, and others are added.
+    """
+    for seen in machine.held_by_tasks.on():
+        if (
+            stat.S_ISDIR(seen.mode)
+            and seen.mnt_id not in known
+            and (seen.mnt_id, seen.dev) not in machine.mounts.pairs
+        ):
+            for fd in _opened([seen], seen.mnt_id):
+                known.add(seen.mnt_id)
                 yield fd
 
 
-def is_tree_held(mnt_id: int) -> bool:
+def is_tree_held(machine: Machine, mnt_id: int) -> bool:
     """Tell whether a dumped process has an fd that may be the fd of a tree.
 
     That is one of its root which has no flag but O_PATH.
 
     Args:
+        machine: what is around the dump.
         mnt_id: of the root of the tree.
     """
-    return any(_is_tree(pid, fd, mnt_id) for pid, fd in dumped_fds())
+    return any(
+        seen.what == walk.FD and _is_tree(seen) for seen in machine.held_by_tasks.on(mnt_id=mnt_id)
+    )
 
 
-def dumped_fds() -> Iterator[tuple[int, str]]:
-    """Yield each fd of each dumped process, by the names that procfs has for them."""
-    for pid in dumped_tasks():
+def is_in_tree_of_others(machine: Machine, mnt_id: int) -> bool:
+    """Tell whether a mount is in a tree of several that another process has a directory of.
+
+    Args:
+        machine: what is around the dump.
+        mnt_id: the mount's 32-bit id.
+    """
+    return mnt_id in machine.others.elsewhere.members
+
+
+def dumped_fds(machine: Machine) -> Iterator[tuple[int, str]]:
+    """Yield each fd of each dumped process, by the names that procfs has for them.
+
+    Args:
+        machine: what is around the dump.
+    """
+    for pid in machine.tasks:
         yield from ((pid, fd) for fd in below(pid, "fd"))
 
 
@@ -65,244 +118,127 @@ def fdinfo(pid: int | str, fd: str) -> list[bytes]:
     return read(f"/proc/{pid}/fdinfo/{fd}").split(b"\n")
 
 
-def _is_tree(pid: int, fd: str, mnt_id: int) -> bool:
-    lines = [line.partition(b":") for line in fdinfo(pid, fd)]
+def _is_tree(seen: Seen) -> bool:
+    lines = [line.partition(b":") for line in fdinfo(seen.tid, str(seen.number))]
     fields = {name: value.strip() for name, _, value in lines}
-    return (
-        int(fields.get(b"mnt_id", b"0")) == mnt_id
-        and int(fields[b"flags"], 8) & ~os.O_CLOEXEC == os.O_PATH
-        and os.readlink(f"/proc/{pid}/fd/{fd}") == "/"
-    )
+    return int(fields[b"flags"], 8) & ~os.O_CLOEXEC == os.O_PATH and os.readlink(seen.path) == "/"
 
 
-def files_of(dev: int) -> Iterator[int]:
-    """Yield an fd of each file on a filesystem that some process has; it is closed after.
+def files_of(machine: Machine, dev: int) -> Iterator[int]:
+    """Yield an fd of each file on a sole-held filesystem; it is closed after.
 
     Args:
+        machine: what is around the dump.
         dev: device of its superblock.
     """
-    shown = mapped(dev)
-    for pid in process_ids():
-        maps = "map_files" if shown in read(f"/proc/{pid}/maps") else ""
-        for fd in all_files(pid, maps):
+    for seen in machine.held_by_tasks.on(dev=dev):
+        for fd in _opened([seen]):
             if kernel.fstat(fd).dev == dev:
+                yield fd
+    for bound in machine.bound_by_tasks:
+        if bound.dev == dev:
+            with bound.open() as fd:
                 yield fd
 
 
-def holding_processes(mnt_id: int) -> list[int]:
+def holding_processes(machine: Machine, mnt_id: int) -> list[int]:
     """Processes that have a file of a mount.
 
     Args:
+        machine: what is around the dump.
         mnt_id: the mount's 32-bit id.
     """
-    return [
-        pid
-        for pid in process_ids()
-        if any(kernel.fstat(fd).mnt_id == mnt_id for fd in _open_links(pid))
-    ]
+    return sorted(
+        {
+            seen.pid
+            for seen_by in (machine.held_by_tasks, machine.others.walk)
+            for seen in seen_by.on(mnt_id=mnt_id)
+            if not seen.gone
+        }
+    )
 
 
-def files_of_tasks(dev: int) -> Iterator[tuple[int, str, int]]:
+def files_of_tasks(machine: Machine, dev: int) -> Iterator[tuple[int, str, int]]:
     """Yield each file on a filesystem that a dumped task has.
 
     Args:
+        machine: what is around the dump.
         dev: device of its superblock.
 
     Returns:
         The task, the link below its directory in procfs ("cwd", "fd/3"), and an O_PATH fd,
         which is closed after.
     """
-    for pid in dumped_tasks():
-        for link, fd in open_links_of(pid, "map_files"):
-            if _is_on(fd, dev):
-                yield pid, link, fd
+    for seen in machine.held_by_tasks.on():
+        if seen.what != walk.SOCKET:
+            for fd in _opened([seen]):
+                if seen.dev == dev or _is_on(fd, dev):
+                    yield seen.tid, seen.link, fd
 
 
-def process_ids() -> Iterator[int]:
-    """Yield the ids of all processes but this one."""
-    own = os.getpid()
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != own:
-            yield int(name)
-
-
-def threads_apart(pid: int) -> list[int]:
-    """Ids of the threads of a process that have not all that its main thread has.
-
-    They have fds, or a working directory and a root, for themselves, or the main thread ended.
-    procfs has a directory for each of them, as for a process.
+def who_of_tasks_has(machine: Machine, found: kernel.FileStat) -> Seen | None:
+    """What of a dumped task is a file on a mount; None: nothing is.
 
     Args:
-        pid: the process.
+        machine: what is around the dump.
+        found: what statx(2) says of the file.
     """
-    ids = map(int, below(pid, "task"))
-    return [tid for tid in ids if tid != pid and not tasks.shares_files(pid, tid)]
+    held = machine.held_by_tasks
+    for seen in held.on(mnt_id=found.mnt_id):
+        if (seen.dev, seen.ino) == (found.dev, found.ino):
+            return seen
+    for seen in held.on(mnt_id=0):
+        if seen.what == walk.MAPPING and seen.ino == found.ino:
+            for fd in _opened([seen], found.mnt_id):
+                if kernel.fstat(fd).dev == found.dev:
+                    return seen
+    return None
 
 
-def namespaces() -> Iterator[tuple[int, list[int]]]:
-    """As of mountinfo, with those that such a thread alone is in."""
-    ids = [os.getpid()]
-    for pid in process_ids():
-        ids += [pid, *threads_apart(pid)]
-    return mountinfo.namespaces(ids)
-
-
-def dumped_tasks() -> Iterator[int]:
-    """Yield the ids of the processes that are dumped."""
-    return filter(is_traced, process_ids())
-
-
-def root_task() -> int:
-    """The id of the dumped process that is the parent of all others; 0: none is dumped."""
-    parents = {pid: _parent(pid) for pid in dumped_tasks()}
-    return next((pid for pid, parent in parents.items() if parent not in parents), 0)
-
-
-def _parent(pid: int) -> int:
-    found = read(f"/proc/{pid}/status").partition(b"\nPPid:\t")[2].partition(b"\n")[0]
-    return int(found or b"0")
-
-
-def _open_links(pid: int, more: str = "") -> Iterator[int]:
-    """Open, for a moment each, what a process has open and where it is.
-
-    Args:
-        pid: the process.
-        more: another directory of such links.
-    """
-    for _, fd in open_links_of(pid, more):
-        yield fd
-
-
-def open_links_of(pid: int, more: str) -> Iterator[tuple[str, int]]:
-    """As _open_links, each with its name below the process's directory in procfs.
-
-    Args:
-        pid: the process.
-        more: another directory of such links, or nothing.
-    """
-    directories = ("fd", more) if more else ("fd",)
-    links = [f"{directory}/{name}" for directory in directories for name in below(pid, directory)]
-    for name in ("cwd", "root", "exe", *links):
-        try:
-            fd = os.open(f"/proc/{pid}/{name}", kernel.O_PATH)
-        except OSError:
-            continue  # the process ended, or is a kernel thread
-        try:
-            yield name, fd
-        finally:
-            os.close(fd)
-
-
-def all_files(pid: int, more: str = "") -> Iterator[int]:
-    """Yield an O_PATH fd of all that a process has open; it is closed after.
-
-    The files that its unix sockets are bound to are among them.
-
-    Args:
-        pid: the process.
-        more: another directory of links in procfs, "map_files".
-    """
-    yield from _open_links(pid, more)
-    yield from _bound_files(pid)
-
-
-def files_bound_to(name: bytes) -> Iterator[int]:
+def files_bound_to(machine: Machine, name: bytes) -> Iterator[int]:
     """Yield an O_PATH fd of each file that a socket of a name is bound to; it is closed after.
 
     Those of dumped processes are left out.
 
     Args:
+        machine: what is around the dump.
         name: as the socket was bound to it.
     """
-    for pid in process_ids():
-        if not is_traced(pid):
-            yield from _bound_files(pid, name)
-
-
-def _bound_files(pid: int, bound: bytes = b"") -> Iterator[int]:
-    """Open, for a moment each, the files that the unix sockets of a process are bound to.
-
-    Args:
-        pid: the process.
-        bound: the name of those that are wanted; empty: all.
-    """
-    sockets = [name for name in below(pid, "fd") if _is_socket(f"/proc/{pid}/fd/{name}")]
-    if not sockets:
-        return
-    try:
-        pid_fd = _pidfd(pid)
-    except OSError:
-        return  # it ended
-    try:
-        for name in sockets:
+    wanted = walk.name_hash(name)
+    for seen in machine.others.walk.on():
+        if seen.what == walk.SOCKET and seen.pid and seen.end in (0, wanted) and not seen.gone:
             try:
-                fd = tasks.bound_file(pid_fd, int(name), bound)
+                fd = open_bound(seen, name)
             except OSError:
-                continue
-            try:
+                continue  # it is closed, or has another name
+            with fd:
                 yield fd
-            finally:
-                os.close(fd)
-    finally:
-        os.close(pid_fd)
 
 
-def _pidfd(pid: int) -> int:
-    """A pidfd of a process, or from Linux 6.9 on of a thread; raises OSError."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return os.pidfd_open(pid, os.O_EXCL)  # PIDFD_THREAD
-
-
-def _is_socket(link: str) -> bool:
-    try:
-        return os.readlink(link).startswith("socket:")
-    except OSError:
-        return False  # it was closed
-
-
-def below(pid: int | str, directory: str) -> list[str]:
-    """Names in a directory of a process in procfs; none of a process that ended."""
-    try:
-        return os.listdir(f"/proc/{pid}/{directory}")
-    except OSError:
-        return []
-
-
-def is_traced(pid: int) -> bool:
-    """Tell a dumped task: CRIU traces it (compel_wait_task, compel/src/lib/infect.c).
+def _opened(held: Iterator[Seen] | list[Seen], mnt_id: int = 0) -> Iterator[int]:
+    """Open, for a moment each, what was seen.
 
     Args:
-        pid: the process.
+        held: what was seen of files; sockets are left out.
+        mnt_id: the mount that they have to be on still; 0: any.
     """
-    return read(f"/proc/{pid}/status").find(b"\nTracerPid:\t%d\n" % os.getpid()) >= 0
-
-
-def mapped(dev: int) -> bytes:
-    """What a mapping of a file shows of its filesystem, proc_pid_maps(5).
-
-    Args:
-        dev: device of the superblock.
-    """
-    return b" " + format_dev_of_maps(dev) + b" "
+    for seen in held:
+        if seen.what == walk.SOCKET or seen.error or seen.gone:
+            continue
+        try:
+            fd = Fd.open(seen.path, kernel.O_PATH)
+        except OSError as error:
+            if is_end(error):
+                continue
+            raise
+        with fd:
+            if not mnt_id or kernel.glance(b"", fd).mnt_id == mnt_id:
+                yield fd
 
 
 def _is_on(fd: int, dev: int) -> bool:
     """Tell whether a file is on a superblock; on some it has another device number."""
-    if kernel.fstat(fd).dev == dev:
-        return True
     try:
         return type_of(fd).has(MANY_DEVICES) and kernel.superblock_dev(fd) == dev
     except OSError:
         return False
-
-
-def read(path: str) -> bytes:
-    """Content of a file in procfs; empty for a process that ended."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""

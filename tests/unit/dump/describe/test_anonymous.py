@@ -15,6 +15,7 @@ from criu_detached.dump.describe.search import describe_mount
 from criu_detached.dump.describe.source_mount import SourceMount
 from criu_detached.dump.describe.sources import SourceFinder
 from criu_detached.dump.observe import trees
+from criu_detached.dump.observe.machine import Machine
 from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError
 from criu_detached.images.records import Mount
@@ -41,6 +42,7 @@ class Ground:
         self.fds = [self.tree]
         self._sources = SourceFinder(StandInCriu(-1, Path("/")))
         self.mounts: list[SourceMount] = []
+        self.machine = Machine()
 
     def clone(self, name: str) -> int:
         """The tree fd of a clone of a directory with all that is mounted below."""
@@ -56,9 +58,13 @@ class Ground:
     def describe(self, fd: int) -> list[Mount]:
         """The records of all mounts of the tree of a file, as mounts.py makes them."""
         file = OpenFile.of(fd)
-        tree = anonymous.find_tree(file)
+        tree = anonymous.find_tree(file, self.machine)
         with Fds() as kept, tree or kept:
-            new = tree.new_mounts() if tree else [anonymous.mount_by_itself(file, kept)]
+            new = (
+                tree.new_mounts(self.machine)
+                if tree
+                else [anonymous.mount_by_itself(file, kept, self.machine)]
+            )
             found = [describe_mount(one, self._sources) for one in new]
         self.mounts += found
         return [mount.record for mount in found]
@@ -84,7 +90,7 @@ class Ground:
 @pytest.fixture
 def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
     """Where anonymous mounts can be told; the fd of each tree is in a dumped process."""
-    monkeypatch.setattr(anonymous, "is_tree_held", lambda mnt_id: True)
+    monkeypatch.setattr(anonymous, "is_tree_held", lambda machine, mnt_id: True)
     with support.opened(tmp_path, os.O_PATH) as directory:
         clone = support.clone_mount(directory)
     told = trees.view(clone)
@@ -128,7 +134,7 @@ def test_links(ground: Ground) -> None:
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """No process has a directory of the tree."""
-    monkeypatch.setattr(anonymous, "held_directories", lambda known: iter(()))
+    monkeypatch.setattr(anonymous, "held_directories", lambda machine, known: iter(()))
 
 
 def test_file_alone(ground: Ground, nobody: None) -> None:
@@ -146,7 +152,7 @@ def test_directory_is_looked_for(ground: Ground, monkeypatch: pytest.MonkeyPatch
     """A file leads to its tree by any directory of it that a process has."""
     others = [ground.path, ground.path / "alone"]
     fds = [os.open(path, os.O_PATH) for path in others] + [ground.open("dir", os.O_PATH)]
-    monkeypatch.setattr(anonymous, "held_directories", lambda known: iter(fds))
+    monkeypatch.setattr(anonymous, "held_directories", lambda machine, known: iter(fds))
     assert len(ground.describe(ground.open("dir/a/b"))) == 3
     for fd in fds[:2]:
         os.close(fd)
@@ -170,7 +176,12 @@ def test_late_directory_of_a_tree_of_one_mount(ground: Ground, nobody: None) -> 
 def test_tree_fd_keeps_the_tree_together(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """It must be in a dumped process, unless there is nothing to keep together."""
     asked: list[int] = []
-    monkeypatch.setattr(anonymous, "is_tree_held", asked.append)
+
+    def ask(machine: Machine, mnt_id: int) -> bool:
+        asked.append(mnt_id)
+        return False
+
+    monkeypatch.setattr(anonymous, "is_tree_held", ask)
     child = ground.open("dir/a")
     before = support.open_fds()
     with pytest.raises(DetachedError, match="in no dumped process"):

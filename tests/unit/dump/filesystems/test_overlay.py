@@ -10,6 +10,7 @@ import pytest
 
 from criu_detached.dump.filesystems import overlay
 from criu_detached.dump.filesystems.same_file import SameLayer, real_handle
+from criu_detached.dump.observe.machine import Machine
 from criu_detached.dump.open_file import OpenFile
 from criu_detached.errors import DetachedError
 from criu_detached.filesystems.layers import Layers
@@ -34,7 +35,7 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     for name in "abc":
         (tmp_path / name).touch()
 
-    def held_files(mnt_id: int) -> Iterator[int]:
+    def held_files(machine: Machine, mnt_id: int) -> Iterator[int]:
         opened = len(support.open_fds())
         for name in "abc":
             assert len(support.open_fds()) == opened
@@ -59,12 +60,12 @@ def test_refused_held_file(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(overlay, "_check_one", check)
     with pytest.raises(DetachedError, match="b is another one"):
-        overlay._check_held(OpenFile.of(held), held, SameLayer(Layers([]), b"."))
+        overlay._check_held(Machine(), OpenFile.of(held), held, SameLayer(Layers([]), b"."))
     assert looked_at[1:] == [b"/a", b"/b"]
 
 
 def test_lasting_inodes(held: int) -> None:
     """The first file tells; the others are not looked at."""
     file = OpenFile.of(held)
-    assert overlay._has_lasting_inodes(file, file.stat.dev)
-    assert not overlay._has_lasting_inodes(file, file.stat.dev + 1)
+    assert overlay._has_lasting_inodes(Machine(), file, file.stat.dev)
+    assert not overlay._has_lasting_inodes(Machine(), file, file.stat.dev + 1)

@@ -12,6 +12,7 @@ import pytest
 from criu_detached.dump.kinds import peers
 from criu_detached.dump.kinds.peers import check_peer
 from criu_detached.dump.observe.classify import ATTACHED, DETACHED, Classifier, Kind
+from criu_detached.dump.observe.machine import Machine
 from criu_detached.errors import DetachedError
 
 from ... import support
@@ -54,12 +55,12 @@ def test_names(
         server.bind(str(tmp_path / "real"))
     place(tmp_path / "name")
     with support.opened(tmp_path / "real", os.O_PATH) as file:
-        monkeypatch.setattr(peers, "files_bound_to", lambda _: iter([file]))
+        monkeypatch.setattr(peers, "files_bound_to", lambda *_: iter([file]))
         classifier = Classifier()
         kind = Kind(DETACHED if detached else ATTACHED)
         monkeypatch.setattr(classifier, "classify", lambda _: kind)
         if leads or not detached:
-            check_peer(name, str(tmp_path), classifier)
+            check_peer(name, str(tmp_path), classifier, Machine())
             return
         with pytest.raises(DetachedError, match="on a detached mount"):
-            check_peer(name, str(tmp_path), classifier)
+            check_peer(name, str(tmp_path), classifier, Machine())

@@ -13,7 +13,6 @@ import pytest
 
 from criu_detached import kernel
 from criu_detached.dump.kinds.watched import WatchedFiles, pass_by_watches
-from criu_detached.dump.observe import processes
 from criu_detached.dump.observe.watches import Watch
 from criu_detached.errors import DetachedError
 from criu_detached.kernel import FileStat, mountinfo
@@ -42,6 +41,7 @@ class Ground:
         self.names: list[tuple[int, int, bytes]] = []
         self.recorded: list[tuple[str, int]] = []  # link and mount id
         self.leave: set[str] = set()
+        self.tasks: list[int] = []  # that are dumped
 
     def find(self) -> None:
         """CRIU has found a watched inode on no mount."""
@@ -51,6 +51,7 @@ class Ground:
     def begin(self) -> WatchedFiles:
         """The dump begins."""
         context = StandInContext()
+        context.machine.tasks = self.tasks
         context.criu.mount_known = lambda mnt_id: self.known(mnt_id)
         self.patch.setattr(context.criu, "watch_name_add", lambda *name: self.names.append(name))
         return WatchedFiles(context)
@@ -94,12 +95,11 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def task(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def task(ground: Ground) -> Callable[..., None]:
     """Starts a process that is dumped, which opens something."""
 
     def start(code: str) -> None:
-        pid = ground.stack.enter_context(process(code))
-        monkeypatch.setattr(processes, "is_traced", lambda process: process == pid)
+        ground.tasks = [ground.stack.enter_context(process(code))]
 
     return start
 

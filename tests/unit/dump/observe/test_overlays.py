@@ -6,16 +6,29 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from criu_detached.dump.observe import overlays as layers_module
-from criu_detached.dump.observe.overlays import overlay_on
+from criu_detached.dump.observe.machine import read_mounts
+from criu_detached.dump.observe.overlays import Verdicts, list_overlays, look_at
 from criu_detached.kernel import mountinfo
+from criu_detached.kernel.children import ask_each
 from criu_detached.kernel.fds import Fd
+from criu_detached.kernel.walk import MountTable
 
 from ... import support
+
+
+def overlay_on(dev: int, attached: MountTable | None = None) -> str | None:
+    """Who says that it has a layer on a filesystem."""
+    listed = list_overlays(read_mounts() if attached is None else attached)
+    verdicts = Verdicts()
+    answers = ask_each([partial(look_at, overlay) for overlay in listed])
+    verdicts.note(list(zip(listed, answers, strict=True)))
+    return verdicts.holder(dev)
 
 
 @pytest.mark.parametrize(
@@ -49,17 +62,17 @@ def test_overlays_in_several_namespaces(
         "mounts_of_namespace",
         lambda pids: [(os.getpid(), mountinfo.MountInfo(lines[pids[0]]))],
     )
-    monkeypatch.setattr(layers_module, "_mounts_without_process", lambda inodes: iter(()))
+    table = MountTable.of([(40, 99, True)])  # which tells no namespaces
     # Stand-ins: the root is that of the one layer that is there.
     monkeypatch.setattr(layers_module, "open_mount", lambda *_: Fd(os.open(tmp_path, os.O_PATH)))
     here = os.fsencode(tmp_path), os.stat(tmp_path)
     monkeypatch.setattr(layers_module, "_uppermost", lambda _, layer, __: dict([here]).get(layer))
     monkeypatch.setattr(layers_module, "_is_of_one_filesystem", lambda *_: False)
     before = support.open_fds()
-    assert overlay_on(12345) == wanted
+    assert overlay_on(12345, table) == wanted
     device = os.stat(tmp_path).st_dev
     shown = any(str(tmp_path) in line.decode() for line in lines)
-    assert bool(overlay_on(device)) is (shown or wanted is not None)
+    assert bool(overlay_on(device, table)) is (shown or wanted is not None)
     assert support.open_fds() == before
 
 
