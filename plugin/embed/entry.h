@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The functions of criu_detached/entry.py, as start_python.c calls them; what they are asked
+ * The functions of criu_detached/entry.py, as entry.c calls them; what they are asked
  * and return is told of struct embedded (host.h), through which the shim reaches them: the shim
  * has no function of such a name. embed_build.py gives these declarations to cffi.
  */

@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the shim offers to the embedded Python, and what it asks of it.
+ * The contract between shim and Python: what each asks of the other, and nothing of how it is done.
  *
- * The shim (criu_detached.so) is loaded by CRIU and links no Python. The embedded
- * module (start_python.c) is opened by the shim on need. This header is the whole contract
- * between the two; embed_build.py gives its declarations to cffi.
+ * The shim (criu_detached.so) is loaded by CRIU and links no Python. It opens embed.so on need,
+ * where entry.c fills in what it may call. embed_build.py gives these declarations to cffi.
  */
 #ifndef CRIU_DETACHED_HOST_H
 #define CRIU_DETACHED_HOST_H
@@ -67,7 +66,7 @@ struct embedded {
 	/* a socket outside of the dump that one is connected to: -ENOTSUP, or -1 */
 	int (*dump_peer)(const char *name);
 	int (*dump_watches)(void); /* CRIU has found a watched inode on no mount */
-	/* 1 when a deleted file is watched that will be made anew, 0, or -1 */
+	/* 1 when a deleted file is watched that will be recreated, 0, or -1 */
 	int (*dump_deleted_watched)(int fd);
 	int (*pre_dump_watches)(void);
 	/* DUMP_REFUSE when a file that a thread has for itself is on a detached mount */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Python's start inside CRIU, and from then on the way from the shim to its entry points. */
+/* Python's start inside CRIU, and why it runs on in the tasks. What it is asked: entry.c. */
 #include <Python.h>
 
 #include "embed.h"
@@ -8,11 +8,6 @@
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include "fast/known_files.h"
-#include "fast/plain_files.h"
-#include "fast/recorded_files.h"
-#include "kernel/shared.h"
 
 /*
  * Python runs on in the restored tasks, and does not know that it was forked: CRIU makes them by
@@ -33,22 +28,6 @@
  * And a task goes on with the parent's stack: from 3.14 on Python measures the stack at its start,
  * and takes being outside of it for an overflow. No process id may be kept from before the fork.
  */
-
-static const struct criu_host *host; /* the shim's, filled in anew in every init */
-
-const struct criu_host *the_host(void)
-{
-	return host;
-}
-
-static int complain(const char *what, const char *why)
-{
-	char text[512];
-
-	snprintf(text, sizeof(text), "can't start Python: %s: %s", what, why ? why : "?");
-	host->log(LOG_ERROR, text);
-	return -1;
-}
 
 /*
  * No environment, no user site, no site at all, no argument parsing, nothing is written and
@@ -112,7 +91,7 @@ static void show_directory(int fd, struct hidden hidden)
 	close(hidden.saved);
 }
 
-static int start_interpreter(void)
+int start_interpreter(void)
 {
 	struct hidden hidden[3];
 	PyConfig config;
@@ -126,72 +105,10 @@ static int start_interpreter(void)
 	for (int fd = 0; fd < 3; fd++)
 		show_directory(fd, hidden[fd]);
 	if (PyStatus_Exception(status))
-		return complain(status.func, status.err_msg);
+		return cannot_start(status.func, status.err_msg);
 	/* A short life without cycles: collections would only walk the modules and records. */
 	PyGC_Disable();
 	/* cffi's entry points take the lock themselves. */
 	PyEval_SaveThread();
-	return 0;
-}
-
-static void reset(void)
-{
-	plain_files_reset();
-	recorded_files_reset();
-	known_files_reset();
-	shared_free();
-	reset_package();
-}
-
-/* The entry point for every link of a dump. */
-static int dump_plain_link(int fd, const char *link, const struct file_facts *facts)
-{
-	return plain_file_take(link, facts) ? DUMP_EXTERNAL : dump_link(fd, link, facts);
-}
-
-/* The entry point for every file of a restore. */
-static int open_known(const char *name, int flags)
-{
-	const struct fd_sources criu = {
-		.image_dir = host->image_dir,
-		.fdstore_get = host->fdstore_get,
-		.inherit_fd_get = host->inherit_fd_get,
-	};
-	int fd = known_file_open(name, flags, &criu);
-
-	return fd >= 0 ? fd : restore_open(name, flags);
-}
-
-__attribute__((visibility("default"))) int criu_detached_start_python(const struct criu_host *criu,
-								      struct embedded *entry)
-{
-	entry->build = BUILD_ID;
-	if (criu->build != BUILD_ID)
-		return -1;
-	host = criu;
-	if (!Py_IsInitialized() && start_interpreter())
-		return -1;
-	if (run_package())
-		return complain("the package", "the reason is on stderr; build the plugin again");
-	*entry = (struct embedded){
-		.build = BUILD_ID,
-		.dump_link = dump_plain_link,
-		.dump_ext_file = dump_ext_file,
-		.dump_bound_socket = dump_bound_socket,
-		.dump_peer = dump_peer,
-		.dump_watches = dump_watches,
-		.dump_deleted_watched = dump_deleted_watched,
-		.pre_dump_watches = pre_dump_watches,
-		.dump_thread_file = dump_thread_file,
-		.dump_flush = dump_flush,
-		.restore_init = restore_init,
-		.restore_open = open_known,
-		.restore_ext_file = restore_ext_file,
-		.enter_socket_dir = enter_socket_dir,
-		.restore_bound = restore_bound,
-		.may_keep_fds = known_files_may_keep,
-		.drop_cached_fds = known_files_drop_cached_fds,
-		.reset = reset,
-	};
 	return 0;
 }

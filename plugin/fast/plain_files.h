@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The fast path of a dump, in CRIU's process. criu_detached/dump/ adds the mounts that it has
- * recorded, and writes the records that are pending here; start_python.c asks about each link.
+ * recorded, and writes the records that are pending here; entry.c asks about each link.
  */
 #ifndef CRIU_DETACHED_PLAIN_FILES_H
 #define CRIU_DETACHED_PLAIN_FILES_H

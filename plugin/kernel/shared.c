@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* Numbers and locks in memory that the tasks share. What they mean: shared.h. */
 #define _GNU_SOURCE
 #include "shared.h"
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* Finds CRIU's functions in the main program. Which are used, and how: criu.h. */
 #define _GNU_SOURCE
 #include "criu.h"
 

@@ -1,5 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The plugin as CRIU sees it: descriptor, hooks, init and exit. */
+/*
+ * The plugin as CRIU sees it: descriptor, hooks, init and exit.
+ *
+ * This room is all that CRIU itself loads. It links libc alone, notices when CRIU comes upon what
+ * may be on a detached mount, hands that to Python (embed/host.h) and answers in CRIU's stead
+ * (steer.h): at dump in dump*.c, at restore in restore*.c. No mount is looked at here, no record is
+ * written and nothing is decided about a file on a detached mount.
+ */
 #define _GNU_SOURCE
 #include "criu.h"
 #include "dump.h"

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* The init and exit of a dump, its last image, its hooks. Links of files: dump_links.c. */
 #define _GNU_SOURCE
 #include "dump.h"
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* The list of deleted files that are left to CRIU; Python compares its own with them. */
 #define _GNU_SOURCE
 #include "dump_deleted.h"
 

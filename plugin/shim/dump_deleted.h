@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Deleted files on mounts that CRIU knows. It makes them anew as well (dump_ghost_remap,
+ * Deleted files on mounts that CRIU knows. It recreates them as well (dump_ghost_remap,
  * criu/files-reg.c), so one that a detached mount shows too would come back as two. CRIU reads the
  * links of all that it dumps, also of files in flight, which no process shows.
  */

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * readlink of /proc/self/fd/N -> on a mount that CRIU knows? -> Python records the file ->
- * the file's external key is set -> CRIU writes an external regular file by itself
+ * Steers readlink of /proc/self/fd/N: is the file on a mount that CRIU knows? Else Python records
+ * it, its external key is set, and CRIU writes an external regular file by itself
  * (dump_one_reg_file, criu/files-reg.c).
  */
 #define _GNU_SOURCE
@@ -101,36 +101,48 @@ bool on_kernel_shmem(const struct file_facts *facts)
 	return facts->dev == shmem_dev;
 }
 
-static enum dump_answer answer_to_link(int fd, const char *link)
+/* On a mount that CRIU dumps: its own business, but for two things. */
+static enum dump_answer leave_known(const char *link, const struct file_facts *facts)
 {
-	struct file_facts facts;
-	bool known;
-	int answer;
-
-	if (facts_of(fd, &facts))
-		return DUMP_LEAVE;
-	known = mount_known(facts.mnt_id);
 	/* A file of an attached mount that is named like a key would be taken for one of ours. */
-	if (known && !strncmp(link, "/ile[", 5)) {
+	if (!strncmp(link, "/ile[", 5)) {
 		pr_err("the file %s has the form of an external file key: rename it", quoted(link));
 		return DUMP_REFUSE;
 	}
-	if (known && deleted_file_left(link, &facts)) {
+	if (deleted_file_left(link, facts)) {
 		pr_err("no memory for the deleted files");
 		return DUMP_REFUSE;
 	}
-	if (known || on_kernel_shmem(&facts) || user_gave_key(&facts))
-		return DUMP_LEAVE;
+	return DUMP_LEAVE;
+}
+
+static enum dump_answer ask_python(int fd, const char *link, const struct file_facts *facts)
+{
+	int answer;
+
 	/*
 	 * Without Python, CRIU itself refuses what is detached, and dumps what is not. But a
 	 * socket's path it would restore on another mount.
 	 */
 	if (start_python())
-		return S_ISSOCK(facts.mode) ? DUMP_REFUSE : DUMP_LEAVE;
-	answer = python.dump_link(fd, link, &facts);
+		return S_ISSOCK(facts->mode) ? DUMP_REFUSE : DUMP_LEAVE;
+	answer = python.dump_link(fd, link, facts);
 	if (answer == DUMP_EXTERNAL)
-		return set_live_key(&facts) ? DUMP_REFUSE : DUMP_EXTERNAL;
+		return set_live_key(facts) ? DUMP_REFUSE : DUMP_EXTERNAL;
 	return answer == DUMP_LEAVE ? DUMP_LEAVE : DUMP_REFUSE;
+}
+
+static enum dump_answer answer_to_link(int fd, const char *link)
+{
+	struct file_facts facts;
+
+	if (facts_of(fd, &facts))
+		return DUMP_LEAVE;
+	if (mount_known(facts.mnt_id))
+		return leave_known(link, &facts);
+	if (on_kernel_shmem(&facts) || user_gave_key(&facts))
+		return DUMP_LEAVE;
+	return ask_python(fd, link, &facts);
 }
 
 /* --- steering --- */

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* Steers how CRIU looks at a socket's file; what stands in for it, Python says. */
 #define _GNU_SOURCE
 #include "dump_sockets.h"
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* Steers CRIU's search for watched inodes; the names that it is given: watch_names.c. */
 #define _GNU_SOURCE
 #include "dump_watches.h"
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* Opens embed.so, beside the shim, and starts Python in it, once. */
 #define _GNU_SOURCE
 #include "embedded.h"
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* Lines of CRIU's log. What they say is made where it is found out. */
 #define _GNU_SOURCE
 #include "log.h"
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* Steers what CRIU does with the name of a bound socket, so that it leads to the mount. */
 #define _GNU_SOURCE
 #include "restore_sockets.h"
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* The table of sockets' names, and which two of them would be mixed up. */
 #define _GNU_SOURCE
 #include "socket_names.h"
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+/* The names of watched inodes, and what is said of one; the search: dump_watches.c. */
 #define _GNU_SOURCE
 #include "watch_names.h"
 

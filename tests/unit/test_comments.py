@@ -1,4 +1,4 @@
-"""Comments and documents name files that are there."""
+"""Comments and documents name files that are there; each C file says what it is."""
 
 from __future__ import annotations
 
@@ -65,3 +65,12 @@ def test_named_files_exist() -> None:
         if name not in known and not is_of_others(name)
     }
     assert gone == set()
+
+
+def test_each_c_file_says_what_it_is() -> None:
+    """As ruff sees to it for Python: the first thing after the licence."""
+    files = [
+        path for path in sources() if path.suffix in (".c", ".h") and path.parts[-3] == "plugin"
+    ]
+    silent = [path.name for path in files if not path.read_text().splitlines()[1].startswith("/*")]
+    assert len(files) > 50 and silent == []
