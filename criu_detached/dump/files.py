@@ -142,7 +142,6 @@ class Files:
         self._note_identity(file, name, mount)
         record = _file_record(file, name.path)
         if not name.deleted:
-            mount.check_owner(file, name.path)
             mount.save(file, record)
         elif not is_slave(file.stat):  # CRIU opens a master first, and then its slave is there
             self._new_ghost(file, record, mount)

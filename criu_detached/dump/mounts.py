@@ -114,8 +114,10 @@ class Mounts:
             mount.confine()
         self._context.records.mount(record)
         self._mounts[record.mnt_id] = mount
-        if has_plain_files and self._context.criu.flushes():
-            mount.offer(self._context.fast_path)
+        if has_plain_files and mount.plain_root is not None and self._context.criu.flushes():
+            self._context.fast_path.plain_mount_add(
+                record.mnt_id, mount.plain_root, mount.bind_source.mnt_id, not mount.maps_known
+            )
         kind = classify.ANONYMOUS if record.anonymous else classify.DETACHED
         log.info(
             f"mount {record.mnt_id} is {kind}; its root {quote(record.root or b'?')} "

@@ -11,7 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from criu_detached.criu.fast_path import FastPath
     from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.open_file import OpenFile
     from criu_detached.filesystems.types import FilesystemType
@@ -36,6 +35,9 @@ class DetachedMount:
 
     # What is at a path of it can be looked at before the restore.
     shows_files = False
+
+    # The kernel told its id-map, or that it has none, or nothing can be compared with it.
+    maps_known = True
 
     # It comes back as a clone of another mount, which can be attached beside that alone.
     is_clone = True
@@ -118,17 +120,6 @@ class DetachedMount:
         # No handle to compare: trust the inode number unless the filesystem reuses them.
         return self.has_sure_numbers and not self.fs_type.has(VOLATILE_INODES)
 
-    def check_owner(self, file: OpenFile, path: bytes) -> None:
-        """Refuse a file that has another owner where the mount will come from.
-
-        Args:
-            file: the file.
-            path: where it is, beneath the mount's root.
-
-        Raises:
-            DetachedError: it has.
-        """
-
     def save(self, file: OpenFile, record: File) -> None:
         """Save a file that nothing will show at the restore.
 
@@ -201,6 +192,11 @@ class DetachedMount:
     # --- The mount itself ----------------------------------------------------------------
 
     @property
+    def plain_root(self) -> Fd | None:
+        """Its root in the source, if device and inode tell whether a file is there; else None."""
+        return None
+
+    @property
     def in_namespace(self) -> bool:
         """Whether the restore will clone it in a dumped mount namespace."""
         return False
@@ -224,13 +220,6 @@ class DetachedMount:
                 " lift them: mount its filesystem in their mount namespace, or close the fd of its"
                 " tree"
             )
-
-    def offer(self, fast_path: FastPath) -> None:
-        """Let the fast path take the mount's plain files, if it can tell them.
-
-        Args:
-            fast_path: the fast path.
-        """
 
     def way_back(self) -> str:
         """Say for the log where the mount's root will come from."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The root of a detached mount within its filesystem, on kernels that do not tell it.
+"""Where a source shows the files of a detached mount, and so its root.
 
-A file's link is its path from the mount's root. Where the file's path in the whole
-filesystem is known, the difference between the two is the root.
+Before Linux 7.0 the kernel does not tell that root. A file's link is its path from there. Where the
+file's path in the whole filesystem is known, the difference between the two is the root.
 """
 
 from __future__ import annotations
@@ -25,6 +25,43 @@ if TYPE_CHECKING:
 
 # Directories to look into where a filesystem has no file handles.
 SEARCH_LIMIT = 20_000
+
+
+class SameFile:
+    """Tells which file of a source is one of a detached mount, by device and inode.
+
+    That is for a source of the very superblock; dump/filesystems/same_file.py has the others.
+    """
+
+    # Device and inode are those of the detached mount: what compares these does not need this.
+    by_number = True
+
+    def is_at(self, file: OpenFile, root: int, path: bytes) -> bool:
+        """Tell whether a path of the source leads to an open file.
+
+        Args:
+            file: on the detached mount.
+            root: fd of that mount's root, as the source shows it.
+            path: beneath it.
+
+        Raises:
+            OSError: there is nothing, or another mount is in the way.
+        """
+        found = paths.stat_at(root, path)
+        return (found.dev, found.ino) == (file.stat.dev, file.stat.ino)
+
+    def find_root(self, file: OpenFile, name: Name, source: int) -> bytes | None:
+        """Find the root of a detached mount, where the kernel does not tell it.
+
+        Args:
+            file: on the detached mount.
+            name: its path from that mount's root.
+            source: fd of the source's root.
+
+        Returns:
+            The root's path beneath the source's; None: it is not found there.
+        """
+        return find_root(file, name, source)
 
 
 def find_root(file: OpenFile, name: Name, source: int) -> bytes | None:

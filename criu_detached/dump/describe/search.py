@@ -7,6 +7,7 @@ import errno
 import stat
 
 from criu_detached import kernel, paths
+from criu_detached.dump.describe.dry_run import dry_run
 from criu_detached.dump.describe.source_mount import SourceMount
 from criu_detached.dump.open_file import handle_of
 from criu_detached.errors import DetachedError, quote
@@ -86,7 +87,7 @@ class _Fit:
         try:
             if self._shows_file(inside, root):
                 record = self._record(inside, root)
-                refusal = self._source.refusal(record, self._source.fd if root is None else root)
+                refusal = self._refusal(record, self._source.fd if root is None else root)
                 if not refusal:
                     mount = kind(self._new, record, self._source, root)
             return mount, refusal
@@ -137,8 +138,26 @@ class _Fit:
         """Tell whether the source shows the file where the mount does, as far as that is seen."""
         if root is None:
             return inside != paths.ROOT  # else the source's own root is another one
-        same_file = self._source.same_file
-        return self._name.deleted or same_file.shows(self._new.file, root, self._name.path)
+        if self._name.deleted:
+            return True
+        try:
+            return self._source.same_file.is_at(self._new.file, root, self._name.path)
+        except OSError:
+            return False
+
+    def _refusal(self, record: Mount, root: int) -> str:
+        """Say why the source would not do for the restore; empty: it would."""
+        if self._source.is_proven:
+            return ""
+        try:
+            dry_run(record, root, self._source.pid)
+        except OSError as error:
+            return (
+                f"its bind source {quote(self._source.info.mountpoint)} would not do for the"
+                f" restore ({error}): is it unbindable, or locked by a user namespace, or has criu"
+                " no CAP_SYS_ADMIN?"
+            )
+        return ""
 
     def _record(self, inside: bytes, root: Fd | None) -> Mount:
         known, source = self._known, self._source

@@ -19,7 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from criu_detached.criu.fast_path import FastPath
     from criu_detached.dump.describe.new_mount import NewMount
     from criu_detached.dump.describe.sources import Source
     from criu_detached.images.records import File, Mount
@@ -57,22 +56,26 @@ class SourceMount(DetachedMount):
             file: with its path from the mount's root.
 
         Raises:
-            DetachedError: another file is there, and the link does not say that it is deleted.
+            DetachedError: another file is there, and the link does not say that it is deleted;
+                or it has another owner there.
         """
-        refusal = ""
+        refusal = "its mount's root is deleted, but it is not: was it moved away?"
         for name in file.readings:
-            refusal = "" if name.deleted else self._refusal_at(name.path, file)
+            if name.deleted:
+                return name
+            if self.root is None:
+                continue
+            refusal = self._refusal_at(self.root, name.path, file)
             if not refusal:
+                self._check_owner(self.root, name.path, file)
                 return name
         raise DetachedError(refusal)
 
-    def _refusal_at(self, path: bytes, file: OpenFile) -> str:
+    def _refusal_at(self, root: Fd, path: bytes, file: OpenFile) -> str:
         """Say why a file is not to be found at a path; empty: it is there."""
-        if self.root is None:
-            return "its mount's root is deleted, but it is not: was it moved away?"
         where = quote(paths.join(self.bind_source.mountpoint, paths.join(self._root_path, path)))
         try:
-            if self._same_file.is_at(file, self.root, path):
+            if self._same_file.is_at(file, root, path):
                 return ""
         except OSError as error:
             if error.errno == errno.EXDEV:
@@ -99,15 +102,15 @@ class SourceMount(DetachedMount):
         except OSError:
             return False
 
-    def check_owner(self, file: OpenFile, path: bytes) -> None:
+    def _check_owner(self, root: Fd, path: bytes, file: OpenFile) -> None:
         """Refuse a file that has another owner in the source.
 
         Where the kernel does not tell a mount's id-map, that does.
         """
-        if self.maps_known or self.root is None:
+        if self.maps_known:
             return
         try:
-            found = paths.stat_at(self.root, path)
+            found = paths.stat_at(root, path)
         except OSError as error:
             raise DetachedError(
                 "somebody renames or deletes it while it is dumped: have that end, and dump again"
@@ -163,6 +166,11 @@ class SourceMount(DetachedMount):
     # --- The mount itself ----------------------------------------------------------------
 
     @property
+    def plain_root(self) -> Fd | None:
+        """The root, where device and inode tell its files."""
+        return self.root if self._same_file.by_number and not self.fs_type.server else None
+
+    @property
     def in_namespace(self) -> bool:
         """Whether the source is in a dumped mount namespace."""
         return bool(self.bind_source.in_namespace)
@@ -175,13 +183,6 @@ class SourceMount(DetachedMount):
         """Leave what comes from the tasks' own mount namespace as it is."""
         if not self.in_namespace:
             super().confine()
-
-    def offer(self, fast_path: FastPath) -> None:
-        """Let the fast path take the files, where device and inode tell them."""
-        if self.root is not None and self._same_file.by_number and not self.fs_type.server:
-            fast_path.plain_mount_add(
-                self.record.mnt_id, self.root, self.bind_source.mnt_id, not self.maps_known
-            )
 
     def way_back(self) -> str:
         """Name the source."""

@@ -7,10 +7,8 @@ import os
 import stat
 
 from criu_detached import kernel, paths
-from criu_detached.dump.describe.dry_run import dry_run
-from criu_detached.dump.describe.same_file import SameFile
+from criu_detached.dump.describe.roots import SameFile
 from criu_detached.dump.observe.attached import open_mount
-from criu_detached.errors import quote
 from criu_detached.filesystems.types import MANY_DEVICES, by_magic
 from criu_detached.images.records import BIND_SOURCE
 from criu_detached.kernel import mountinfo, namespaces, statmount
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from criu_detached.criu.criu import Criu
-    from criu_detached.images.records import Mount
     from criu_detached.kernel.mountinfo import MountInfo
 
     Found = tuple[int, MountInfo, bool]  # a process that sees it, the mount, is it dumped?
@@ -36,6 +33,7 @@ class Source:
     origin = BIND_SOURCE
     filesystem = 0  # its record; 0: it has none
     tells_root = True  # the file handle of a root leads to it at the restore too
+    is_proven = False  # a mount was made of it just now, as the restore will make it
 
     same_file = _BY_NUMBER
 
@@ -74,23 +72,6 @@ class Source:
             return statmount.attached_id_maps(self.fd)
         with Fd.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY) as space:
             return statmount.attached_id_maps(self.fd, namespaces.mount_ns_id(space))
-
-    def refusal(self, record: Mount, root: int) -> str:
-        """Say why the source would not do for the restore; empty: it would.
-
-        Args:
-            record: of the detached mount.
-            root: fd of that mount's root in the source, or of the source's own.
-        """
-        try:
-            dry_run(record, root, self.pid)
-        except OSError as error:
-            return (
-                f"its bind source {quote(self.info.mountpoint)} would not do for the restore"
-                f" ({error}): is it unbindable, or locked by a user namespace, or has criu no"
-                " CAP_SYS_ADMIN?"
-            )
-        return ""
 
 
 class Sources:

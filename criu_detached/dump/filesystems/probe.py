@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from criu_detached import kernel
 from criu_detached.criu import log
-from criu_detached.dump.describe.same_file import SameFile
+from criu_detached.dump.describe.roots import SameFile
 from criu_detached.dump.describe.source_mount import SourceMount
 from criu_detached.dump.describe.sources import Source
 from criu_detached.images.records import REMOUNT
@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from criu_detached.images.records import Filesystem, Mount
+    from criu_detached.images.records import Filesystem
 
 # linux/fs.h: flags of a superblock that statmount(2) tells, as mount options
 _SB_FLAGS = {0x1: b"ro", 0x10: b"sync", 0x80: b"dirsync", 1 << 25: b"lazytime"}
@@ -31,6 +31,7 @@ class ProbeSource(Source):
 
     origin = REMOUNT
     tells_root = False
+    is_proven = True
 
     def __init__(self, probe: Source, record: Filesystem, same_file: SameFile = _BY_NUMBER) -> None:
         """Take over a probe mount.
@@ -53,10 +54,6 @@ class ProbeSource(Source):
     def id_maps(self) -> tuple[list[bytes], list[bytes]]:
         """None: it was just mounted."""
         return [], []
-
-    def refusal(self, record: Mount, root: int) -> str:
-        """Nothing: it was mounted as the restore will mount it."""
-        return ""
 
 
 class RemountedMount(SourceMount):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from criu_detached import kernel, paths
-from criu_detached.dump.describe.same_file import SameFile
+from criu_detached.dump.describe.roots import SameFile
 from criu_detached.dump.open_file import OpenFile
 from criu_detached.filesystems.layers import DATA, LOWER, UPPER
 from criu_detached.kernel.fds import magic_link
@@ -36,7 +36,10 @@ class OtherSuperblock(SameFile):
 
     def find_root(self, file: OpenFile, name: Name, source: int) -> bytes | None:
         """Take the source's own root: such filesystems are nowhere else, and have no inodes."""
-        return paths.ROOT if self.shows(file, source, name.path) else None
+        try:
+            return paths.ROOT if self.is_at(file, source, name.path) else None
+        except OSError:
+            return None
 
     def is_one(self, file: OpenFile, shown: OpenFile, path: bytes) -> bool:
         """Tell whether two files of one kind, at one path, are the same file.

@@ -78,8 +78,6 @@ class Sockets:
         stand_in = self._open_stand_in(mount)
         answer = SocketAnswer(known.id, stand_in, number, record.deleted)
         if known is record:
-            if not found.deleted:
-                mount.check_owner(file, found.path)
             self._context.records.bound_socket(record)
         return answer
 

@@ -22,7 +22,7 @@ from criu_detached.images import datafile
 from criu_detached.images.record_reader import read_records
 from criu_detached.images.recordfile import NAME
 from criu_detached.images.records import BIND_SOURCE, File, Mount, Time
-from criu_detached.paths import Name
+from criu_detached.kernel.fds import Fd
 
 from .. import support
 from ..support import KnownFiles, StandInHost
@@ -110,15 +110,15 @@ def test_file_is_recorded_once(ground: Ground) -> None:
 
 def test_renamed_meanwhile(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """Just after the file was seen where it should be."""
-    locate = SourceMount.locate
+    refusal_at = SourceMount._refusal_at
 
-    def and_rename(mount: SourceMount, file: OpenFile) -> Name:
+    def and_rename(mount: SourceMount, root: Fd, path: bytes, file: OpenFile) -> str:
         mount.maps_known = False  # as before Linux 7.0
-        name = locate(mount, file)
+        refusal = refusal_at(mount, root, path, file)
         (ground.source / "file").rename(ground.source / "moved")
-        return name
+        return refusal
 
-    monkeypatch.setattr(SourceMount, "locate", and_rename)
+    monkeypatch.setattr(SourceMount, "_refusal_at", and_rename)
     ground.refused(ground.open("file"), "while it is dumped")
 
 

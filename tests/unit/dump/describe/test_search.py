@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from criu_detached import kernel
-from criu_detached.dump.describe import search, sources
+from criu_detached.dump.describe import search
 from criu_detached.dump.describe.new_mount import NewMount
 from criu_detached.dump.describe.search import describe_mount
 from criu_detached.dump.describe.source_mount import SourceMount
@@ -70,7 +70,7 @@ def test_described(held: int, tmp_path: Path) -> None:
     [
         (search, "superblock_of", DetachedError("no record")),
         (search, "superblock_of", OSError(24, "no record")),
-        (sources, "dry_run", OSError(22, "no clone")),
+        (search, "dry_run", OSError(22, "no clone")),
     ],
 )
 def test_nothing_stays_open(
