@@ -339,7 +339,11 @@ root_recipe() { printf '%s\n' "1 $SUITE ${ROOT_PACKAGES[*]} ${ROOT_DIRECTORIES[*
 root_costs() { announce root "a root filesystem of Debian $SUITE with CRIU" "1 to 2" 250 950; }
 
 machine_costs() {
-    announce vm "a virtual machine: QEMU and the kernel of Debian $KERNEL_SUITE" 1 250 400
+    if is_current "$QEMU_DIR" 1; then
+        announce vm "the kernel of Debian $KERNEL_SUITE" "1 to 2" 150 200
+    else
+        announce vm "a virtual machine: QEMU and the kernel of Debian $KERNEL_SUITE" "1 to 2" 250 400
+    fi
 }
 
 costs() {
@@ -403,6 +407,12 @@ defaults() {
     [[ $1 != vm || $KERNEL_SUITE != "$DEFAULT_SUITE" ]] || printf 'kernel '
 }
 
+# Where the plugin is. What the VM sees of the checkout is not cached: each CRIU would read the
+# plugin anew, and the emulator would translate it anew, for most of a second. So it has a copy.
+plugins() {
+    if [[ $1 == vm ]]; then echo /opt/plugins; else echo "/src/.cache/$SUITE/plugins"; fi
+}
+
 # The environment of a command: what a fresh login has, and what is meant for it. One
 # NAME=VALUE a line, quoted for the shell.
 command_environment() {
@@ -411,7 +421,7 @@ command_environment() {
         HOME=/root LANG=C.UTF-8 "TERM=${TERM:-dumb}" \
         "CRIU_DETACHED_SUITE=$SUITE" "CRIU_DETACHED_GROUND=$1" \
         "CRIU_DETACHED_DEFAULTS=$(defaults "$1")" \
-        "CRIU_DETACHED_PLUGINS=/src/.cache/$SUITE/plugins" \
+        "CRIU_DETACHED_PLUGINS=$(plugins "$1")" \
         HYPOTHESIS_STORAGE_DIRECTORY=/src/.cache/hypothesis
     for name in "${!CRIU_DETACHED_@}" PYTEST_ADDOPTS; do
         case $name in
@@ -569,6 +579,7 @@ modprobe loop
 mount -t tmpfs -o mode=755 tmpfs /mnt
 mount -t tmpfs -o mode=700 tmpfs /root
 cd /src
+[ ! -d .cache/$SUITE/plugins ] || cp -a .cache/$SUITE/plugins $(plugins vm)
 setsid --wait sh $run/command.sh
 echo \$? >$run/status.new
 mv $run/status.new $run/status
