@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Fetching the tree fd of a mount costs more than opening a file, so it is kept for the next file;
- * and where two files in turn share a directory, its fd too, for the way there takes as long as
- * the rest.
+ * Keeps the tree fd of a mount, which costs more to fetch than a file to open, for the task's next
+ * file; and where two files in turn share a directory, its fd too, for the way there takes as long
+ * as the rest.
  *
  * The fds must be in nobody's way: their numbers are above those that the task will have and above
  * CRIU's service fds, which end at a multiple of 128 (choose_service_fd_base, criu/servicefd.c).
