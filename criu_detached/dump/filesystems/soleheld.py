@@ -179,16 +179,20 @@ class _Probes(Sources):
             raise
 
 
-def _outside_holder(machine: Machine, device: int, what: str) -> str | None:
+def _outside_holder(
+    machine: Machine, device: int, what: str, many_devices: bool = False
+) -> str | None:
     try:
-        return outside_holder(machine, device)
+        return outside_holder(machine, device, many_devices)
     except OSError as error:
         raise DetachedError(f"{what}, and whether others hold it is unsure: {error}") from error
 
 
 def _refuse_shared_overlay(machine: Machine, device: int) -> None:
     """Two overlays with one upper directory would be the end of it."""
-    holder = _outside_holder(machine, device, "it is on an overlay that no attached mount shows")
+    holder = _outside_holder(
+        machine, device, "it is on an overlay that no attached mount shows", many_devices=True
+    )
     if holder is not None:
         raise DetachedError(
             f"it is on an overlay that no attached mount shows, and {holder} holds that too: end"

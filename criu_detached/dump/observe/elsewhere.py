@@ -40,7 +40,16 @@ class HeldMount:
         self.mnt_id = mnt_id
         # Directories first: they lead to all of a tree.
         files = [seen for seen in held if not seen.gone and seen.what != walk.SOCKET]
-        self.places = sorted(files, key=lambda seen: not stat.S_ISDIR(seen.mode))[:_PLACES]
+        self.places = sorted(files, key=lambda seen: not _may_be_directory(seen))[:_PLACES]
+
+    @property
+    def has_directory(self) -> bool:
+        """Whether somebody has a directory there, which may lead to other mounts."""
+        return any(map(_may_be_directory, self.places))
+
+
+def _may_be_directory(seen: Seen) -> bool:
+    return stat.S_ISDIR(seen.mode) or not seen.mode  # of another user's FUSE it is not told
 
 
 class Elsewhere:
@@ -73,18 +82,27 @@ class Elsewhere:
             mounts: those that others have something on.
             attached: the attached mounts.
         """
+        self.ask_trees(mounts)
         loops = list(_loop_devices())
         listed = overlays.list_overlays(attached)
         questions: list[Callable[[], bytes]] = []
-        questions += [_question(_superblocks_in_tree, mount) for mount in mounts]
         questions += [_question(_superblock_of_loop, name) for name in loops]
         questions += [_question(overlays.look_at, overlay) for overlay in listed]
         answers = iter(ask_each(questions) if questions else [])
-        for mount in mounts:
-            self._note_tree(mount, next(answers))
         for name in loops:
             self._note_loop(name, next(answers))
         self._overlays.note([(overlay, next(answers)) for overlay in listed])
+
+    def ask_trees(self, mounts: list[HeldMount]) -> None:
+        """Ask which superblocks mounts lead to.
+
+        Args:
+            mounts: those that others have something on.
+        """
+        questions = [_question(_superblocks_in_tree, mount) for mount in mounts]
+        answers = ask_each(questions) if questions else []
+        for mount, answer in zip(mounts, answers, strict=True):
+            self._note_tree(mount, answer)
 
     def _note_tree(self, mount: HeldMount, answer: Answer) -> None:
         who = f"process {mount.places[0].pid}"

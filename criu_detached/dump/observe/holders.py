@@ -17,19 +17,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from criu_detached.dump.observe.machine import Machine
+    from criu_detached.dump.observe.machine import Look, Machine
     from criu_detached.kernel.walk import AttachedMount, Seen
 
 _PAUSES = (0.001, 0.01, 0.1)  # seconds
 _CLEAN = 2  # looks, the last ones, that have to find nobody
 
 
-def outside_holder(machine: Machine, dev: int) -> str | None:
+def outside_holder(machine: Machine, dev: int, many_devices: bool = False) -> str | None:
     """Name somebody who keeps a filesystem alive besides the dumped tasks.
 
     Args:
         machine: what is around the dump.
         dev: device of its superblock, which no attached mount showed: see attached_mount().
+        many_devices: its files may show other device numbers.
 
     Returns:
         A holder, for a message; None when none is to be found. What procfs does not show
@@ -48,17 +49,18 @@ def outside_holder(machine: Machine, dev: int) -> str | None:
             return process
         if failure := machine.blind_spot():
             raise failure
-        found = _what_holds(machine, dev)
+        found = _what_holds(machine.others, dev, many_devices)
         if found is None:
             return None
     return found
 
 
-def _what_holds(machine: Machine, dev: int) -> str | None:
-    if dev in machine.others.after.devices - machine.others.before.devices:
+def _what_holds(look: Look, dev: int, many_devices: bool) -> str | None:
+    if dev in look.after.devices - look.before.devices:
         return "a mount that was made just now"
     # Overlays and the like last: who mounts one may let go of its layer only then.
-    return machine.others.elsewhere.holder(dev)
+    found = look.elsewhere.holder(dev)
+    return look.elsewhere_by_files.holder(dev) if found is None and many_devices else found
 
 
 def _who_stays(machine: Machine, dev: int) -> str | None:

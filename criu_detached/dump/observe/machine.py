@@ -90,12 +90,23 @@ class Look:
     def elsewhere(self) -> Elsewhere:
         """What holds filesystems and is no process. It is asked for after the look."""
         found = Elsewhere()
-        mounts = [
+        found.ask([mount for mount in self._held_mounts if mount.has_directory], self.after)
+        return found
+
+    @once
+    def elsewhere_by_files(self) -> Elsewhere:
+        """Of which superblocks the mounts are that others have files on, and no directory."""
+        found = Elsewhere()
+        found.ask_trees([mount for mount in self._held_mounts if not mount.has_directory])
+        return found
+
+    @once
+    def _held_mounts(self) -> list[HeldMount]:
+        found = [
             HeldMount(dev, mnt_id, self.walk.on(dev=dev, mnt_id=mnt_id))
             for dev, mnt_id in self.mounts()
         ]
-        found.ask([mount for mount in mounts if mount.places], self.after)
-        return found
+        return [mount for mount in found if mount.places]
 
     def failures(self) -> Iterator[Seen]:
         """Yield what could not be looked at, and is not known to be elsewhere."""
