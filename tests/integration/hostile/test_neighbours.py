@@ -204,6 +204,7 @@ mount -t proc proc /proc && exec 3<"$1" && umount --lazy "$1" || exit 3
 setsid sleep infinity <&3 >/dev/null 2>&1 3<&- &
 pid=$!
 exec 3<&-
+until [ "$(cut -d ' ' -f 6 /proc/$pid/stat)" = $pid ]; do sleep 0.01; done
 echo ready
 read go
 criu dump --tree $pid --images-dir "$2" --log-file log -v4 --leave-running --lib "$3" </dev/null
@@ -234,4 +235,4 @@ def test_in_a_pid_namespace(tmp_path: Path, where: str) -> None:
         kernel.umount2(point, kernel.MNT_DETACH)
     log = (images / "log").read_text(errors="replace")
     assert said == "status 1\n", log
-    assert "criu runs in a PID namespace" in log
+    assert "criu runs in a PID namespace" in log, log
