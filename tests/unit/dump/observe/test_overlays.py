@@ -15,7 +15,7 @@ from criu_detached.dump.observe import overlays as layers_module
 from criu_detached.dump.observe.machine import read_mounts
 from criu_detached.dump.observe.overlays import Verdicts, list_overlays, look_at
 from criu_detached.kernel import mountinfo
-from criu_detached.kernel.children import ask_each
+from criu_detached.kernel.children import Answer, ask_each
 from criu_detached.kernel.fds import Fd
 from criu_detached.kernel.walk import MountTable
 
@@ -208,3 +208,18 @@ def test_nothing_of_its_own(ground: Path, names: str) -> None:
     with overlay(ground, f"lowerdir={base}/low:{base}/lower"):
         assert overlay_on(12345) is None
         assert overlay_on(ground.stat().st_dev) == f"the overlay at {base}/merged as a layer"
+
+
+@pytest.mark.parametrize("layer", ["there", "gone"])
+def test_overlay_that_does_not_answer(ground: Path, layer: str) -> None:
+    """Its layers are asked one by one: what does not answer either is not in memory."""
+    base = ground / "base"
+    with overlay(ground, f"lowerdir={base}/low:{base}/lower"):
+        [listed] = [
+            one for one in list_overlays(read_mounts()) if one.where().startswith(bytes(base))
+        ]
+        if layer == "gone":
+            (base / "low").rename(base / "moved")
+        verdicts = Verdicts()
+        verdicts.note([(listed, Answer(in_time=False))])
+        assert (verdicts.holder(12345) is None) is (layer == "there")
