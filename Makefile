@@ -38,7 +38,7 @@ demo: ## show a process with files on a detached mount dumped and restored
 
 .PHONY: bench
 bench: ## measure what the plugin costs, natively
-	@$(GROUND) native sh -c 'make --silent plugin && for part in bench containers; do \
+	@$(GROUND) native sh -c 'make --silent plugin && for part in bench containers crowd; do \
 		python3 bench/$$part.py || failed=1; done; exit $${failed:-0}'
 
 .PHONY: test
