@@ -38,10 +38,11 @@ static void forget_stand_in(void)
 /* Where CRIU gave up and closed it, its number may be another file's by now. */
 static bool is_stand_in(int fd)
 {
-	pid_t pid = getpid();
+	pid_t pid;
 
 	if (stand_in.same < 0 || fd != stand_in.fd)
 		return false;
+	pid = getpid(); /* only now: each file of a dump comes by here */
 	if (!syscall(SYS_kcmp, pid, pid, KCMP_FILE, fd, stand_in.same))
 		return true;
 	forget_stand_in();
