@@ -147,7 +147,7 @@ class Identity:
         Raises:
             OSError: it has no handle, and cannot be held.
         """
-        self._handle = file.handle
+        self._handle = _handle(file.fd)
         self._fd = reopen(file.fd, kernel.O_PATH) if self._handle is None else None
 
     def is_of(self, file: OpenFile) -> bool:
@@ -160,7 +160,7 @@ class Identity:
             OSError: it cannot be told.
         """
         if self._fd is None:
-            return file.handle == self._handle
+            return _handle(file.fd) == self._handle
         return kernel.is_same_inode(self._fd, file.fd)
 
     def close(self) -> None:
@@ -171,11 +171,16 @@ class Identity:
 
 def handle_of(fd: int) -> Handle | None:
     """Return the file handle of an open file, where its filesystem has such."""
+    found = _handle(fd)
+    return Handle(type=found[0], bytes=found[1]) if found else None
+
+
+def _handle(fd: int) -> tuple[int, bytes] | None:
+    """The same, as the kernel gives it: a record takes more time than the call."""
     try:
-        kind, data = kernel.name_to_handle(fd)
+        return kernel.name_to_handle(fd)
     except OSError:
         return None
-    return Handle(type=kind, bytes=data)
 
 
 def has_handles(fd: int) -> bool:

@@ -192,6 +192,9 @@ def fs_uuid(fd: int) -> bytes:
     return bytes(ffi.buffer(data))[:result] if result > 0 else b""
 
 
+_kind, _size, _bytes = ffi.new("int *"), ffi.new("unsigned int *"), ffi.new("unsigned char[128]")
+
+
 def name_to_handle(fd: int, flags: int = 0) -> tuple[int, bytes]:
     """Return the handle of an open file, type and bytes: name_to_handle_at(2).
 
@@ -202,9 +205,8 @@ def name_to_handle(fd: int, flags: int = 0) -> tuple[int, bytes]:
     Raises:
         OSError: ENOTSUP where the filesystem has no handles.
     """
-    kind, size, data = ffi.new("int *"), ffi.new("unsigned int *"), ffi.new("unsigned char[128]")
-    checked(lib.sys_file_handle(fd, flags, kind, data, size), "name_to_handle_at")
-    return int(kind[0]), bytes(ffi.buffer(data))[: size[0]]
+    checked(lib.sys_file_handle(fd, flags, _kind, _bytes, _size), "name_to_handle_at")
+    return int(_kind[0]), bytes(ffi.buffer(_bytes, _size[0]))
 
 
 def open_by_handle(mount_fd: int, handle: tuple[int, bytes], flags: int) -> Fd:

@@ -98,62 +98,79 @@ static uint64_t kdev_decode(unsigned int number)
 	return makedev(number >> 20, number & 0xfffff);
 }
 
-/* An event that is of no interest: what is looked at is the watch. */
-static int add_watch(int inotify, int fd)
+/*
+ * One inotify instance for all that watches tell. It is never closed: the kernel waits 10 ms for
+ * the end of its watches (fsnotify_destroy_group, fs/notify/group.c).
+ */
+static int watcher = -1;
+
+/* The watch of a file, for an event that is of no interest. */
+static int add_watch(int fd)
 {
 	char path[64];
 
+	if (watcher < 0)
+		watcher = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+	if (watcher < 0)
+		return -errno;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	return or_errno(inotify_add_watch(inotify, path, IN_DELETE_SELF));
+	return or_errno(inotify_add_watch(watcher, path, IN_DELETE_SELF));
 }
 
-/* fdinfo shows the superblock of a watch (fs/notify/fdinfo.c). */
-int sys_superblock_dev(int fd, uint64_t *dev)
+static void remove_watch(int watch)
+{
+	struct inotify_event event;
+
+	inotify_rm_watch(watcher, watch);
+	while (read(watcher, &event, sizeof(event)) > 0)
+		; /* IN_IGNORED */
+}
+
+/* The superblock of the one watch that there is (fs/notify/fdinfo.c). */
+static int dev_of_watch(uint64_t *dev)
 {
 	char text[1024], *found;
 	unsigned int number;
 	ssize_t size;
-	int inotify, err;
+	int fd;
 
-	inotify = inotify_init1(IN_CLOEXEC);
-	if (inotify < 0)
-		return -errno;
-	err = add_watch(inotify, fd);
-	if (err < 0)
-		goto out;
-	err = -EOPNOTSUPP;
-	snprintf(text, sizeof(text), "/proc/self/fdinfo/%d", inotify);
+	snprintf(text, sizeof(text), "/proc/self/fdinfo/%d", watcher);
 	fd = open(text, O_RDONLY | O_CLOEXEC);
-	if (fd < 0) {
-		err = -errno;
-		goto out;
-	}
+	if (fd < 0)
+		return -errno;
 	size = read(fd, text, sizeof(text) - 1);
 	close(fd);
 	text[size > 0 ? size : 0] = '\0';
 	found = strstr(text, " sdev:");
-	if (found && sscanf(found, " sdev:%x", &number) == 1) {
-		*dev = kdev_decode(number);
-		err = 0;
-	}
-out:
-	close(inotify);
+	if (!found || sscanf(found, " sdev:%x", &number) != 1)
+		return -EOPNOTSUPP;
+	*dev = kdev_decode(number);
+	return 0;
+}
+
+int sys_superblock_dev(int fd, uint64_t *dev)
+{
+	int watch = add_watch(fd), err;
+
+	if (watch < 0)
+		return watch;
+	err = dev_of_watch(dev);
+	remove_watch(watch);
 	return err;
 }
 
-/* An inotify instance has one watch for each inode (inotify_update_watch, fs/notify/inotify). */
+/* There is one watch for each inode (inotify_update_watch, fs/notify/inotify/inotify_user.c). */
 int sys_is_same_inode(int fd, int other)
 {
-	int inotify, watch, result;
+	int watch = add_watch(fd), another;
 
-	inotify = inotify_init1(IN_CLOEXEC);
-	if (inotify < 0)
-		return -errno;
-	watch = result = add_watch(inotify, fd);
-	if (watch >= 0)
-		result = add_watch(inotify, other);
-	close(inotify);
-	return result < 0 ? result : result == watch;
+	if (watch < 0)
+		return watch;
+	another = add_watch(other);
+	remove_watch(watch);
+	if (another >= 0 && another != watch)
+		remove_watch(another);
+	return another < 0 ? another : another == watch;
 }
 
 #define FS_IOC_GETFSUUID_ _IOR(0x15, 0, struct uapi_fsuuid2) /* linux/fs.h */

@@ -29,9 +29,17 @@ settings.register_profile(
 )
 settings.load_profile("ground")
 
-from criu_detached.images.recordfile import NAME  # noqa: E402  (needs the path)
+from criu_detached import kernel  # noqa: E402  (needs the path)
+from criu_detached.images.recordfile import NAME  # noqa: E402  (likewise)
 
 from . import support  # noqa: E402  (likewise)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _watcher() -> None:
+    """The inotify instance that stays open is there before fds are counted."""
+    with support.opened(Path("/"), os.O_PATH) as fd:
+        kernel.is_same_inode(fd, fd)
 
 
 @pytest.fixture(scope="session")

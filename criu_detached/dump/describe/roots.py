@@ -12,7 +12,7 @@ import stat
 
 from criu_detached import kernel, paths
 from criu_detached.dump.observe.handles import open_on
-from criu_detached.dump.open_file import has_handles
+from criu_detached.dump.open_file import OpenFile, has_handles
 from criu_detached.filesystems.types import DEVPTS, is_silly_renamed
 from criu_detached.kernel.fds import link_of
 
@@ -20,7 +20,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from criu_detached.dump.open_file import OpenFile
     from criu_detached.paths import Name
 
 # Directories to look into where a filesystem has no file handles.
@@ -103,7 +102,7 @@ def is_at(root: int, path: bytes, file: OpenFile) -> bool:
         if file.has_sure_number:
             return True
         with paths.open_at(root, path) as fd:
-            return kernel.is_same_inode(fd, file.fd)
+            return file.is_same(OpenFile.of(fd))
     except OSError:
         return False
 
